@@ -1,0 +1,34 @@
+# Every target installs what it needs into .venv first, once, and again when the dependencies change.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo test check bench
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)  ## teach a small model four tasks, with protection and without
+	$(BIN)/gorp demo
+
+test: $(INSTALLED)  ## floors, lint, tests
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/ruff check --quiet
+	$(BIN)/pytest -q -n 2
+
+check: test  ## also types and the slow tests
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pytest -q -n 2 -m "slow and not gpu"
+
+bench: $(INSTALLED)  ## ARGS="..." go to the command
+	$(BIN)/gorp bench run $(ARGS)
+
+# torch by itself first: pip then takes a CPU build that is at hand, and the rest is content with it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into .venv, which takes a few minutes the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) torch
+	@$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,79 @@
+"""One file from which a run goes on: weights, optimizer state and counters in safetensors, written atomically."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from scripts.pretrain.optimizer import Optimizers
+
+
+FILE = "checkpoint.safetensors"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Counters of a run."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    text_batches: int = 0
+    """Text batches used."""
+    pair_batches: int = 0
+    """Instruction batches used."""
+    tokens: int = 0
+    """Encoder and decoder tokens used, padding left out."""
+    began: float = 0.0
+    """Start of the first session, seconds since 1970."""
+    budget: float = 0.0
+    """The whole budget; smaller than asked for when the run was ended early."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Held-out losses: step, tokens, seconds, loss, perplexity."""
+
+
+def save(folder: Path, model: PreTrainedModel, optimizers: Optimizers, progress: Progress) -> None:
+    """Write `checkpoint.safetensors`; a kill leaves the old or the new one.
+
+    Args:
+        folder: Folder of the run.
+        model: The model.
+        optimizers: Its optimizers.
+        progress: Counters.
+    """
+    tensors = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizers.tensors().items()}
+    tensors = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
+    partial = folder / f"{FILE}.partial"
+    save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
+    os.replace(partial, folder / FILE)
+
+
+def load(folder: Path, model: PreTrainedModel, optimizers: Optimizers | None) -> Progress | None:
+    """Take up `checkpoint.safetensors` when there is one.
+
+    Args:
+        folder: Folder of the run.
+        model: The model; its weights are overwritten.
+        optimizers: Its optimizers, or none when only the weights are wanted.
+
+    Returns:
+        The counters, or none when there is no checkpoint.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        progress = Progress(**json.loads(file.metadata()["progress"]))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(tensors[f"model.{name}"])
+    if optimizers is not None:
+        prefix = "optimizer."
+        optimizers.load({name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)})
+    return progress

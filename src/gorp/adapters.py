@@ -1,0 +1,82 @@
+"""LoRA factors on named layers, by PEFT, without changing the class of the model. arXiv:2106.09685."""
+
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from gorp.delta import WeightDelta
+from gorp.layers import replace
+
+
+ADAPTER = "gorp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The `lora:` block; the names are those of `peft.LoraConfig`."""
+
+    r: int = 8
+    """Rows of A."""
+    lora_alpha: float = 32.0
+    """The factors are scaled by s = lora_alpha / r."""
+    lora_dropout: float = 0.0
+    """Share of the inputs of A dropped in training."""
+    target_modules: tuple[str, ...] | str = "auto"
+    """Which layers: "auto", "all-linear", or patterns (`gorp.targets.resolve`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraPair:
+    """The factors of one weight: W x + s B A x."""
+
+    down: nn.Parameter
+    """A, r x n, float32 (float64 in a float64 model)."""
+    up: nn.Parameter
+    """B, m x r; zero at birth, so that a new pair changes nothing."""
+    scale: float
+    """s = lora_alpha / r."""
+
+    def delta(self) -> WeightDelta:
+        """s B A as a factored delta: exact, no m x n product."""
+        delta = WeightDelta(torch.Size([self.up.shape[0], self.down.shape[1]]))
+        delta.append(self.scale * self.up.detach(), self.down.detach().mT)
+        return delta
+
+    @torch.no_grad()
+    def load(self, down: Tensor, up: Tensor) -> None:
+        """Set both factors."""
+        self.down.copy_(down)
+        self.up.copy_(up)
+
+
+def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dict[str, LoraPair]:
+    """A fresh pair on each of `layers`; returns the pairs by the name of their weight in the base model.
+
+    The base weights are frozen. A is PEFT's default (Kaiming uniform), so it depends on torch's random state.
+    """
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=settings.lora_dropout,
+        target_modules=layers,
+    )
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    pairs = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            pairs[f"{name}.weight"] = LoraPair(down=down, up=up, scale=layer.scaling[ADAPTER])
+    assert set(pairs) == {f"{name}.weight" for name in layers}
+    return pairs
+
+
+def remove_lora(model: nn.Module) -> None:
+    """Put back the layers that `add_lora` wrapped, as they were: nothing is merged."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            replace(model, name, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config

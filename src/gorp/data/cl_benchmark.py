@@ -1,0 +1,178 @@
+r"""The fifteen tasks of the CL benchmark, with their official prompts, from either of two folder layouts.
+
+    <root>/<category>/<dataset>/{train,dev,test}.json, labels.json      the folder CL_Benchmark as O-LoRA publishes it
+    <root>/<dataset>/{train,test}.jsonl, labels.json, task.json         flat; task.json holds category and dataset
+
+A row has `sentence` and `label`. The prompt is
+
+    [Task:<category>\nDataset:<dataset>\n]<instruction>Option: <labels> \n<sentence>\nAnswer:
+
+with the bracket only on demand, and neither instruction nor options for COPA, whose sentence holds both.
+
+MNLI's test has rows without an agreed label, written "-". They stay, because published scores count them as wrong; the
+notes tell how many there are.
+
+References:
+    Wang et al., *Orthogonal Subspace Learning for Language Model Continual Learning*, arXiv:2310.14152.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from gorp.data.files import read_rows, text_column
+from gorp.data.formats import check_label
+from gorp.data.split import same_rows
+from gorp.data.task import Task, build_task
+from gorp.errors import DataError, nearest
+
+
+INSTRUCTIONS: dict[str, str] = {
+    "NLI": 'What is the logical relationship between the "sentence 1" and the "sentence 2"? '
+    "Choose one from the option.\n",
+    "QQP": 'Whether the "first sentence" and the "second sentence" have the same meaning? '
+    "Choose one from the option.\n",
+    "SC": "What is the sentiment of the following paragraph? Choose one from the option.\n",
+    "TC": "What is the topic of the following paragraph? Choose one from the option.\n",
+    "BoolQA": "According to the following passage, is the question true or false? Choose one from the option.\n",
+    "MultiRC": "According to the following passage and question, is the candidate answer true or false? "
+    "Choose one from the option.\n",
+    "WiC": "Given a word and two sentences, whether the word is used with the same sense in both sentence? "
+    "Choose one from the option.\n",
+    "COPA": "",
+}
+"""Category to instruction, letter for letter. An empty one stands for no instruction and no options."""
+
+NO_LABEL = "-"
+"""Written where annotators did not agree; such a test row can never be answered right."""
+
+
+def official_prompt(
+    sentence: str, *, category: str, dataset: str, labels: Sequence[str], task_name_in_prompt: bool = False
+) -> str:
+    """The prompt for one sentence.
+
+    Args:
+        sentence: The input.
+        category: A key of `INSTRUCTIONS`.
+        dataset: Name of the data set; only seen with `task_name_in_prompt`.
+        labels: The closed label set in official order.
+        task_name_in_prompt: Begin with the names of category and data set. This tells the model which task it is
+            answering, which a continual learner is often asked to find out by itself.
+    """
+    prefix = f"Task:{category}\nDataset:{dataset}\n" if task_name_in_prompt else ""
+    instruction = INSTRUCTIONS[category]
+    options = f"Option: {', '.join(labels)} \n" if instruction else ""
+    return f"{prefix}{instruction}{options}{sentence}\nAnswer:"
+
+
+def load_cl_benchmark(
+    root: Path | str,
+    dataset: str,
+    *,
+    name: str | None = None,
+    metric: str = "exact_match",
+    task_name_in_prompt: bool = False,
+    seed: int = 0,
+    dev_rows: int = 200,
+    limit_train: int | None = None,
+    limit_eval: int | None = None,
+) -> Task:
+    """Read one data set of the benchmark; the official test rows are the task's eval.
+
+    Args:
+        root: Folder of either layout.
+        dataset: Name of the data set's folder, for example `agnews`.
+        name: Name of the task; the data set's when None.
+        metric: How answers are judged.
+        task_name_in_prompt: See `official_prompt`.
+        seed: Decides which rows are cut for dev and kept by the limits.
+        dev_rows: Rows cut from train for dev. The published dev files repeat the test rows and are never used.
+        limit_train: Rows of train kept, balanced over the labels; None for all.
+        limit_eval: Rows of eval kept, likewise.
+
+    Raises:
+        DataError: For a folder without the data set (the nearest name is offered), a missing file, or a wrong row.
+    """
+    folder = _find(Path(root), dataset)
+    card = _read_json(folder / "task.json", dict) if (folder / "task.json").is_file() else {}
+    labels = tuple(_read_json(folder / "labels.json", list))
+    category, official_name = card.get("category", folder.parent.name), card.get("dataset", folder.name)
+    if category not in INSTRUCTIONS:
+        raise DataError(
+            f"{folder}: no official prompt for the category `{category}`; there is one for "
+            f"{', '.join(INSTRUCTIONS)}.{nearest(category, INSTRUCTIONS)} Read it as `text_label` with a template."
+        )
+
+    def rendered(path: Path, *, strict: bool) -> Dataset:
+        table = {"prompt": [], "completion": []}
+        for row in read_rows(path):
+            sentence, label = text_column(row, "sentence"), text_column(row, "label")
+            if strict or label != NO_LABEL:
+                check_label(row, label, labels)
+            prompt = official_prompt(
+                sentence,
+                category=category,
+                dataset=official_name,
+                labels=labels,
+                task_name_in_prompt=task_name_in_prompt,
+            )
+            table["prompt"].append(prompt)
+            table["completion"].append(label)
+        return Dataset.from_dict(table)
+
+    train, test = rendered(_file(folder, "train"), strict=True), rendered(_file(folder, "test"), strict=False)
+    notes = [f"status of the rows: {card['status']}"] if "status" in card else []
+    if unlabelled := list(test["completion"]).count(NO_LABEL):
+        notes.append(f"{unlabelled} of {len(test)} eval rows have no agreed label (`{NO_LABEL}`) and are never right")
+    if (dev := _file(folder, "dev", required=False)) and same_rows(rendered(dev, strict=False), test):
+        notes.append("the dev file repeats the test rows and is not used; dev is cut from train")
+    return build_task(
+        name=folder.name if name is None else name,
+        train=train,
+        evaluation=test,
+        labels=labels,
+        metric=metric,
+        source=f"CL_Benchmark {category}/{official_name}, {folder}",
+        seed=seed,
+        dev_rows=dev_rows,
+        limit_train=limit_train,
+        limit_eval=limit_eval,
+        notes=tuple(notes),
+    )
+
+
+def _find(root: Path, dataset: str) -> Path:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Give the folder that holds the benchmark's data sets.")
+    found = {
+        path.parent.name: path.parent for path in sorted([*root.glob("*/labels.json"), *root.glob("*/*/labels.json")])
+    }
+    if dataset not in found:
+        raise DataError(
+            f"{root}: no data set `{dataset}` with a labels.json; found: {', '.join(sorted(found)) or 'none'}."
+            f"{nearest(dataset, found)}"
+        )
+    return found[dataset]
+
+
+def _file(folder: Path, part: str, *, required: bool = True) -> Path | None:
+    for name in (f"{part}.jsonl", f"{part}.json"):
+        if (folder / name).is_file():
+            return folder / name
+    if required:
+        raise DataError(f"{folder}: neither {part}.jsonl nor {part}.json is there. Complete the folder.")
+    return None
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}).") from None
+    if not isinstance(value, kind):
+        raise DataError(f"{path}: holds a {type(value).__name__}; wanted a {kind.__name__}.")
+    return value

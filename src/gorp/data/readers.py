@@ -1,0 +1,237 @@
+"""From one entry of `tasks:` to a `Task`: local files, hub data sets, and the CL benchmark's folders."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import ClassLabel
+from transformers import PreTrainedTokenizerBase
+
+from gorp.data.cl_benchmark import load_cl_benchmark
+from gorp.data.files import SUFFIXES, Row, read_rows
+from gorp.data.formats import detect_format, render_rows, template_fields
+from gorp.data.task import METRICS, Task, build_task, check_metric, check_names
+from gorp.errors import ConfigError, DataError, nearest
+
+
+FORMATS = ("auto", "prompt_completion", "messages", "text_label", "cl_benchmark")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """One entry of `tasks:`: where a task's rows are and how they are written.
+
+    Raises:
+        ConfigError: For a value that cannot be, before anything is read.
+    """
+
+    name: str
+    """Unique; letters, digits, dot, underscore, hyphen."""
+    train: str
+    """A .jsonl or .json file, a folder, or the id of a hub data set."""
+    eval: str | None = None
+    """Likewise, for the rows a score is computed on. None: see `eval_split`; without that, they are cut from train."""
+    format: str = "auto"
+    """One of `FORMATS`; `auto` looks at the first row."""
+    subset: str | None = None
+    """Hub data set or folder: name of its configuration."""
+    split: str | None = None
+    """Hub data set or folder: the split to train on; `train` when None."""
+    eval_split: str | None = None
+    """Hub data set or folder: the split to be judged by, of `eval` or, without it, of `train`."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns to rename, {name in the file: name wanted}, for example {review: text}."""
+    template: str | None = None
+    """For text and label: the prompt, with columns in braces, and `{labels}` for the label set."""
+    labels: list[str] | None = None
+    """The closed label set, in the order the prompt names it. For text and label, None takes it from the rows."""
+    metric: str | None = None
+    """`exact_match` (None) or `label_ranking`."""
+    dev_rows: int = 200
+    """Rows cut from train for a dev set, at most a fifth of them; 0 for none."""
+    limit_train: int | None = None
+    """Rows of train to keep, balanced over the labels; None for all."""
+    limit_eval: int | None = None
+    """Rows of eval to keep, likewise."""
+    task_name_in_prompt: bool = False
+    """CL benchmark only: begin the prompt with the task's name."""
+
+    def __post_init__(self) -> None:
+        check_names([self.name])
+        for option, value, choices in (("format", self.format, FORMATS), ("metric", self.metric, (None, *METRICS))):
+            if value not in choices:
+                known = [choice for choice in choices if choice]
+                wanted = f"wanted one of {', '.join(known)}.{nearest(value, known)}"
+                raise ConfigError(f"task {self.name}: {option} `{value}` is unknown; {wanted}")
+        for option, least in (("dev_rows", 0), ("limit_train", 1), ("limit_eval", 1)):
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise ConfigError(f"task {self.name}: {option} is {value}; wanted at least {least}.")
+        self._check_labels()
+        if self.template is not None:
+            template_fields(self.template)
+
+    def _check_labels(self) -> None:
+        if self.labels is None:
+            return
+        for label in self.labels:
+            if not isinstance(label, str) or not label.strip():
+                hint = "Write quotes around words like true, no and 1."
+                raise ConfigError(f"task {self.name}: label {label!r} is no text. {hint}")
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise ConfigError(f"task {self.name}: labels are {self.labels}; wanted at least one, and none twice.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """Rows as they were read, columns renamed, and the label set if the source declares one."""
+
+    rows: list[Row]
+    labels: tuple[str, ...] | None
+
+
+def load_task(spec: TaskSpec, *, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0) -> Task:
+    """Read a task.
+
+    Args:
+        spec: Where and how.
+        tokenizer: The model's; only the format `messages` needs it, for its chat template.
+        seed: Decides which rows are cut for dev and eval and kept by the limits.
+
+    Raises:
+        DataError: For rows that cannot be used; the message has the file and line.
+        ConfigError: For options of `spec` that its format or source would ignore.
+    """
+    if spec.format == "cl_benchmark" or (spec.format == "auto" and (Path(spec.train) / "labels.json").is_file()):
+        return _load_cl_benchmark(spec, seed)
+    train = _read("train", spec, split=spec.split or "train")
+    format = detect_format(train.rows[0], template=spec.template) if spec.format == "auto" else spec.format
+    _refuse(spec, format, "task_name_in_prompt", *(() if format == "text_label" else ("template",)))
+    held_out = None
+    if spec.eval is not None or spec.eval_split is not None:
+        held_out = _read("eval", spec, split=spec.eval_split or "test")
+    labels, notes = _label_set(spec, format, train)
+    check_metric(spec.metric or "exact_match", labels)
+    render = {"format": format, "template": spec.template, "labels": labels, "tokenizer": tokenizer}
+    return build_task(
+        name=spec.name,
+        train=render_rows(train.rows, **render),
+        evaluation=render_rows(held_out.rows, **render) if held_out else None,
+        labels=labels,
+        metric=spec.metric or "exact_match",
+        source=_source(spec),
+        seed=seed,
+        dev_rows=spec.dev_rows,
+        limit_train=spec.limit_train,
+        limit_eval=spec.limit_eval,
+        notes=notes,
+    )
+
+
+def _load_cl_benchmark(spec: TaskSpec, seed: int) -> Task:
+    """`train` is the folder of a data set, or the benchmark's root and the task is called like the data set."""
+    _refuse(spec, "cl_benchmark", "eval", "subset", "split", "eval_split", "columns", "template", "labels")
+    folder = Path(spec.train).resolve()
+    of_dataset = (folder / "labels.json").is_file()
+    return load_cl_benchmark(
+        folder.parent if of_dataset else folder,
+        folder.name if of_dataset else spec.name,
+        name=spec.name,
+        metric=spec.metric or "exact_match",
+        task_name_in_prompt=spec.task_name_in_prompt,
+        seed=seed,
+        dev_rows=spec.dev_rows,
+        limit_train=spec.limit_train,
+        limit_eval=spec.limit_eval,
+    )
+
+
+def _refuse(spec: TaskSpec, what: str, *options: str) -> None:
+    """An option that would be ignored is an error."""
+    for option in options:
+        if getattr(spec, option):
+            raise ConfigError(f"task {spec.name}: `{option}` has no meaning for `{what}`. Remove it.")
+
+
+def _read(part: str, spec: TaskSpec, *, split: str) -> _Table:
+    source = spec.train if part == "train" else spec.eval or spec.train
+    if _is_file(source):
+        _refuse(spec, f"the file {source}", "split" if part == "train" else "eval_split")
+        if _is_file(spec.train) and _is_file(spec.eval or spec.train):
+            _refuse(spec, "files", "subset", "eval_split")
+        return _Table(rows=_renamed(read_rows(Path(source)), spec.columns), labels=None)
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise DataError(f"task {spec.name}: {source}: no such file or folder, and no id of a hub data set either.")
+    return _read_dataset(source, spec, split)
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).is_file() or Path(source).suffix in SUFFIXES
+
+
+def _read_dataset(source: str, spec: TaskSpec, split: str) -> _Table:
+    """A hub data set, or a folder of files: what `datasets.load_dataset` understands."""
+    try:
+        table = datasets.load_dataset(source, spec.subset, split=split, keep_in_memory=True)
+    except Exception as error:  # network, hub, parsers: each has errors of its own
+        raise DataError(
+            f"task {spec.name}: cannot load the split `{split}` of the data set `{source}`: {error} "
+            f"Check the name, `subset`, the split, and the network; a local file must exist."
+        ) from error
+    if not len(table):
+        raise DataError(f"task {spec.name}: the split `{split}` of `{source}` is empty; wanted at least one row.")
+    where = f"{source}[{split}]"
+    rows = [Row(f"{where}, row {index} (counted from 0)", dict(row)) for index, row in enumerate(table)]
+    label_column = {new: old for old, new in spec.columns.items()}.get("label", "label")
+    return _named_labels(_renamed(rows, spec.columns), table.features.get(label_column))
+
+
+def _named_labels(rows: list[Row], label: Any) -> _Table:
+    """Numbers in the column `label` become names if its feature is a `ClassLabel`."""
+    if not isinstance(label, ClassLabel):
+        return _Table(rows=rows, labels=None)
+    for row in rows:
+        number = row.values["label"]
+        if number is None or not 0 <= number < len(label.names):
+            raise DataError(f"{row.place}: label {number} has no name; this split may be published without labels.")
+        row.values["label"] = label.names[number]
+    return _Table(rows=rows, labels=tuple(label.names))
+
+
+def _renamed(rows: list[Row], columns: dict[str, str]) -> list[Row]:
+    if not columns:
+        return rows
+    for old in columns:
+        if old not in rows[0].values:
+            found = ", ".join(rows[0].values) or "none"
+            raise DataError(
+                f"{rows[0].place}: `columns` renames `{old}`, which is not there; found: {found}."
+                f"{nearest(old, rows[0].values)}"
+            )
+    return [Row(row.place, _rename(row.values, columns)) for row in rows]
+
+
+def _rename(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    # A column that already has a wanted name gives way to the renamed one.
+    kept = {name: value for name, value in values.items() if name not in columns and name not in columns.values()}
+    return kept | {new: values[old] for old, new in columns.items() if old in values}
+
+
+def _label_set(spec: TaskSpec, format: str, train: _Table) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    if spec.labels is not None:
+        return tuple(spec.labels), ()
+    if format != "text_label":
+        return None, ()
+    if train.labels is not None:
+        return train.labels, ()
+    found = {label for row in train.rows if isinstance(label := row.values.get("label"), str) and label.strip()}
+    if not found:  # no row has a label: the reader of rows will say so, with the place
+        return None, ()
+    return tuple(sorted(found)), (f"the label set was taken from train: {', '.join(sorted(found))}",)
+
+
+def _source(spec: TaskSpec) -> str:
+    place = spec.train if spec.subset is None else f"{spec.train}/{spec.subset}"
+    return place if spec.split is None else f"{place}[{spec.split}]"

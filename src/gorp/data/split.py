@@ -1,0 +1,124 @@
+"""Which rows go where: a dev set out of train, a smaller set of rows, and what two sets share.
+
+A row's place in a draw is the SHA-256 of the seed and its text. So the same rows are drawn whatever the order of the
+lines in the file, on every machine, and a larger draw holds the smaller one.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+
+from datasets import Dataset
+
+
+SINGLE = ""
+"""Stratum of all completions that occur once. A completion is never empty, so the name is free."""
+
+
+def row_hash(seed: int, prompt: str, completion: str) -> str:
+    """SHA-256 of the seed and one row, as hexadecimal digits: the row's place in every draw."""
+    return hashlib.sha256("\x00".join((str(seed), prompt, completion)).encode()).hexdigest()
+
+
+def draw_stratified(dataset: Dataset, rows: int, *, seed: int) -> list[int]:
+    """Indices of `rows` rows whose completions are mixed as in `dataset`, in the order of `dataset`.
+
+    Row number i (from 0, by hash) of a completion with n rows stands at (i + ½) / n; the rows that stand first are
+    drawn. This is the apportionment of Webster: a completion with a share p of the rows gets p · rows, rounded.
+    Completions that occur once (free text) form one stratum together.
+
+    Args:
+        dataset: Rows with `prompt` and `completion`.
+        rows: How many to draw; all of them when there are fewer.
+        seed: Another seed, another draw.
+
+    Returns:
+        Ascending indices, min(rows, len(dataset)) of them.
+    """
+    prompts, completions = list(dataset["prompt"]), list(dataset["completion"])
+    times = Counter(completions)
+    strata = [completion if times[completion] > 1 else SINGLE for completion in completions]
+    size = Counter(strata)
+    places = _places(seed, prompts, completions, strata, range(len(strata)))
+    standing = [((place + 0.5) / size[strata[index]], digest, index) for place, digest, index in places]
+    return sorted(index for *_, index in sorted(standing)[:rows])
+
+
+def draw_balanced(dataset: Dataset, rows: int, *, labels: Collection[str], seed: int) -> list[int]:
+    """Indices of `rows` rows with each of `labels` equally often, in the order of `dataset`.
+
+    A label with too few rows gives all it has, and the others fill up. Rows whose completion is not one of `labels`
+    are never drawn.
+
+    Args:
+        dataset: Rows with `prompt` and `completion`.
+        rows: How many to draw; all the labelled ones when there are fewer.
+        labels: The closed label set.
+        seed: Another seed, another draw.
+
+    Returns:
+        Ascending indices.
+    """
+    prompts, completions = list(dataset["prompt"]), list(dataset["completion"])
+    known = [index for index, completion in enumerate(completions) if completion in labels]
+    places = _places(seed, prompts, completions, completions, known)
+    return sorted(index for *_, index in sorted(places)[:rows])
+
+
+def cut_dev(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Cut a dev set off `dataset`: stratified by completion, the same rows whatever their order.
+
+    An input that occurs twice stays in train with all its copies, so the two parts share no input.
+
+    Args:
+        dataset: Rows with `prompt` and `completion`.
+        rows: Rows wanted for dev. Fewer are taken when a fifth of `dataset` is fewer, so that small tasks keep their
+            training rows.
+        seed: Another seed, another dev set.
+
+    Returns:
+        What remains, and the dev set; None for the latter when no row can be spared.
+    """
+    times = Counter(dataset["prompt"])
+    candidates = [index for index, prompt in enumerate(dataset["prompt"]) if times[prompt] == 1]
+    rows = min(rows, len(dataset) // 5, len(candidates))
+    if rows <= 0:
+        return dataset, None
+    drawn = draw_stratified(dataset.select(candidates, keep_in_memory=True), rows, seed=seed)
+    dev = {candidates[place] for place in drawn}
+    rest = [index for index in range(len(dataset)) if index not in dev]
+    return dataset.select(rest, keep_in_memory=True), dataset.select(sorted(dev), keep_in_memory=True)
+
+
+def overlap(train: Dataset, evaluation: Dataset) -> int:
+    """How many rows of `evaluation` have an input (prompt) that also occurs in `train`."""
+    seen = set(train["prompt"])
+    return sum(prompt in seen for prompt in evaluation["prompt"])
+
+
+def conflicts(dataset: Dataset) -> int:
+    """How many inputs (prompts) occur with two or more different completions."""
+    answers = defaultdict(set)
+    for prompt, completion in zip(dataset["prompt"], dataset["completion"], strict=True):
+        answers[prompt].add(completion)
+    return sum(len(completions) > 1 for completions in answers.values())
+
+
+def same_rows(first: Dataset, second: Dataset) -> bool:
+    """Whether two sets hold the same rows, each as often, in any order."""
+    return len(first) == len(second) and _count_rows(first) == _count_rows(second)
+
+
+def _count_rows(dataset: Dataset) -> Counter[tuple[str, str]]:
+    return Counter(zip(dataset["prompt"], dataset["completion"], strict=True))
+
+
+def _places(
+    seed: int, prompts: list[str], completions: list[str], strata: list[str], indices: Iterable[int]
+) -> list[tuple[int, str, int]]:
+    """For each index: its place by hash within its stratum (from 0), its hash, itself."""
+    places, taken = [], Counter()
+    for digest, index in sorted((row_hash(seed, prompts[index], completions[index]), index) for index in indices):
+        places.append((taken[strata[index]], digest, index))
+        taken[strata[index]] += 1
+    return places

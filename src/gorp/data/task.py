@@ -1,0 +1,191 @@
+"""A task: rows of prompt and completion to train on, rows to be judged by, and what was noticed while reading them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import datasets
+from datasets import Dataset
+
+from gorp.data.split import conflicts, cut_dev, draw_balanced, draw_stratified, overlap, same_rows
+from gorp.errors import ConfigError, DataError
+
+
+# Thousands of short tables are made in a run; a bar for each would bury the log.
+datasets.disable_progress_bars()
+
+METRICS = ("exact_match", "label_ranking")
+"""How answers are judged: the generated text equals the completion, or the completion is the likeliest label."""
+
+COLUMNS = ["prompt", "completion"]
+
+MAX_CUT_EVAL_ROWS = 1000
+"""Rows cut from train, at most a fifth of them, when a task brings no evaluation rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task of the sequence, its prompts already rendered.
+
+    Raises:
+        ConfigError: For a name that cannot be a file name, an unknown metric, or a ranking without labels.
+        DataError: For a set of rows without the two columns, or without rows.
+    """
+
+    name: str
+    """Unique in a sequence; letters, digits, dot, underscore and hyphen, because it becomes a file name."""
+    train: Dataset
+    """Columns `prompt` and `completion`, both str."""
+    dev: Dataset | None
+    """Cut from train, shares no input with it; None when none was wanted or none could be spared."""
+    eval: Dataset
+    """The rows a score is computed on; same columns. Never looked at while training."""
+    labels: tuple[str, ...] | None
+    """The closed set of answers, in the order the prompt names them; None for free text."""
+    metric: str
+    """One of `METRICS`."""
+    source: str
+    """Where the rows came from, for the record."""
+    notes: tuple[str, ...] = ()
+    """What the reader noticed, a sentence each."""
+
+    def __post_init__(self) -> None:
+        check_names([self.name])
+        check_metric(self.metric, self.labels)
+        parts = {"train": self.train, "eval": self.eval} | ({} if self.dev is None else {"dev": self.dev})
+        for part, rows in parts.items():
+            if sorted(rows.column_names) != sorted(COLUMNS):
+                raise DataError(
+                    f"task {self.name}: {part} has the columns {', '.join(rows.column_names) or 'none'}; wanted "
+                    f"`prompt` and `completion`. Use `load_task`, or rename the columns."
+                )
+            if not len(rows):
+                raise DataError(f"task {self.name}: {part} has no rows; at least one is wanted.")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the rows of train and eval, in their order: two tasks are the same when it is the same."""
+        digest = hashlib.sha256()
+        for part, rows in (("train", self.train), ("eval", self.eval)):
+            digest.update(f"{part} {len(rows)}\n".encode())
+            for row in zip(rows["prompt"], rows["completion"], strict=True):
+                digest.update(json.dumps(row).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names that cannot be file names, and two tasks whose files would be the same.
+
+    Raises:
+        ConfigError: For the first name that is wrong. Names that differ only in case are the same file on some systems.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in {".", ".."}:
+            raise ConfigError(
+                f"task name `{name}`: it becomes a file name, so only letters, digits, `.`, `_` and `-` are allowed, "
+                f"and at least one of them. Rename the task."
+            )
+        if name.lower() in seen:
+            raise ConfigError(
+                f"two tasks are called `{seen[name.lower()]}` and `{name}`: their files would overwrite each other "
+                f"(some systems ignore case). Rename one of them."
+            )
+        seen[name.lower()] = name
+
+
+def check_metric(metric: str, labels: Iterable[str] | None) -> None:
+    """Refuse an unknown metric, and a ranking of labels that are not given.
+
+    Raises:
+        ConfigError: In both cases.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"metric `{metric}` is unknown; wanted one of {', '.join(METRICS)}.")
+    if metric == "label_ranking" and labels is None:
+        raise ConfigError("metric `label_ranking` ranks a closed label set, but the task has none. Give `labels`.")
+
+
+def build_task(
+    *,
+    name: str,
+    train: Dataset,
+    evaluation: Dataset | None,
+    labels: tuple[str, ...] | None,
+    metric: str,
+    source: str,
+    seed: int,
+    dev_rows: int,
+    limit_train: int | None,
+    limit_eval: int | None,
+    notes: tuple[str, ...] = (),
+) -> Task:
+    """Cut, limit and inspect two sets of rows, in this order: eval (if missing), notes, dev, limits.
+
+    So the dev and eval sets do not depend on `limit_train`, and the notes speak of the rows as they came.
+
+    Args:
+        name: Name of the task.
+        train: All rows to train on; dev, and eval if there is none, are cut from them.
+        evaluation: Rows to be judged by, or None.
+        labels: The closed label set, or None.
+        metric: One of `METRICS`.
+        source: Where the rows came from.
+        seed: Decides which rows are cut. Keep it when the seed of the training changes, or scores cannot be compared.
+        dev_rows: Rows wanted for dev; 0 for none.
+        limit_train: Rows of train kept, balanced over `labels`; None for all.
+        limit_eval: Rows of eval kept, likewise.
+        notes: What the reader noticed before.
+
+    Raises:
+        DataError: If there are no rows to cut an evaluation set from.
+    """
+    found = list(notes)
+    if evaluation is None:
+        all_rows = len(train)
+        train, evaluation = cut_dev(train, MAX_CUT_EVAL_ROWS, seed)
+        if evaluation is None:
+            raise DataError(f"task {name}: no `eval` was given, and {all_rows} rows are too few to cut one. Give one.")
+        found.append(f"no eval given: {len(evaluation)} of {all_rows} rows were cut from train")
+    found += _observations(train, evaluation)
+    train, dev = cut_dev(train, dev_rows, seed)
+    train, evaluation = (
+        _limited(part, rows, limit, labels=labels, seed=seed, found=found)
+        for part, rows, limit in (("train", train, limit_train), ("eval", evaluation, limit_eval))
+    )
+    return Task(
+        name=name,
+        train=train,
+        dev=dev,
+        eval=evaluation,
+        labels=labels,
+        metric=metric,
+        source=source,
+        notes=tuple(found),
+    )
+
+
+def _observations(train: Dataset, evaluation: Dataset) -> list[str]:
+    found = []
+    if same_rows(train, evaluation):
+        found.append("eval holds the same rows as train: its score is a training score")
+    elif shared := overlap(train, evaluation):
+        found.append(f"{shared} of {len(evaluation)} eval inputs also occur in train")
+    for part, rows in (("train", train), ("eval", evaluation)):
+        if doubtful := conflicts(rows):
+            found.append(f"{doubtful} inputs of {part} occur with different completions")
+    return found
+
+
+def _limited(
+    part: str, rows: Dataset, limit: int | None, *, labels: tuple[str, ...] | None, seed: int, found: list[str]
+) -> Dataset:
+    if limit is None or limit >= len(rows):
+        return rows
+    if labels is None:
+        drawn, how = draw_stratified(rows, limit, seed=seed), "stratified"
+    else:
+        drawn, how = draw_balanced(rows, limit, labels=labels, seed=seed), "balanced over the labels"
+    found.append(f"{part} was limited to {len(drawn)} of {len(rows)} rows, {how}")
+    return rows.select(drawn, keep_in_memory=True)

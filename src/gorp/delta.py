@@ -1,0 +1,133 @@
+"""What training added to a weight, kept apart from it, in float32."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class WeightDelta:
+    """W - W₀ of one parameter: factored (L Rᵀ) while that is smaller than dense, dense once it is not.
+
+    A base weight is never modified in place: a bfloat16 weight of 0.02 loses an update of 1e-6 entirely. Folds
+    append to the delta exactly; the working weight is round(W₀ + delta), computed from the exact parts.
+
+    Args:
+        shape: Shape of the parameter. Only matrices can be factored.
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = torch.Size(shape)
+        self._dense: Tensor | None = None
+        self._left: Tensor | None = None
+        self._right: Tensor | None = None
+
+    @classmethod
+    def of(cls, dense: Tensor) -> "WeightDelta":
+        """A dense delta holding `dense`, converted to float32."""
+        delta = cls(dense.shape)
+        delta._dense = _wide(dense)
+        return delta
+
+    @property
+    def rank(self) -> int:
+        """Columns of the factors; 0 for an empty delta, min(m, n) for a dense one."""
+        if self._dense is not None:
+            return min(self.shape)
+        return 0 if self._left is None else self._left.shape[1]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the factors have been multiplied out."""
+        return self._dense is not None
+
+    def append(self, left: Tensor, right: Tensor) -> None:
+        """Add `left` `right`ᵀ, m x r and n x r, exactly; multiply out when the factors outgrow the matrix."""
+        left, right = _wide(left), _wide(right)
+        if self._dense is not None:
+            self._dense = torch.addmm(self._dense, left.to(self._dense), right.to(self._dense).mT)
+            return
+        if self._left is not None and self._right is not None:
+            left = torch.cat([self._left, left.to(self._left)], dim=1)
+            right = torch.cat([self._right, right.to(self._right)], dim=1)
+        self._left, self._right = left.contiguous(), right.contiguous()
+        m, n = self.shape
+        if self._left.shape[1] * (m + n) >= m * n:
+            self._dense, self._left, self._right = self._left @ self._right.mT, None, None
+
+    def add(self, other: "WeightDelta") -> None:
+        """Add another delta of the same parameter."""
+        if other._left is not None and other._right is not None:
+            self.append(other._left, other._right)
+        elif other._dense is not None:
+            self._dense, self._left, self._right = self.dense() + other._dense, None, None
+
+    def recompress(self, tolerance: float) -> float:
+        """Shorten the factors by QR and a small SVD; return the relative error made, at most `tolerance`.
+
+            L = Q_l R_l,  R = Q_r R_r,  R_l R_rᵀ = U Σ Vᵀ,  L Rᵀ = (Q_l U Σ) (Q_r V)ᵀ
+
+        Dropped are the smallest singular values of joint norm at most `tolerance` · ‖L Rᵀ‖. The rows that stay are
+        combinations of the rows there were: a delta orthogonal to S stays orthogonal to S.
+        """
+        if self._left is None or self._right is None:
+            return 0.0
+        q_left, r_left = torch.linalg.qr(self._left)
+        q_right, r_right = torch.linalg.qr(self._right)
+        u, sigma, v_t = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
+        tail = sigma.square().flip(0).cumsum(0).flip(0).sqrt()  # tail[i]: norm of what is dropped when i are kept
+        total = tail[0].clone() if len(tail) else torch.zeros(())
+        keep = max(1, int((tail > tolerance * total).sum()))
+        self._left = (q_left @ (u * sigma)[:, :keep]).contiguous()
+        self._right = (q_right @ v_t.mT[:, :keep]).contiguous()
+        return (tail[keep] / total).item() if keep < len(tail) and total > 0 else 0.0
+
+    def dense(self) -> Tensor:
+        """The delta multiplied out, float32."""
+        if self._dense is not None:
+            return self._dense
+        if self._left is None or self._right is None:
+            return torch.zeros(self.shape)
+        return self._left @ self._right.mT
+
+    def added_to(self, base: Tensor) -> Tensor:
+        """round(W₀ + delta) in the dtype of `base`; the sum is taken in float32 (float64 for a float64 base)."""
+        wide = torch.promote_types(base.dtype, torch.float32)
+        return (base.to(wide) + self.dense().to(base.device, wide)).to(base.dtype)
+
+    def times(self, x: Tensor) -> Tensor:
+        """delta @ `x` without multiplying out; x is n x p."""
+        if self._left is not None and self._right is not None:
+            return self._left @ (self._right.mT @ x.to(self._right))
+        return self.dense() @ x.to(self.dense())
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """What goes into a file: `<name>` when dense, `<name>::left` and `<name>::right` when factored."""
+        if self._left is not None and self._right is not None:
+            return {f"{name}::left": self._left, f"{name}::right": self._right}
+        return {name: self.dense()}
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Float32, or float64 where float64 came: the delta of a float64 model is as exact as the model."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def pack_deltas(deltas: Mapping[str, WeightDelta]) -> dict[str, Tensor]:
+    """The tensors of `delta.safetensors`: per weight one dense or two factors, float32."""
+    return {key: tensor.float() for name, delta in deltas.items() for key, tensor in delta.tensors(name).items()}
+
+
+def unpack_deltas(tensors: Mapping[str, Tensor]) -> dict[str, WeightDelta]:
+    """The inverse of `pack_deltas`."""
+    deltas: dict[str, WeightDelta] = {}
+    for key, tensor in tensors.items():
+        if key.endswith("::left"):
+            name = key.removesuffix("::left")
+            right = tensors[f"{name}::right"]
+            delta = WeightDelta(torch.Size([tensor.shape[0], right.shape[0]]))
+            delta._left, delta._right = tensor, right
+            deltas[name] = delta
+        elif not key.endswith("::right"):
+            deltas[key] = WeightDelta.of(tensor)
+    return deltas

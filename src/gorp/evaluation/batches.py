@@ -1,0 +1,94 @@
+"""How an evaluation goes through a model: its settings, eval mode, and batches of rows of like length."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from gorp.data import pad_left
+from gorp.errors import ConfigError, ModelError
+
+
+Progress = Callable[[int, int], None]
+"""Called after every batch with the rows done and the rows in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How tasks are scored.
+
+    Raises:
+        ConfigError: For a number below 1.
+    """
+
+    batch_size: int = 32
+    """Rows per batch. Changes the speed, not the answers."""
+    max_new_tokens: int = 50
+    """Tokens an answer in free text may have, its end included."""
+    limit: int | None = None
+    """Rows scored per task, taken at even distances over the task; None: all."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_new_tokens", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; wanted at least 1.")
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """No dropout and no gradients inside; afterwards every submodule is back in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """The indices of `rows` in batches of like length, to pad little.
+
+    The longest come first, so that a batch too big for the memory fails at once.
+    """
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def is_encoder_decoder(model: Module) -> bool:
+    """Whether `model` encodes the prompt and decodes the answer (T5), or continues the prompt (Llama)."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, encoder_decoder: bool) -> tuple[Tensor, Tensor]:
+    """Put encoded prompts into one batch, so that a decoder goes on where each of them ends.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64, B x S. Padding stands on the left for a decoder alone, on the right
+        for an encoder, whose positions may be absolute.
+    """
+    if not encoder_decoder:
+        return pad_left(rows, pad)
+    tensors = [torch.tensor(row) for row in rows]
+    input_ids = pad_sequence(tensors, batch_first=True, padding_value=pad)
+    return input_ids, pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id to pad with: the tokenizer's own, or its eos if it has none. Padding is masked, so either does.
+
+    Raises:
+        ModelError: If the tokenizer has neither.
+    """
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if pad is None:
+        raise ModelError("the tokenizer has neither a pad nor an eos token. Set `tokenizer.eos_token`.")
+    return pad

@@ -1,0 +1,89 @@
+"""Greedy answers in free text, in batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from gorp.data import Encoding, encode_prompts
+from gorp.evaluation.batches import (
+    EvalConfig,
+    Progress,
+    batches_by_length,
+    evaluating,
+    is_encoder_decoder,
+    pad_rows,
+    pad_token_id,
+)
+
+
+def generate_answers(
+    model: Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    encoding: Encoding,
+    config: EvalConfig,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Let `model` answer every prompt, always taking the most probable next token.
+
+        yₜ = argmax p(· | prompt, y₁ … yₜ₋₁)    until an end token or `config.max_new_tokens`
+
+    A batch gives the answers that its rows would get alone: padding is masked. Sampling settings and
+    penalties stored with the model are not used. The random state and every submodule's mode are left as they were.
+
+    Args:
+        model: A transformers model that can `generate`, or a PEFT model around one.
+        tokenizer: The model's tokenizer.
+        prompts: Rendered text, any number of rows.
+        encoding: Limits the tokens of a prompt, as in training.
+        config: Batch size and the longest answer; `limit` is not used here.
+        progress: Called with (rows done, rows in all) after every batch.
+
+    Returns:
+        One answer per prompt, in the order given: new text only, without special tokens, blanks at both ends removed.
+    """
+    encoder_decoder = is_encoder_decoder(model)
+    rows = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding)
+    pad, settings = pad_token_id(tokenizer), _greedy(model, tokenizer, config.max_new_tokens)
+    generate: Any = model.generate
+    answers, done = [""] * len(rows), 0
+    with evaluating(model):
+        for batch in batches_by_length(rows, config.batch_size):
+            input_ids, attention_mask = pad_rows([rows[index] for index in batch], pad, encoder_decoder=encoder_decoder)
+            output: Tensor = generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=settings,
+            )
+            new = output if encoder_decoder else output[:, input_ids.shape[1] :]  # a decoder alone repeats the prompt
+            for index, answer in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                answers[index] = answer.strip()
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows))
+    return answers
+
+
+def _greedy(model: Module, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Plain greedy decoding. What is left out here would be filled from the model's own settings, so all is said."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list | tuple) else [own])} - {None}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        length_penalty=1.0,
+        early_stopping=False,
+        use_cache=True,
+        pad_token_id=pad_token_id(tokenizer),
+        eos_token_id=sorted(ends) or None,
+    )

@@ -1,0 +1,133 @@
+"""The accuracy matrix R: what every stage of a task sequence scores on every task."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gorp.errors import CheckpointError, nearest
+from gorp.storage import write_atomic
+
+
+BASE = "base"
+"""Name of row 0 in files and tables: the model before the first task."""
+
+
+class AccuracyMatrix:
+    """R[i, j], the score in percent on task j of the model that has learned tasks 1 to i.
+
+    Row 0 is the base model, row i the model after task i, so R is (T + 1) x T, float64; NaN means not measured. Columns
+    follow the order in which the tasks are learned: with arrays counted from zero, task j is column j - 1.
+
+    Attributes:
+        tasks: Names of the tasks, in that order.
+        R: The scores, (T + 1) x T.
+        rows: For each measured task, the number of evaluation rows behind its newest score.
+    """
+
+    def __init__(self, tasks: Sequence[str]):
+        """An empty matrix for `tasks`; raises `ValueError` when there are none or a name occurs twice."""
+        self.tasks = list(tasks)
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks: got {self.tasks}; wanted at least one name, each once")
+        self.R = np.full((len(self.tasks) + 1, len(self.tasks)), np.nan)
+        self.rows: dict[str, int] = {}
+
+    def set(self, row: int, task: str, score: float, rows: int) -> None:
+        """Enter the score of the model after task `row` (0 for the base model) on `task`.
+
+        Args:
+            row: 0 to T.
+            task: One of `tasks`.
+            score: Percent, 0 to 100.
+            rows: Evaluation rows the score was measured on, at least 1.
+
+        Raises:
+            ValueError: If an argument is outside its range or the task is not one of `tasks`.
+        """
+        if task not in self.tasks:
+            raise ValueError(
+                f"task: the matrix has no column `{task}`; wanted one of {self.tasks}." + nearest(task, self.tasks)
+            )
+        if not 0 <= row <= len(self.tasks):
+            raise ValueError(f"row: got {row}; wanted 0 (the base model) to {len(self.tasks)} (after the last task)")
+        if not 0.0 <= score <= 100.0:
+            raise ValueError(f"score: got {score} for `{task}`; wanted percent, 0 to 100")
+        if rows < 1:
+            raise ValueError(f"rows: got {rows} for `{task}`; wanted the number of rows behind the score, at least 1")
+        self.R[row, self.tasks.index(task)] = score
+        self.rows[task] = rows
+
+    def row_names(self) -> list[str]:
+        """What stands before each row: `base`, then the task learned last."""
+        return [BASE, *self.tasks]
+
+    def to_csv(self, path: Path) -> None:
+        """Write the scores: a heading `after` and the tasks, then one line a row; a cell not measured is empty.
+
+        The numbers are written so that reading gives back the same floats. Row counts are not part of this file.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["after", *self.tasks])
+        for name, scores in zip(self.row_names(), self.R, strict=True):
+            writer.writerow([name, *("" if np.isnan(score) else repr(float(score)) for score in scores)])
+        write_atomic(path, text.getvalue().encode())
+
+    @classmethod
+    def from_csv(cls, path: Path, rows: Mapping[str, int] | None = None) -> "AccuracyMatrix":
+        """Read what `to_csv` wrote; `rows` gives the row counts back, which the file does not hold.
+
+        Raises:
+            CheckpointError: If the file is missing, is not such a table, or holds something that is not a score.
+        """
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                heading, *lines = list(csv.reader(file))
+            matrix = cls(heading[1:])
+            if heading[:1] != ["after"] or [line[0] for line in lines] != matrix.row_names():
+                raise ValueError("its first line or its first column is not as written")
+            values = [[_parse_score(cell) for cell in line[1:]] for line in lines]
+            matrix.R = np.array(values, dtype=np.float64).reshape(matrix.R.shape)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file. Was the folder moved, or the run never finished?") from None
+        except (ValueError, IndexError, csv.Error) as error:
+            raise CheckpointError(
+                f"{path}: not an accuracy matrix ({error}). Wanted a line `after,<tasks>`, then `{BASE}` and one line a"
+                " task; restore the file from a copy."
+            ) from None
+        matrix.rows = dict(rows or {})
+        return matrix
+
+    def to_dict(self) -> dict[str, Any]:
+        """The matrix as JSON values: `tasks`, `R` with None for a cell not measured, `rows`."""
+        scores = [[None if np.isnan(score) else float(score) for score in line] for line in self.R]
+        return {"tasks": list(self.tasks), "R": scores, "rows": dict(self.rows)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "AccuracyMatrix":
+        """The inverse of `to_dict`.
+
+        Raises:
+            CheckpointError: If a key is missing or R does not have the shape that `tasks` asks for.
+        """
+        try:
+            matrix = cls(value["tasks"])
+            matrix.R = np.array(value["R"], dtype=np.float64).reshape(matrix.R.shape)
+            matrix.rows = {str(task): int(count) for task, count in value["rows"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"not an accuracy matrix: {type(error).__name__}: {error}. Wanted `tasks`, `R` with one row more than"
+                " tasks, and `rows`; was the file written by another version?"
+            ) from None
+        return matrix
+
+
+def _parse_score(cell: str) -> float:
+    score = float(cell) if cell else np.nan
+    if not (np.isnan(score) and not cell) and not 0.0 <= score <= 100.0:
+        raise ValueError(f"`{cell}` is not a score from 0 to 100")
+    return score

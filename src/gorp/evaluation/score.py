@@ -1,0 +1,125 @@
+"""Score a model on a task: answer every row, compare with what was expected, keep every answer."""
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.nn import Module
+from transformers import PreTrainedTokenizerBase
+
+from gorp.data import Encoding, Task
+from gorp.errors import DataError, nearest
+from gorp.evaluation.batches import EvalConfig, Progress
+from gorp.evaluation.generate import generate_answers
+from gorp.evaluation.rank import rank_labels
+
+
+SPLITS = ("eval", "dev", "train")
+"""The parts of a task that can be scored."""
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """What one model scored on one task."""
+
+    task: str
+    """Name of the task."""
+
+    metric: str
+    """`exact_match`: the generated answer is the expected one. `label_ranking`: the likeliest label is."""
+
+    score: float
+    """Correct rows in percent, 0 to 100."""
+
+    rows: int
+    """Rows scored."""
+
+    samples: list[dict[str, Any]]
+    """One entry per row: `index` in the split, `prompt`, `expected`, `answer`, `correct`."""
+
+
+def normalise(text: str) -> str:
+    """The form in which two answers are compared: lower case, without ASCII punctuation, single blanks.
+
+    Articles stay, since "A" is an answer of COPA. This is how the exact match of the CL_Benchmark
+    results is computed (O-LoRA, arXiv:2310.14152).
+    """
+    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+
+
+def score_task(
+    model: Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    *,
+    split: str = "eval",
+    encoding: Encoding,
+    config: EvalConfig,
+    progress: Progress | None = None,
+) -> TaskScore:
+    """Answer the rows of one split of `task` and count the correct ones.
+
+        score = 100 · (rows with normalise(answer) = normalise(completion)) / rows
+
+    Args:
+        model: A transformers model, or a PEFT model around one.
+        tokenizer: The model's tokenizer.
+        task: The task; its `metric` says how an answer is made.
+        split: "eval", "dev" or "train".
+        encoding: Limits the tokens of a prompt, as in training.
+        config: Batch size, longest answer, and how many rows.
+        progress: Called with (rows done, rows in all) after every batch.
+
+    Raises:
+        DataError: Before the model is used: the task does not have the split, or labels are to be ranked and a row
+            expects an answer that is none of them.
+    """
+    rows = _rows(task, split, config.limit)
+    prompts = [row["prompt"] for row in rows]
+    if task.metric == "label_ranking":
+        labels = _labels(task, split, rows)
+        ranked = rank_labels(model, tokenizer, prompts, labels, encoding=encoding, config=config, progress=progress)
+        answers = [max(scores, key=scores.__getitem__) for scores in ranked]  # equal scores: the label named first
+    else:
+        answers = generate_answers(model, tokenizer, prompts, encoding=encoding, config=config, progress=progress)
+    samples = [
+        {**row, "answer": answer, "correct": normalise(answer) == normalise(row["expected"])}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    score = 100.0 * sum(sample["correct"] for sample in samples) / len(samples)
+    return TaskScore(task=task.name, metric=task.metric, score=score, rows=len(samples), samples=samples)
+
+
+def _rows(task: Task, split: str, limit: int | None) -> list[dict[str, Any]]:
+    """The rows to score: all, or `limit` of them at even distances, so that a sorted file still gives every class."""
+    if split not in SPLITS:
+        raise DataError(f"split: got `{split}`; wanted one of {', '.join(SPLITS)}." + nearest(split, SPLITS))
+    dataset = getattr(task, split)
+    if dataset is None:
+        raise DataError(
+            f"task `{task.name}`: it has no `{split}` rows; score another split, or read it with `dev_rows`."
+        )
+    total = len(dataset)
+    count = total if limit is None else min(limit, total)
+    chosen = [position * total // count for position in range(count)]
+    columns = dataset[chosen]
+    return [
+        {"index": index, "prompt": prompt, "expected": completion}
+        for index, prompt, completion in zip(chosen, columns["prompt"], columns["completion"], strict=True)
+    ]
+
+
+def _labels(task: Task, split: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The labels to rank, checked against what the rows expect."""
+    labels = list(task.labels or ())
+    known = {normalise(label) for label in labels}
+    for row in rows:
+        if normalise(row["expected"]) not in known:
+            raise DataError(
+                f"task `{task.name}`, {split} row {row['index']}: expects `{row['expected']}`, which is not one of its"
+                f" labels {labels}. Correct the row, or add the label."
+            )
+    return labels

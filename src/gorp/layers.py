@@ -1,0 +1,118 @@
+"""The full-rank branch of a linear layer, and the tap that shows a layer's inputs and output gradients."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gorp.frame import Frame
+
+
+class LowRankUpdate(nn.Module):
+    """y = inner(x) + U C (Vᵀ x), with C trainable and U, V frozen between refreshes.
+
+    Autograd gives dL/dC = Uᵀ G V from two thin products, and needs neither a weight gradient nor to keep X: the
+    branch stores Vᵀ x, k numbers a token. C is zero at birth and after every fold, U and V are zero until the first
+    refresh, so a new layer answers exactly as the one it wraps.
+
+    Args:
+        inner: An `nn.Linear`, or a PEFT layer around one.
+        rank: k.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, inner: nn.Module, *, rank: int) -> None:
+        super().__init__()
+        weight = linear_of(inner).weight
+        m, n = weight.shape
+        dtype = torch.promote_types(weight.dtype, torch.float32)  # bfloat16 would lose small steps of C
+        self.inner = inner
+        self.core = nn.Parameter(torch.zeros(rank, rank, dtype=dtype, device=weight.device))
+        self.register_buffer("left", torch.zeros(m, rank, dtype=dtype, device=weight.device))
+        self.register_buffer("right", torch.zeros(n, rank, dtype=dtype, device=weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`, ... x n, to ... x m; the thin products run in the dtype of `x`, the core in its own."""
+        y = self.inner(x)
+        inside = (x @ self.right.to(x.dtype)).to(self.core.dtype)  # Vᵀ x, ... x k
+        return y + (inside @ self.core.mT).to(y.dtype) @ self.left.mT.to(y.dtype)  # U C Vᵀ x
+
+    @property
+    def frame(self) -> Frame:
+        """The current U, V."""
+        return Frame(left=self.left, right=self.right)
+
+    @torch.no_grad()
+    def fold(self, frame: Frame | None = None) -> tuple[Tensor, Tensor]:
+        """Take U C and V out as the factors of a delta, m x k and n x k; C becomes zero and the frame `frame`."""
+        left, right = self.left @ self.core, self.right.clone()
+        self.core.zero_()
+        if frame is not None:
+            self.left.copy_(frame.left)
+            self.right.copy_(frame.right)
+        return left, right
+
+
+class GradientTap:
+    """Shows X and D of one layer, for the forward passes made while it is open.
+
+    The pairs live from the layer's forward to `take`, so only taps of layers that are due should be open. Works
+    with gradient checkpointing: the first forward, which records nothing, is ignored.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.open = False
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._handle: RemovableHandle = layer.register_forward_hook(self._watch)
+
+    def take(self) -> list[tuple[Tensor, Tensor]]:
+        """The (X, D) seen since the last call, N x n and N x m each, one pair a micro-batch."""
+        pairs, self._pairs = self._pairs, []
+        return pairs
+
+    def remove(self) -> None:
+        """Leave the layer as it was."""
+        self._handle.remove()
+
+    def _watch(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if not self.open or not output.requires_grad:
+            return
+        x = args[0].detach()
+
+        def see(gradient: Tensor) -> None:
+            self._pairs.append((x.reshape(-1, x.shape[-1]), gradient.detach().reshape(-1, gradient.shape[-1])))
+
+        output.register_hook(see)
+
+
+def linear_of(layer: nn.Module) -> nn.Linear:
+    """The `nn.Linear` at the bottom of a layer wrapped by us, by PEFT, or not at all."""
+    if isinstance(layer, LowRankUpdate):
+        return linear_of(layer.inner)
+    base = getattr(layer, "base_layer", layer)
+    assert isinstance(base, nn.Linear), f"no linear layer below {type(layer).__name__}"
+    return base
+
+
+def wrap(model: nn.Module, names: list[str], *, rank: int) -> dict[str, LowRankUpdate]:
+    """Put a `LowRankUpdate` around each named layer; return them by name."""
+    wrapped = {name: LowRankUpdate(model.get_submodule(name), rank=rank) for name in names}
+    for name, layer in wrapped.items():
+        replace(model, name, layer)
+    return wrapped
+
+
+def unwrap(model: nn.Module) -> None:
+    """Put back every layer that `wrap` wrapped."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LowRankUpdate):
+            replace(model, name, layer.inner)
+
+
+def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Make `layer` the submodule called `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(cast(nn.Module, model.get_submodule(parent)), child, layer)

@@ -1,0 +1,121 @@
+"""Subspace arithmetic: the few matrix operations everything else is built from.
+
+A *basis* is a matrix whose columns are orthonormal, kept in float32 or float64. Nothing in this file knows
+about parameters, tasks or optimizers.
+
+Shape letters
+    n   dimension of the space the basis lives in (for an input-side basis, the columns of the weight)
+    s   number of protected directions
+    p   columns of whatever is being projected or remembered
+"""
+
+import torch
+from torch import Tensor
+
+
+def project_out(x: Tensor, basis: Tensor) -> Tensor:
+    """Remove from the columns of `x` everything that lies in span(`basis`): (I - S Sᵀ) X.
+
+    The n x n projector is never formed: 4·n·s·p flops, s·p floats of scratch.
+
+    Args:
+        x: n x p, any floating dtype; computed and returned in its own.
+        basis: S, n x s, orthonormal columns, the dtype of `x`. s = 0 returns `x` as it is.
+    """
+    if basis.shape[1] == 0:
+        return x
+    return x - basis @ (basis.mT @ x)
+
+
+def project_out_rows(x: Tensor, basis: Tensor) -> Tensor:
+    """Remove from the rows of `x` (p x n) everything that lies in span(`basis`): X (I - S Sᵀ)."""
+    return project_out(x.mT, basis).mT
+
+
+def orthonormalize(x: Tensor, away_from: Tensor | None = None) -> Tensor:
+    """Orthonormal columns for span(`x`), the first column along the first of `x` (QR with a positive diagonal).
+
+    Args:
+        x: n x p with p <= n and linearly independent columns.
+        away_from: A basis S, n x s, that the result must be orthogonal to; the columns of `x` should be already,
+            up to rounding. One more projection makes them so: errors left in would feed on themselves from task
+            to task.
+
+    Returns:
+        n x p. QR alone leaves the signs of the columns to the library; here they are those of `x`.
+    """
+    if away_from is not None:
+        x = project_out(x, away_from)
+    q, r = torch.linalg.qr(x)
+    signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(x.dtype)
+    return q * signs
+
+
+def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tensor, Tensor]:
+    """Grow `basis` until it holds more than `energy` of the squared norm of `matrix`.
+
+        M̂ = M - S Sᵀ M                                    residual          (GPM eq. 8)
+        M̂ = U Σ Vᵀ                                        SVD
+        k = min { k : ‖SᵀM‖² + σ₁² + … + σₖ² > ε ‖M‖² }    energy rule       (GPM eq. 9)
+        S ← [ S, u₁ … uₖ ]
+
+    Args:
+        basis: Directions already protected, n x s. May have s = 0.
+        matrix: Summary of the finished task, one vector of R^n a column, n x p. For GORP Adam's first moment,
+            or a sketch of the gradients.
+        energy: ε, a fraction in [0, 1). Dimensionless.
+
+    Returns:
+        The new basis, n x (s + k) with s + k <= n, whose first s columns are those of `basis`; and the energies
+        σ₁² … σₖ² of the k new directions, in the units of ‖M‖².
+
+    Raises:
+        ValueError: If `energy` is outside [0, 1).
+
+    References:
+        Saha et al., *Gradient Projection Memory for Continual Learning*, arXiv:2103.09762.
+        Wang et al., *Continual Gradient Low-Rank Projection Fine-Tuning*, arXiv:2507.02503.
+    """
+    if not 0.0 <= energy < 1.0:
+        raise ValueError(f"energy is a fraction of the squared norm, in [0, 1); got {energy}")
+    matrix = matrix.to(basis.dtype)
+    residual = project_out(matrix, basis)
+    directions, sigma, _ = torch.linalg.svd(residual, full_matrices=False)
+    total, captured = matrix.square().sum(), (basis.mT @ matrix).square().sum()
+    enough = captured + sigma.square().cumsum(0) > energy * total
+    k = 0 if captured > energy * total else int((~enough).sum()) + 1
+    # Directions below rounding are noise, and there are never more than n in all.
+    above_rounding = sigma > torch.finfo(sigma.dtype).eps * max(matrix.shape) * total.sqrt()
+    k = min(k, int(above_rounding.sum()), basis.shape[0] - basis.shape[1])
+    # Columns of U are orthogonal to S only up to rounding; orthonormalize projects a second time.
+    added = orthonormalize(directions[:, :k], away_from=basis)
+    return torch.cat([basis, added], dim=1), sigma[:k].square()
+
+
+def orthonormality_error(basis: Tensor) -> float:
+    """Largest entry of |SᵀS - I|. Zero for a perfect basis, and for an empty one."""
+    if basis.shape[1] == 0:
+        return 0.0
+    gram = basis.mT @ basis
+    return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max().item()
+
+
+def principal_angles(a: Tensor, b: Tensor) -> Tensor:
+    """Angles between two subspaces in radians, ascending, min(s_a, s_b) of them. Björck and Golub 1973.
+
+    Args:
+        a: Orthonormal columns, n x s_a.
+        b: Orthonormal columns, n x s_b.
+    """
+    return torch.linalg.svdvals(a.mT @ b).clamp(max=1.0).arccos()
+
+
+def leak(change: Tensor, basis: Tensor) -> float:
+    """The share of a weight's change that acts on protected inputs: ‖ΔW S‖ / ‖ΔW‖, Frobenius, in [0, 1].
+
+    Args:
+        change: ΔW, m x n.
+        basis: S, n x s.
+    """
+    size = change.norm().item()
+    return (change @ basis.to(change.dtype)).norm().item() / size if size > 0 else 0.0

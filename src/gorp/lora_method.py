@@ -1,0 +1,81 @@
+"""What the methods that train LoRA pairs and nothing else have in common: two bases, fresh pairs or one pair."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
+from gorp.delta import WeightDelta
+from gorp.method import Method, MethodConfig, TaskContext, prefixed, without_prefix
+from gorp.targets import resolve
+
+
+class LoraMethod(Method):
+    """A fresh LoRA pair for every task, folded at its end: W₀ x + Σᵢ s Bᵢ Aᵢ x, only the last pair trainable."""
+
+    uses_lora = True
+
+    def __init__(self, config: MethodConfig | None = None, lora: LoraSettings | None = None) -> None:
+        super().__init__(config)
+        self.lora = lora or LoraSettings()
+        self.pairs: dict[str, LoraPair] = {}
+        """The trainable pair of each weight, while a task runs."""
+
+    @override
+    def setup(self, model: nn.Module) -> None:
+        super().setup(model)
+        self.layers: list[str] = resolve(model, self.lora.target_modules, role="lora")
+
+    @override
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        super().begin_task(model, task)
+        self.pairs = add_lora(model, self.layers, self.lora)
+
+    @override
+    def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
+        for name, pair in self.pairs.items():
+            self.deltas.setdefault(name, WeightDelta(self.weights.base(name).shape)).add(pair.delta())
+        self._finish(model)
+
+    def _finish(self, model: nn.Module) -> None:
+        remove_lora(model)
+        self.pairs = {}
+        self.weights.load(self.deltas)
+
+
+class SharedLoraMethod(LoraMethod):
+    """One LoRA pair for all tasks: W₀ x + s B A x, the same A and B from the first task to the last."""
+
+    def __init__(self, config: MethodConfig | None = None, lora: LoraSettings | None = None) -> None:
+        super().__init__(config, lora)
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+        """A and B as the last task left them, by weight."""
+
+    @override
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        super().begin_task(model, task)
+        self.weights.load({})  # the pair itself holds what earlier tasks added
+        for name, factors in self.factors.items():
+            self.pairs[name].load(*factors)
+
+    @override
+    def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
+        for name, pair in self.pairs.items():
+            self.weights.base(name)
+            self.deltas[name] = pair.delta()
+            self.factors[name] = (pair.down.detach().cpu().clone(), pair.up.detach().cpu().clone())
+        self._finish(model)
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        downs = {name: down for name, (down, _) in self.factors.items()}
+        ups = {name: up for name, (_, up) in self.factors.items()}
+        return super().state_dict() | prefixed("down", downs) | prefixed("up", ups)
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        ups = without_prefix("up", state)
+        self.factors = {name: (down, ups[name]) for name, down in without_prefix("down", state).items()}

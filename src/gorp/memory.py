@@ -1,0 +1,116 @@
+"""What must not be forgotten: a basis of protected input directions per weight, each direction with its energy."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gorp.linalg import extend_basis, project_out_rows
+
+
+class SubspaceMemory:
+    """The shared gradient space S of every protected weight, by the weight's name in the base model.
+
+    A torch weight W is (out, in) and answers y = W x, so input directions are what keeps old answers: a change ΔW
+    with ΔW S = 0 leaves W x as it was for every x in span(S). The memory belongs to the sequence of tasks, not to
+    an optimizer: optimizers are new for each task, and `Optimizer.load_state_dict` would cast the bases to the
+    weight's dtype. Bases stay float32 whatever the model's dtype, because bfloat16 cannot hold orthonormal columns
+    (error 1e-3 after one cast).
+
+    **At the cap.** At most floor(budget · n) directions are kept for a weight of n inputs. Each direction carries
+    its energy: the sum over tasks of the fraction of that task's squared norm lying along it. When growth passes
+    the cap, the directions with the least energy make room, whichever task they came from.
+
+    Args:
+        energy: ε, the fraction of a task's squared norm that S must hold afterwards, in [0, 1).
+        budget: Largest share of a weight's input dimensions that may be protected, in (0, 1].
+    """
+
+    def __init__(self, *, energy: float, budget: float = 1.0) -> None:
+        if not 0.0 <= energy < 1.0:
+            raise ValueError(f"energy is a fraction of the squared norm, in [0, 1); got {energy}")
+        if not 0.0 < budget <= 1.0:
+            raise ValueError(f"budget is a fraction of a weight's input dimensions, in (0, 1]; got {budget}")
+        self.energy, self.budget = energy, budget
+        self._basis: dict[str, Tensor] = {}
+        self._energy: dict[str, Tensor] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._basis)
+
+    def __len__(self) -> int:
+        return len(self._basis)
+
+    def basis(self, name: str, like: Tensor) -> Tensor:
+        """S of `name`, n x s, on the device and in the dtype of `like` (whose last dimension is n); n x 0 if unknown.
+
+        Raises:
+            ValueError: If the memory holds directions of another dimension than n.
+        """
+        n = like.shape[-1]
+        if name not in self._basis:
+            return torch.zeros(n, 0, device=like.device, dtype=like.dtype)
+        self._check(name, n)
+        return self._basis[name].to(like.device, like.dtype)
+
+    def energies(self, name: str) -> Tensor:
+        """The energy of each direction of `name`, s numbers in the order of the columns; a sum of fractions."""
+        return self._energy[name]
+
+    def capacity(self, name: str) -> float:
+        """s / n: the share of the inputs of `name` that is protected; at 1 nothing new can be learned there."""
+        n, s = self._basis[name].shape
+        return s / n
+
+    def project_rows(self, name: str, x: Tensor) -> Tensor:
+        """`x` (p x n) without its component along the protected directions of `name`: X (I - S Sᵀ)."""
+        return project_out_rows(x, self.basis(name, x))
+
+    def extend(self, name: str, rows: Tensor) -> int:
+        """Protect the main directions of `rows`; return how many are held afterwards minus before.
+
+        Args:
+            name: The weight's name in the base model.
+            rows: Summary of the finished task, p x n: Adam's first moment, or a sketch of the gradient's rows.
+        """
+        matrix = rows.detach().to("cpu", torch.promote_types(rows.dtype, torch.float32)).mT
+        n = matrix.shape[0]
+        total = matrix.square().sum()
+        if name in self._basis:
+            self._check(name, n)
+        before = self._basis.get(name, matrix.new_zeros(n, 0))
+        held = self._energy.get(name, matrix.new_zeros(0))
+        if total == 0:
+            self._basis[name], self._energy[name] = before, held
+            return 0
+        basis, added = extend_basis(before, matrix, energy=self.energy)
+        held = held + (before.mT @ matrix).square().sum(dim=1) / total  # old directions gain what this task used
+        energies = torch.cat([held, added / total])
+        keep = self._strongest(energies, cap=max(1, int(self.budget * n)))
+        self._basis[name], self._energy[name] = basis[:, keep].contiguous(), energies[keep].contiguous()
+        return self._basis[name].shape[1] - before.shape[1]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`<name>` -> S and `<name>::energy` -> energies, float32 on the CPU."""
+        energies = {f"{name}::energy": value for name, value in self._energy.items()}
+        return dict(self._basis) | energies
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        self._basis = {name: value for name, value in state.items() if not name.endswith("::energy")}
+        self._energy = {name: state[f"{name}::energy"] for name in self._basis}
+
+    @staticmethod
+    def _strongest(energies: Tensor, cap: int) -> Tensor:
+        """Indices of the `cap` largest energies, in their old order."""
+        if len(energies) <= cap:
+            return torch.arange(len(energies))
+        return energies.argsort(descending=True, stable=True)[:cap].sort().values
+
+    def _check(self, name: str, n: int) -> None:
+        held = self._basis[name].shape[0]
+        if held != n:
+            raise ValueError(
+                f"{name}: the memory holds directions of R^{held}, but this weight has {n} inputs. "
+                "Was the memory made for another model, or for the output side of the weight?"
+            )

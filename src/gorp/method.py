@@ -1,0 +1,144 @@
+"""What a continual-learning method may decide, in the order it is asked.
+
+A method is one file in `gorp/methods`: a frozen config and a final subclass of `Method`. Override only what the
+method changes; the defaults train nothing and protect nothing. The engine is Hugging Face's Trainer, a new one for
+every task, and calls the seams from there (`gorp.training.trainer`).
+
+    setup           once, with the pristine base model: find the weights, refuse what cannot work
+    begin_task      make the weights, add adapters, freeze, take snapshots; may build structure, must not train
+    parameter_groups  what is trained, and at which learning rate
+    extra_loss      penalties, replay, distillation: a term that weighs the same however the batch is cut
+    edit_gradients  projections and masks: after the last micro-batch and the all-reduce, before clipping
+    after_step      correct the weights once they have moved: strict projection, proximal step, moving average
+    end_task        remember what must not be forgotten; fold what was learned into `deltas`
+    serving         the model as it answers questions
+    state_dict, load_state_dict   everything carried from task to task, and what a resumed task needs
+
+**Rule for resuming.** On resume the method is loaded as it was when the task began, `begin_task` is called again, and
+only then the state of the checkpoint is loaded. State is tensors, so that it fits into safetensors.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
+from gorp.weights import BaseWeights
+
+
+Batch = dict[str, Tensor]
+"""`input_ids`, `attention_mask` and `labels`, on the model's device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """A method without options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskContext:
+    """What a method may know of the task at hand."""
+
+    name: str
+    index: int
+    """Counted from 1."""
+    seed: int
+    num_steps: int
+    """Optimizer steps this task will take."""
+    batches: Callable[[int, int | None], Iterator[Batch]]
+    """`batches(batch_size, limit)`: the task's training rows in order, at most `limit` of them."""
+
+
+class Method:
+    """The base of every method; see the module for when each seam is called."""
+
+    name: ClassVar[str] = ""
+    """What the command line and the tables call it."""
+    title: ClassVar[str] = ""
+    """One line for `gorp methods`."""
+    paper: ClassVar[str] = ""
+    """Where it comes from."""
+    keeps: ClassVar[str] = "nothing"
+    """What it carries between tasks besides the weights, and how that grows."""
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    uses_lora: ClassVar[bool] = False
+    """Whether the `lora:` block of a configuration means anything to it."""
+    joint: ClassVar[bool] = False
+    """Whether it trains once on the union of all tasks."""
+
+    def __init__(self, config: MethodConfig | None = None) -> None:
+        self.config: Any = config or self.Config()
+        self.deltas: dict[str, WeightDelta] = {}
+        """What all finished tasks added to each touched weight."""
+        self.step: int = 0
+        """Optimizer steps finished in this task."""
+
+    def setup(self, model: nn.Module) -> None:
+        """Get to know the base model, once, before anything is changed."""
+        self.weights: BaseWeights = BaseWeights(model)
+
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        """Prepare the model. Default: all tasks' deltas in the weights, nothing trainable."""
+        self.step = 0
+        self.weights.load(self.deltas)
+        model.requires_grad_(False)
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        """Optimizer groups; a group without its own `lr` gets `learning_rate`. Default: all that is trainable."""
+        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+
+    def extra_loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """A scalar to add to the task's mean loss, or None. Weighed once a step, whatever the accumulation."""
+        return None
+
+    def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Change `.grad` in place."""
+
+    def after_step(self, model: nn.Module) -> None:
+        """Correct the weights. Overrides call this one first: it counts the steps."""
+        self.step += 1
+
+    def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
+        """Fold what was learned into `deltas`, remove adapters, grow what protects."""
+
+    @contextmanager
+    def serving(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model that answers questions between two tasks: round(W₀ + delta)."""
+        self.weights.load(self.deltas)
+        yield model
+
+    def memory_tensors(self) -> dict[str, Tensor]:
+        """The contents of `memory.safetensors`: per protected weight S, float32, n x s."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What a run reports beside its scores, in JSON: leak, capacity, and what is kept."""
+        return {"footprint_bytes": footprint(self.state_dict())}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything carried from task to task, as flat tensors."""
+        return {"step": torch.tensor(self.step), **prefixed("delta", pack_deltas(self.deltas))}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`. Overrides call this one first."""
+        self.step = int(state["step"])
+        self.deltas = unpack_deltas(without_prefix("delta", state))
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`prefix/key` -> tensor."""
+    return {f"{prefix}/{key}": tensor for key, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those under `prefix/`, with their plain keys."""
+    return {key.removeprefix(f"{prefix}/"): value for key, value in tensors.items() if key.startswith(f"{prefix}/")}
+
+
+def footprint(state: Mapping[str, Tensor]) -> int:
+    """Bytes that a method carries from task to task."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

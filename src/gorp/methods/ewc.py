@@ -1,0 +1,94 @@
+"""Elastic Weight Consolidation, online. Kirkpatrick et al. 2017, arXiv:1612.00796; Schwarz et al. 2018, 1805.06370.
+
+    L(θ) = L_task(θ) + λ/2 Σᵢ Fᵢ (θᵢ - θ*ᵢ)²                                                    (eq. 3)
+    Fᵢ   = E_x [ (∂ log p(y | x) / ∂θᵢ)² ]  at θ*, one example at a time, after the task
+    F    ← γ F + F_t                                                                            (online EWC, eq. 9)
+
+θ are the factors A and B of one LoRA adapter shared by all tasks. Each task's F is scaled to mean 1, so that λ means
+the same for every model, length of answer and task.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from gorp.adapters import LoraSettings
+from gorp.lora_method import SharedLoraMethod
+from gorp.method import Batch, MethodConfig, TaskContext, prefixed, without_prefix
+
+
+@dataclass(frozen=True, kw_only=True)
+class EwcConfig(MethodConfig):
+    """Options of EWC."""
+
+    strength: float = 100.0
+    """λ, for a Fisher information of mean 1."""
+    decay: float = 1.0
+    """γ: how much of the earlier tasks' Fisher information is kept, in [0, 1]."""
+    fisher_examples: int = 200
+    """Training examples that the Fisher information is estimated from."""
+
+
+@final
+class Ewc(SharedLoraMethod):
+    """A quadratic pull towards the last task's solution, strongest where the old tasks' likelihood is steep."""
+
+    name = "ewc"
+    title = "one LoRA adapter, held by an online Fisher penalty"
+    paper = "Kirkpatrick et al. 2017, arXiv:1612.00796"
+    keeps = "F and θ*, twice the adapter: constant"
+    Config = EwcConfig
+
+    def __init__(self, config: EwcConfig | None = None, lora: LoraSettings | None = None) -> None:
+        super().__init__(config, lora)
+        self.fisher: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+
+    @override
+    def extra_loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        if not self.fisher:
+            return None
+        terms = [
+            (self.fisher[key].to(p.device) * (p - self.anchor[key].to(p.device)).square()).sum()
+            for key, p in self._parameters().items()
+        ]
+        return 0.5 * self.config.strength * torch.stack(terms).sum()
+
+    @override
+    def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
+        parameters = self._parameters()
+        new = {key: torch.zeros_like(p) for key, p in parameters.items()}
+        training = model.training
+        model.eval()
+        for example in task.batches(1, self.config.fisher_examples):
+            model.zero_grad()
+            num_tokens = (example["labels"] != -100).sum()
+            (model(**example).loss * num_tokens).backward()  # -log p(y | x): the loss is a mean over answer tokens
+            for key, p in parameters.items():
+                new[key] += p.grad.square() if p.grad is not None else 0.0
+        model.zero_grad()
+        model.train(training)
+        mean = sum(f.sum() for f in new.values()) / sum(f.numel() for f in new.values())
+        for key, f in new.items():
+            old = self.fisher.get(key, torch.zeros_like(f).cpu())
+            self.fisher[key] = self.config.decay * old + (f / mean.clamp(min=1e-30)).cpu()
+        self.anchor = {key: p.detach().cpu().clone() for key, p in parameters.items()}
+        super().end_task(model, optimizer, task)
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | prefixed("fisher", self.fisher) | prefixed("anchor", self.anchor)
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.fisher, self.anchor = without_prefix("fisher", state), without_prefix("anchor", state)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        downs = {f"{name}::a": pair.down for name, pair in self.pairs.items()}
+        return downs | {f"{name}::b": pair.up for name, pair in self.pairs.items()}

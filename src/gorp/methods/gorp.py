@@ -1,0 +1,311 @@
+"""GORP: continual gradient low-rank projection. Wang et al. 2025, arXiv:2507.02503.
+
+Two branches train different weights, or the same ones:
+
+    LoRA        W x + s B A x              A's gradient is kept away from the shared space S
+    full rank   W x + U C Vᵀ x             C, k x k, in the gradient's own frame, refreshed every T steps
+
+and S grows at the end of each task from what the task's gradients were. `strict` mode turns the equations into a
+guarantee: the change ΔW of any later task satisfies ‖ΔW S‖ <= 1e-5 ‖ΔW‖ in float32, so W x stays what it was for every
+x in span(S), whatever the optimizer. `paper` mode is literal. `docs/equations.md` maps every equation to its line.
+"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
+from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
+from gorp.errors import ConfigError
+from gorp.frame import Frame, Pairs, gradient_rows, is_due, reduced_gradient, rotate_moments, sketched_frame
+from gorp.layers import GradientTap, LowRankUpdate, unwrap, wrap
+from gorp.linalg import project_out, project_out_rows
+from gorp.memory import SubspaceMemory
+from gorp.method import Method, TaskContext, prefixed, without_prefix
+from gorp.methods.gorp_config import GorpConfig
+from gorp.sketch import FrequentDirections
+from gorp.targets import resolve
+
+
+@final
+class Gorp(Method):
+    """Gradient low-rank projection, in `strict` or `paper` mode."""
+
+    name = "gorp"
+    title = "LoRA and full matrices in the complement of a shared gradient space"
+    paper = "Wang et al. 2025, arXiv:2507.02503"
+    keeps = "a basis S per weight, at most budget·n x n floats: constant once the budget is reached"
+    Config = GorpConfig
+    uses_lora = True
+
+    def __init__(self, config: GorpConfig | None = None, lora: LoraSettings | None = None) -> None:
+        super().__init__((config or GorpConfig()).resolved())
+        self.lora = lora or LoraSettings()
+        self.memory = SubspaceMemory(energy=self.config.energy, budget=self.config.budget)
+        self.leak: dict[str, float] = {}
+        """‖ΔW S‖ / ‖ΔW‖ of the last finished task, for each weight that was protected in it."""
+        self._shared: dict[str, tuple[Tensor, Tensor]] = {}  # A and B of the one pair, `adapter: shared`
+        self._folded: dict[str, WeightDelta] = {}  # what the working weights hold besides W₀ when a task starts
+        self._cores: dict[str, LowRankUpdate] = {}
+
+    @override
+    def setup(self, model: nn.Module) -> None:
+        super().setup(model)
+        self._lora_layers = resolve(model, self.lora.target_modules, role="lora")
+        self._full_layers = resolve(model, self.config.full_modules, role="full")
+        if not self._lora_layers and not self._full_layers:
+            raise ConfigError("gorp has nothing to train: both lora.target_modules and method.full_modules are `none`.")
+
+    @override
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        super().begin_task(model, task)
+        self._seed, self._task = task.seed, task.index
+        self.weights.load(self._folded)
+        self._pairs: dict[str, LoraPair] = {}
+        if self._lora_layers:
+            self._pairs = add_lora(model, self._lora_layers, self.lora)
+        for name, pair in self._pairs.items():
+            self._place(name, pair)
+        cores = wrap(model, self._full_layers, rank=self.config.rank)
+        self._cores = {f"{name}.weight": layer for name, layer in cores.items()}
+        for name in self._cores:
+            self.weights.base(name)
+        self._changes = {name: WeightDelta(self.weights.parameter(name).shape) for name in self._cores}
+        watched = list(self._cores)
+        if self.config.memory_source == "sketch":
+            watched += [name for name in self._pairs if name not in self._cores]
+        self._taps = {name: GradientTap(model.get_submodule(name.removesuffix(".weight"))) for name in watched}
+        self._sketches = {name: self._new_sketch(name) for name in watched}
+        self._open_taps()
+
+    @override
+    def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        factors = [p for pair in self._pairs.values() for p in (pair.down, pair.up)]
+        cores = [layer.core for layer in self._cores.values()]
+        core_rate = (self.config.core_learning_rate or learning_rate) * self.config.scale  # η α
+        groups = [{"params": factors}, {"params": cores, "lr": core_rate, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    @override
+    def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.step == 1 and self.config.memory_source == "moment":
+            self._moment(optimizer, next(p for g in optimizer.param_groups for p in g["params"]))  # refuse early
+        for name, tap in self._taps.items():
+            pairs = tap.take()
+            if pairs:
+                self._refresh(name, pairs, optimizer)
+        for name, pair in self._pairs.items():
+            if pair.down.grad is not None:
+                pair.down.grad.copy_(self._project_factor(name, pair.down.grad))
+        if self.config.mode == "paper":
+            for name, layer in self._cores.items():
+                if layer.core.grad is not None:
+                    basis = self.memory.basis(f"{name}::core", layer.core)
+                    layer.core.grad.copy_(project_out(layer.core.grad, basis))  # P = G' - S Sᵀ G'
+
+    @override
+    def after_step(self, model: nn.Module) -> None:
+        super().after_step(model)
+        if self.config.projection == "both":
+            for name, pair in self._pairs.items():
+                pair.down.data = self._project_factor(name, pair.down.data)  # A ← A (I - S Sᵀ)
+        self._open_taps()
+
+    @override
+    def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
+        for name, layer in self._cores.items():
+            self._changes[name].append(*layer.fold())
+        for name, pair in self._pairs.items():
+            change = self._changes.setdefault(name, WeightDelta(self.weights.parameter(name).shape))
+            change.add(pair.delta())
+            if name in self._shared:  # one pair for all tasks: this task's change is what it moved
+                down, up = self._shared[name]
+                change.append(-pair.scale * up.to(pair.up), down.to(pair.down).mT)
+        self.leak = {name: self._leak(name, change) for name, change in self._changes.items() if name in self.memory}
+        self._remember(optimizer)
+        self._keep()
+        for tap in self._taps.values():
+            tap.remove()
+        unwrap(model)
+        remove_lora(model)
+        self._pairs, self._cores, self._taps, self._sketches, self._changes = {}, {}, {}, {}, {}
+        self.weights.load(self.deltas)
+
+    @override
+    def memory_tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.memory.state_dict().items() if not name.endswith("::energy")}
+
+    @override
+    def facts(self) -> dict[str, Any]:
+        capacities = [self.memory.capacity(name) for name in self.memory]
+        mean = sum(capacities) / len(capacities) if capacities else 0.0
+        return super().facts() | {
+            "mode": self.config.mode,
+            "leak": max(self.leak.values(), default=0.0),
+            "capacity_mean": mean,
+            "capacity_max": max(capacities, default=0.0),
+        }
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        shared = {f"{name}::{i}": x for name, pair in self._shared.items() for i, x in zip("ab", pair, strict=True)}
+        state = super().state_dict() | prefixed("memory", self.memory.state_dict()) | prefixed("shared", shared)
+        if self.config.adapter == "shared":
+            state |= prefixed("folded", pack_deltas(self._folded))
+        for name, layer in self._cores.items():  # from here on: only in the middle of a task
+            state |= {f"frame/{name}::left": layer.left, f"frame/{name}::right": layer.right}
+        if self._cores:
+            state |= prefixed("change", pack_deltas(self._changes))
+            state |= {f"sketch/{name}": sketch.rows for name, sketch in self._sketches.items()}
+        return state
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.memory.load_state_dict(without_prefix("memory", state))
+        shared = without_prefix("shared", state)
+        names = [key.removesuffix("::a") for key in shared if key.endswith("::a")]
+        self._shared = {name: (shared[f"{name}::a"], shared[f"{name}::b"]) for name in names}
+        fresh = self.config.adapter == "fresh"
+        self._folded = self.deltas if fresh else unpack_deltas(without_prefix("folded", state))
+        for name, rows in without_prefix("sketch", state).items():
+            self._sketches[name].load(rows)
+        changes = unpack_deltas(without_prefix("change", state))
+        for name, layer in self._cores.items():
+            layer.left.copy_(state[f"frame/{name}::left"])
+            layer.right.copy_(state[f"frame/{name}::right"])
+            self._changes[name] = changes[name]
+            self._rebuild(name)
+        if self._cores or state["step"] > 0:
+            self._open_taps()
+
+    def _place(self, name: str, pair: LoraPair) -> None:
+        """Put A where it may be: the shared pair where it stopped, a fresh one into the complement of S."""
+        if name in self._shared:
+            pair.load(*self._shared[name])
+        elif self.config.projection == "both":
+            size = pair.down.data.norm(dim=1, keepdim=True)
+            inside = self.memory.project_rows(name, pair.down.data)
+            pair.down.data = inside * (size / inside.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+    def _project_factor(self, name: str, rows: Tensor) -> Tensor:
+        """G_A - G_A S Sᵀ in the input coordinates of A; or S on the side of its r rows."""
+        if self.config.adapter_side == "rank":
+            return project_out(rows, self.memory.basis(f"{name}::rank", rows.mT))
+        return self.memory.project_rows(name, rows)
+
+    @torch.no_grad()
+    def _refresh(self, name: str, pairs: Pairs, optimizer: torch.optim.Optimizer) -> None:
+        """At a layer's turn: feed the sketch; fold C; take a new frame; give C its gradient there."""
+        generator = self._generator(name)
+        if self.config.memory_source == "sketch":
+            count = self.config.rank + self.config.oversampling
+            self._sketches[name].insert(gradient_rows(pairs, count=count, generator=generator))
+        if name not in self._cores:
+            return
+        layer, config = self._cores[name], self.config
+        strict = config.mode == "strict"
+        basis = self.memory.basis(name, layer.right.mT) if strict else layer.right.new_zeros(layer.right.shape[0], 0)
+        new = sketched_frame(
+            pairs,
+            basis,
+            rank=config.rank,
+            oversampling=config.oversampling,
+            power_steps=config.power_steps,
+            generator=generator,
+        )
+        if new is None:  # a gradient that is not finite has no frame: the old one stays
+            return
+        old = Frame(left=layer.left.clone(), right=layer.right.clone())
+        self._changes[name].append(*layer.fold(new))
+        self._rebuild(name)
+        assert layer.core.grad is not None
+        layer.core.grad.copy_(reduced_gradient(pairs, new))  # G' = Uᵀ G V
+        state = optimizer.state.get(layer.core, {})
+        if config.moments == "rotate":
+            rotate_moments(state, old, new)
+        elif config.moments == "reset":
+            for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"):
+                if torch.is_tensor(state.get(key)):
+                    state[key].zero_()
+
+    def _rebuild(self, name: str) -> None:
+        """Make the working weight round(W₀ + what earlier tasks added + what this task folded)."""
+        earlier = [self._folded[name]] if name in self._folded else []
+        self.weights.set(name, [*earlier, self._changes[name]])
+
+    def _remember(self, optimizer: torch.optim.Optimizer) -> None:
+        """S grows by the energy rule, from the first moment or the sketch."""
+        for name in self._changes:
+            pair, layer = self._pairs.get(name), self._cores.get(name)
+            if self.config.mode == "paper" and layer is not None:  # S in the k x k coordinates, as published
+                self.memory.extend(f"{name}::core", self._moment(optimizer, layer.core).mT)
+            if self.config.mode == "paper" and pair is not None and self.config.adapter_side == "rank":
+                self.memory.extend(f"{name}::rank", self._moment(optimizer, pair.down).mT)
+            elif self.config.memory_source == "sketch":
+                if self.config.mode == "strict" or pair is not None:
+                    self.memory.extend(name, self._sketches[name].rows)
+            elif rows := self._moment_rows(optimizer, pair, layer):
+                self.memory.extend(name, torch.cat(rows))
+
+    def _moment_rows(
+        self, optimizer: torch.optim.Optimizer, pair: LoraPair | None, layer: LowRankUpdate | None
+    ) -> list[Tensor]:
+        """The first moments of a weight's branches as vectors of its input space, each branch of norm 1."""
+        rows = [] if pair is None else [self._moment(optimizer, pair.down)]
+        if layer is not None and self.config.mode == "strict":
+            rows.append(self._moment(optimizer, layer.core) @ layer.right.mT)  # rows of U m Vᵀ, up to the isometry U
+        return [r / r.norm().clamp(min=1e-30) for r in rows]
+
+    def _keep(self) -> None:
+        """Fold the task's changes into what the model serves with."""
+        shared = self.config.adapter == "shared"
+        for name, change in self._changes.items():
+            change.recompress(self.config.recompress)
+            self.deltas.setdefault(name, WeightDelta(change.shape)).add(change)
+        if not shared:
+            self._folded = self.deltas
+            return
+        pairs = {name: pair.delta() for name, pair in self._pairs.items()}
+        self._shared = {n: (p.down.detach().cpu().clone(), p.up.detach().cpu().clone()) for n, p in self._pairs.items()}
+        for name in self._cores:
+            folded = WeightDelta(self._changes[name].shape)
+            folded.add(self.deltas[name])
+            if name in pairs:
+                folded.append(-self._pairs[name].scale * self._pairs[name].up, self._pairs[name].down.mT)
+            self._folded[name] = folded
+
+    def _leak(self, name: str, change: WeightDelta) -> float:
+        basis = self.memory.basis(name, self.weights.parameter(name).detach().float())
+        size = change.dense().norm().item()
+        return (change.times(basis)).norm().item() / size if size > 0 else 0.0
+
+    def _moment(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
+        """Adam's first moment, or the momentum buffer of an optimizer that has only that."""
+        state = optimizer.state.get(parameter, {})
+        for key in ("exp_avg", "momentum_buffer"):
+            if torch.is_tensor(state.get(key)):
+                return state[key]
+        raise ConfigError(
+            f"method.memory_source is `moment`, but {type(optimizer).__name__} keeps no first moment. "
+            "Use an optimizer with momentum, or `memory_source: sketch`."
+        )
+
+    def _new_sketch(self, name: str) -> FrequentDirections:
+        n = self.weights.parameter(name).shape[1]
+        return FrequentDirections(min(self.config.sketch_size, n), n)
+
+    def _open_taps(self) -> None:
+        """Watch, in the coming step, the layers whose turn it is."""
+        for index, tap in enumerate(self._taps.values()):
+            offset = index if self.config.staggered else 0
+            tap.open = is_due(self.step + 1, every=self.config.refresh_every, offset=offset)
+
+    def _generator(self, name: str) -> torch.Generator:
+        """Randomness that depends on the place alone, so that a resumed run draws the same numbers."""
+        index = list(self._taps).index(name)
+        seed = ((self._seed * 1009 + self._task) * 100_003 + self.step) * 1009 + index
+        return torch.Generator().manual_seed(seed % 2**63)

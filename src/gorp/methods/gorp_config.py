@@ -1,0 +1,92 @@
+"""The options of GORP, and what each mode makes of those that are left open."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from gorp.errors import ConfigError
+from gorp.method import MethodConfig
+
+
+MODE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "strict": {
+        "projection": "both",
+        "adapter": "fresh",
+        "memory_source": "moment",
+        "moments": "rotate",
+        "staggered": True,
+        "budget": 0.5,
+    },
+    "paper": {
+        "projection": "gradient",
+        "adapter": "shared",
+        "memory_source": "moment",
+        "moments": "keep",
+        "staggered": False,
+        "budget": 1.0,
+    },
+}
+"""What `None` means in each mode. `docs/equations.md` gives the reason for every one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GorpConfig(MethodConfig):
+    """Options of GORP. A field whose default is None takes the mode's value from `MODE_DEFAULTS`."""
+
+    mode: Literal["strict", "paper"] = "strict"
+    """`strict`: the protected directions are exact whatever the optimizer does. `paper`: the published equations."""
+    full_modules: tuple[str, ...] | str = "auto"
+    """Layers whose full weight is trained through a core: "auto", "all-linear", "none", or patterns."""
+    rank: int = 8
+    """k: the core C is k x k. (Paper: 8.)"""
+    refresh_every: int = 10
+    """T: optimizer steps between two refreshes of a frame. (Paper: 10.)"""
+    core_learning_rate: float | None = None
+    """Learning rate of the cores; None is the learning rate of the adapters. (Paper, T5: 1e-5 beside 1e-3.)"""
+    scale: float = 1.0
+    """α in W ← W - η α U N Vᵀ. (Paper: not stated.)"""
+    energy: float = 0.97
+    """ε: fraction of a task's squared norm that the shared space holds afterwards, in [0, 1). (Paper: not stated.)"""
+    budget: float | None = None
+    """Largest share of a weight's inputs that may be protected, in (0, 1]."""
+    memory_source: Literal["moment", "sketch"] | None = None
+    """What of a task is remembered: Adam's first moment at its end (paper), or a sketch of all its gradients."""
+    sketch_size: int = 64
+    """Rows that the sketch keeps for a weight."""
+    projection: Literal["gradient", "both"] | None = None
+    """What is projected in the LoRA branch: A's gradient (paper), or A's gradient and A after the step."""
+    adapter: Literal["fresh", "shared"] | None = None
+    """A fresh LoRA pair for each task, folded at its end, or one pair for all tasks. (Paper: not stated.)"""
+    adapter_side: Literal["input", "rank"] = "input"
+    """Paper mode: coordinates of S for A, n input dimensions or r rows. (Paper: not stated; r leaves no room.)"""
+    moments: Literal["rotate", "keep", "reset"] | None = None
+    """Adam's moments of a core when its frame changes. (Paper: not stated; GaLore keeps them.)"""
+    staggered: bool | None = None
+    """Whether layers refresh their frames at different steps. (Paper: all together.)"""
+    oversampling: int = 8
+    """Extra columns of the sketched frame beyond k."""
+    power_steps: int = 1
+    """Power iterations of the sketched frame."""
+    recompress: float = 1e-7
+    """Relative error allowed when a finished task's factors are shortened; its row space never grows."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before anything is loaded."""
+        if self.mode not in MODE_DEFAULTS:
+            raise ConfigError(f"method.mode is `{self.mode}`; it must be `strict` or `paper`.")
+        for name, low, high in (("energy", 0.0, 1.0), ("budget", 0.0, 1.0)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high or (name == "energy" and value == 1.0):
+                raise ConfigError(f"method.{name} is {value}; it is a fraction, at least {low} and below {high}.")
+        for name in ("rank", "refresh_every", "sketch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"method.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.mode == "strict" and self.adapter == "shared":
+            raise ConfigError(
+                "method.adapter: shared is for paper mode: with one pair, B moves old inputs whatever A does. "
+                "Use `adapter: fresh`, or `mode: paper`."
+            )
+
+    def resolved(self) -> "GorpConfig":
+        """The same with every None that the mode decides filled in."""
+        open_fields = {f.name for f in fields(self) if getattr(self, f.name) is None}
+        return replace(self, **{k: v for k, v in MODE_DEFAULTS[self.mode].items() if k in open_fields})

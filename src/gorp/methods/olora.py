@@ -1,0 +1,71 @@
+"""O-LoRA: orthogonal subspace learning. Wang et al. 2023, arXiv:2310.14152.
+
+    L = L_task + λ Σ_{i<t} Σ_layers ‖Aᵢ Aₜᵀ‖²                                                   (eq. 7 and 8)
+
+A fresh pair for each task; the rows of its A are pushed to be orthogonal to those of every earlier A. Finished pairs
+are folded into the weights (the same function); their A rows are kept for the penalty. The released code takes the sum
+of absolute values instead of squares; `penalty: absolute` is that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from gorp.adapters import LoraSettings
+from gorp.lora_method import LoraMethod
+from gorp.method import Batch, MethodConfig, TaskContext, prefixed, without_prefix
+
+
+@dataclass(frozen=True, kw_only=True)
+class OLoraConfig(MethodConfig):
+    """Options of O-LoRA."""
+
+    strength: float = 0.5
+    """λ: weight of the overlap with earlier adapters. (Released code: 0.5.)"""
+    penalty: Literal["squared", "absolute"] = "squared"
+    """Squares of the entries of Aᵢ Aₜᵀ (the paper), or their absolute values (the released code)."""
+
+
+@final
+class OLora(LoraMethod):
+    """Soft orthogonality between the adapters of different tasks."""
+
+    name = "olora"
+    title = "a fresh LoRA pair per task, pushed orthogonal to the earlier ones"
+    paper = "Wang et al. 2023, arXiv:2310.14152"
+    keeps = "the A rows of every task: r x n a weight and task"
+    Config = OLoraConfig
+
+    def __init__(self, config: OLoraConfig | None = None, lora: LoraSettings | None = None) -> None:
+        super().__init__(config, lora)
+        self.rows: dict[str, Tensor] = {}
+        """All earlier A of each weight, one below the other: r·(t - 1) x n."""
+
+    @override
+    def extra_loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        if not self.rows:
+            return None
+        overlaps = [self.rows[name].to(pair.down.device) @ pair.down.mT for name, pair in self.pairs.items()]
+        square = self.config.penalty == "squared"
+        return self.config.strength * torch.stack([(o.square() if square else o.abs()).sum() for o in overlaps]).sum()
+
+    @override
+    def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
+        for name, pair in self.pairs.items():
+            finished = pair.down.detach().cpu().clone()
+            self.rows[name] = torch.cat([self.rows[name], finished]) if name in self.rows else finished
+        super().end_task(model, optimizer, task)
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | prefixed("rows", self.rows)
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.rows = without_prefix("rows", state)

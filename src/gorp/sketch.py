@@ -1,0 +1,50 @@
+"""Frequent Directions: the row space of a stream of rows, in constant memory."""
+
+import torch
+from torch import Tensor
+
+
+class FrequentDirections:
+    """A sketch B (at most 2ℓ x n) of all rows A seen so far, with Bᵀ B close to Aᵀ A.
+
+        when the buffer holds 2ℓ rows:   B = U Σ Vᵀ,   δ = σ²_{ℓ+1},   B ← √max(Σ² - δ, 0) Vᵀ
+
+    For every unit x,  0 <= ‖A x‖² - ‖B x‖² <= ‖A - A_j‖²_F / (ℓ - j)  for each j < ℓ, A_j the best rank-j
+    approximation of A.
+
+    Args:
+        size: ℓ, rows kept after a shrink. Memory is 2·ℓ·n floats, whatever the number of rows.
+        dimension: n.
+
+    References:
+        Ghashami, Liberty, Phillips and Woodruff, *Frequent Directions*, arXiv:1501.01711.
+    """
+
+    def __init__(self, size: int, dimension: int) -> None:
+        if size < 1:
+            raise ValueError(f"size is a number of rows, at least 1; got {size}")
+        self.size, self.dimension = size, dimension
+        self._rows = torch.zeros(0, dimension)
+
+    def insert(self, rows: Tensor) -> None:
+        """Feed `rows`, p x n. They are kept in float32 on the CPU."""
+        for part in rows.detach().float().cpu().split(self.size):
+            self._rows = torch.cat([self._rows, part])
+            if len(self._rows) >= 2 * self.size:
+                self._shrink()
+
+    @property
+    def rows(self) -> Tensor:
+        """B, at most 2ℓ x n, float32."""
+        return self._rows
+
+    def load(self, rows: Tensor) -> None:
+        """Go on from saved `rows`."""
+        self._rows = rows
+
+    def _shrink(self) -> None:
+        _, sigma, right_t = torch.linalg.svd(self._rows, full_matrices=False)
+        squared = sigma.square()
+        floor = squared[self.size] if len(squared) > self.size else torch.zeros(())
+        kept = (squared - floor).clamp(min=0).sqrt()[: self.size]
+        self._rows = kept[:, None] * right_t[: self.size]

@@ -1,0 +1,121 @@
+"""One task of a sequence: prepare the model, train with a new Trainer, let the method remember."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from gorp.data import Collator, Encoding, encode
+from gorp.method import Batch, Method, TaskContext
+from gorp.targets import Treatment, treatments
+from gorp.training.checkpoint import last_complete
+from gorp.training.settings import training_arguments
+from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What training one task cost and left."""
+
+    task: str
+    steps: int
+    seconds: float
+    """Wall-clock time of training and of the task boundary; of this process only, where the task was resumed."""
+    boundary_seconds: float
+    """The part spent at the task's end: folding, growing the memory, a Fisher pass."""
+    tokens: int
+    """Input tokens seen, padding included."""
+    resumed_at: int
+    """Optimizer step that training went on from; 0 for a fresh start."""
+    facts: Mapping[str, Any]
+    """What the method reports: leak, capacity, bytes kept."""
+
+
+def train_task(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    method: Method,
+    rows: Dataset,
+    *,
+    name: str,
+    index: int,
+    seed: int,
+    training: Mapping[str, Any],
+    encoding: Encoding,
+    folder: Path,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    on_ready: Callable[[list[Treatment]], None] | None = None,
+) -> TaskResult:
+    """Train `method` on one task, going on from the last complete checkpoint in `folder` if there is one.
+
+    The method must be as the previous task left it. Afterwards the model is plain again, with all tasks in its
+    weights, and the method holds the task's delta.
+
+    Args:
+        model: The base model, on its device, known to the method through `method.setup`.
+        rows: Columns `prompt` and `completion`.
+        index: Of the task in the sequence, from 1.
+        seed: Of the whole sequence; each task derives its own.
+        training: The `training:` block.
+        folder: For checkpoints.
+        on_ready: Told which weights are trained, before the first step.
+    """
+    encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+    arguments = training_arguments(
+        training, folder=folder, seed=seed * 1000 + index, encoder_decoder=encoder_decoder
+    )
+    encoded = encode(rows, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding)
+    collator = Collator(pad_token_id=tokenizer.pad_token_id)
+    steps_per_epoch = len(encoded) // max(1, arguments.train_batch_size * arguments.gradient_accumulation_steps)
+    context = TaskContext(
+        name=name,
+        index=index,
+        seed=seed,
+        num_steps=max(1, steps_per_epoch) * int(arguments.num_train_epochs),
+        batches=lambda size, limit: _batches(encoded, collator, size, limit, next(model.parameters()).device),
+    )
+    set_seed(arguments.seed)
+    method.begin_task(model, context)
+    if on_ready is not None:
+        on_ready(treatments(model))
+    trainer_class = ContinualSeq2SeqTrainer if encoder_decoder else ContinualTrainer
+    trainer = trainer_class(
+        model, arguments, method=method, task_name=name, train_dataset=encoded, data_collator=collator
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    checkpoint = last_complete(folder)
+    started = time.perf_counter()
+    output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    boundary = time.perf_counter()
+    optimizer = trainer.plain_optimizer
+    method.end_task(model, optimizer, context)
+    finished = time.perf_counter()
+    return TaskResult(
+        task=name,
+        steps=output.global_step,
+        seconds=finished - started,
+        boundary_seconds=finished - boundary,
+        tokens=int(trainer.state.num_input_tokens_seen),
+        resumed_at=0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+        facts=method.facts(),
+    )
+
+
+def _batches(
+    encoded: Dataset, collator: Collator, size: int, limit: int | None, device: torch.device
+) -> Iterator[Batch]:
+    """The first `limit` encoded rows, in order, on the model's device."""
+    count = len(encoded) if limit is None else min(limit, len(encoded))
+    for start in range(0, count, size):
+        rows = [encoded[i] for i in range(start, min(start + size, count))]
+        yield {key: value.to(device) for key, value in collator(rows).items()}

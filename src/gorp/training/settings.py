@@ -1,0 +1,68 @@
+"""From the `training:` block of a configuration to Hugging Face's TrainingArguments."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from gorp.errors import ConfigError, nearest
+
+
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 16,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 10,
+    "save_strategy": "steps",
+    "save_steps": 200,
+    "save_total_limit": 2,
+    "ddp_broadcast_buffers": False,
+    "report_to": "none",
+}
+"""Where they differ from Hugging Face's own. Constant learning rate and one epoch: the practice of the field. Two
+checkpoints, so that one is whole while the other is written. Frames are buffers, the same on every rank already."""
+
+OURS = ("output_dir", "seed", "data_seed", "remove_unused_columns", "load_best_model_at_end", "do_train")
+"""Set by gorp: paths by the workspace, seeds by `seed`."""
+
+
+def check_training_block(block: Mapping[str, Any]) -> None:
+    """Refuse keys that TrainingArguments does not have, or that gorp sets itself.
+
+    Raises:
+        ConfigError: With the nearest right key.
+    """
+    known = {f.name for f in fields(TrainingArguments)}
+    for key in block:
+        if key in OURS:
+            raise ConfigError(f"training.{key} is set by gorp itself. Remove it; seeds come from `seed:`.")
+        if key not in known:
+            raise ConfigError(f"training.{key} is not a field of transformers.TrainingArguments.{nearest(key, known)}")
+
+
+def training_arguments(
+    block: Mapping[str, Any], *, folder: Path, seed: int, encoder_decoder: bool
+) -> TrainingArguments:
+    """TrainingArguments for one task.
+
+    Args:
+        block: The `training:` block; Hugging Face's names.
+        folder: Where checkpoints go.
+        seed: Of this task: data order, dropout, fresh adapters.
+
+    Raises:
+        ConfigError: For unknown keys and values that Hugging Face refuses, bf16 on a device without it among them.
+    """
+    check_training_block(block)
+    options = DEFAULTS | dict(block)
+    if options.get("bf16") and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise ConfigError("training.bf16 is on, but this GPU has no bfloat16. Use fp16, or float32 (bf16: false).")
+    cls = Seq2SeqTrainingArguments if encoder_decoder else TrainingArguments
+    try:
+        return cls(**options, output_dir=str(folder), seed=seed, data_seed=seed, remove_unused_columns=False)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training: Hugging Face refuses these arguments: {error}") from error

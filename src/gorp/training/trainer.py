@@ -1,0 +1,102 @@
+"""A method's seams on Hugging Face's Trainer: one mixin, unforked, for encoder-decoder and decoder-only models.
+
+    compute_loss    + extra_loss, weighed once a step however the batch is cut
+    training_step   after the last micro-batch: edit_gradients, so that clipping sees the edited gradients
+    optimizer       the class the Trainer's arguments ask for, on the method's groups; after each step: after_step
+    checkpoints     the trainable weights and the method's state, in safetensors, marked complete when they are
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer, Trainer
+from typing_extensions import override
+
+from gorp.errors import ConfigError, TrainingError
+from gorp.method import Method
+from gorp.training.checkpoint import load_checkpoint, mark_complete, save_checkpoint
+
+
+class ContinualTrainerMixin(Trainer):
+    """Give it `method=` and `task_name=`; everything else is Trainer's."""
+
+    def __init__(self, *args: Any, method: Method, task_name: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method, self.task_name = method, task_name
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ConfigError(
+                "gorp trains whole matrices; DeepSpeed and FSDP hand the optimizer flattened or sharded ones. "
+                "Run with plain data parallelism (torchrun), or on one device."
+            )
+
+    @override
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        extra = self.method.extra_loss(self.model, inputs) if model.training else None
+        if extra is not None:
+            # Where the Trainer has divided by the tokens of the whole step already, it will not divide by the
+            # number of micro-batches any more: so we do.
+            scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            loss = loss + (extra / self.current_gradient_accumulation_steps if scaled else extra)
+        return (loss, outputs) if return_outputs else loss
+
+    @override
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} of task `{self.task_name}`. Nothing "
+                "after the last checkpoint was kept. Try a lower learning rate, or look at the rows of this step."
+            )
+        if self.accelerator.sync_gradients:
+            self.method.edit_gradients(self.model, self.plain_optimizer)
+        return loss
+
+    @override
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(optimizer_class, type):
+                raise ConfigError(
+                    f"training.optim: `{self.args.optim}` chooses its own parameters and cannot train a method's groups. "
+                    "Use a plain optimizer such as adamw_torch, sgd or adafactor."
+                )
+            options = {"weight_decay": self.args.weight_decay, **options}
+            self.optimizer = optimizer_class(self.method.parameter_groups(self.model, options["lr"]), **options)
+            self.optimizer.register_step_post_hook(lambda *_: self._after_step())
+        return self.optimizer
+
+    @property
+    def plain_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without Accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _after_step(self) -> None:
+        with torch.no_grad():
+            self.method.after_step(self.model)
+
+    @override
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        save_checkpoint(Path(output_dir or self.args.output_dir or "."), self.model, self.method)
+
+    @override
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+    @override
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_checkpoint(Path(resume_from_checkpoint), self.model, self.method)
+
+
+class ContinualTrainer(ContinualTrainerMixin, Trainer):
+    """For decoder-only models."""
+
+
+class ContinualSeq2SeqTrainer(ContinualTrainerMixin, Seq2SeqTrainer):
+    """For encoder-decoder models."""

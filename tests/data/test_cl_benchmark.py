@@ -1,0 +1,145 @@
+"""Both folder layouts give the same task, with the published prompt to the letter."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gorp.data.cl_benchmark import INSTRUCTIONS, load_cl_benchmark, official_prompt
+from gorp.data.orders import ORDERS
+from gorp.data.readers import TaskSpec, load_task
+from gorp.errors import ConfigError, DataError
+
+
+LABELS = ["neutral", "entailment"]
+TRAIN = [{"sentence": f"sentence 1: a\nsentence 2: {i}", "label": LABELS[i % 2]} for i in range(20)]
+TEST = [{"sentence": f"sentence 1: b\nsentence 2: {i}", "label": (*LABELS, "-")[i % 3]} for i in range(6)]
+REAL = Path(os.environ["GORP_DATA"], "cl15") if "GORP_DATA" in os.environ else None
+needs_data = pytest.mark.skipif(REAL is None, reason="the environment variable GORP_DATA names no data folder")
+
+
+def public(root: Path, *, train=TRAIN, test=TEST, dev=TEST, category="NLI") -> Path:
+    folder = root / category / "MNLI"
+    folder.mkdir(parents=True)
+    for part, rows in (("train", train), ("test", test), ("dev", dev)):
+        (folder / f"{part}.json").write_text(json.dumps(rows), encoding="utf-8")
+    (folder / "labels.json").write_text(json.dumps(LABELS), encoding="utf-8")
+    return root
+
+
+def flat(root: Path) -> Path:
+    folder = root / "MNLI"
+    folder.mkdir(parents=True)
+    for part, rows in (("train", TRAIN), ("test", TEST)):
+        lines = "".join(json.dumps(row | {"src": "x"}) + "\n" for row in rows)
+        (folder / f"{part}.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "labels.json").write_text(json.dumps(LABELS), encoding="utf-8")
+    card = {"category": "NLI", "dataset": "MNLI", "status": "made up"}
+    (folder / "task.json").write_text(json.dumps(card), encoding="utf-8")
+    return root
+
+
+def test_the_prompt_by_hand():
+    prompt = official_prompt("S", category="TC", dataset="agnews", labels=("World", "Sports"), task_name_in_prompt=True)
+    assert prompt == (
+        "Task:TC\nDataset:agnews\nWhat is the topic of the following paragraph? Choose one from the option.\n"
+        "Option: World, Sports \nS\nAnswer:"
+    )
+    assert official_prompt("S", category="COPA", dataset="COPA", labels=("A", "B")) == "S\nAnswer:"
+
+
+def test_both_layouts_hold_the_same_task(tmp_path):
+    first = load_cl_benchmark(public(tmp_path / "public"), "MNLI", dev_rows=4)
+    second = load_cl_benchmark(flat(tmp_path / "flat"), "MNLI", dev_rows=4)
+    assert first.fingerprint() == second.fingerprint()
+    assert (first.name, first.labels, len(first.train), len(first.dev), len(first.eval)) == (
+        *("MNLI", tuple(LABELS)),
+        *(16, 4, 6),
+    )
+    assert second.eval[0]["prompt"].endswith("Option: neutral, entailment \nsentence 1: b\nsentence 2: 0\nAnswer:")
+    assert first.notes == (
+        "2 of 6 eval rows have no agreed label (`-`) and are never right",
+        "the dev file repeats the test rows and is not used; dev is cut from train",
+    )
+    assert second.notes[0] == "status of the rows: made up"
+
+
+def test_rows_under_instances(tmp_path):
+    plain = load_cl_benchmark(public(tmp_path / "a"), "MNLI")
+    wrapped = load_cl_benchmark(public(tmp_path / "b", train={"Instances": TRAIN}), "MNLI")
+    assert wrapped.fingerprint() == plain.fingerprint()
+
+
+def test_a_limited_eval_has_no_rows_without_label(tmp_path):
+    task = load_cl_benchmark(flat(tmp_path), "MNLI", limit_eval=4)
+    assert sorted(task.eval["completion"]) == ["entailment"] * 2 + ["neutral"] * 2
+
+
+def test_a_spec_may_name_the_data_set_or_the_root(tmp_path):
+    root = flat(tmp_path)
+    by_folder = load_task(TaskSpec(name="october", train=str(root / "MNLI"), task_name_in_prompt=True))
+    by_root = load_task(TaskSpec(name="MNLI", train=str(root), format="cl_benchmark", task_name_in_prompt=True))
+    assert by_folder.fingerprint() == by_root.fingerprint()
+    assert (by_folder.name, by_root.name) == ("october", "MNLI")
+    assert by_folder.train[0]["prompt"].startswith("Task:NLI\nDataset:MNLI\nWhat is the logical")
+    with pytest.raises(ConfigError, match="`template` has no meaning"):
+        load_task(TaskSpec(name="t", train=str(root / "MNLI"), template="{text}"))
+
+
+def test_what_is_missing_or_wrong_is_named(tmp_path):
+    root = public(tmp_path / "good")
+    with pytest.raises(DataError, match=r"no data set `MNIL` .*found: MNLI\. Did you mean `MNLI`\?"):
+        load_cl_benchmark(root, "MNIL")
+    with pytest.raises(DataError, match="no such folder"):
+        load_cl_benchmark(tmp_path / "none", "MNLI")
+    with pytest.raises(DataError, match=r"no official prompt for the category `NIL`.*Did you mean `NLI`"):
+        load_cl_benchmark(public(tmp_path / "category", category="NIL"), "MNLI")
+    stray = [*TRAIN, {"sentence": "x", "label": "-"}]
+    with pytest.raises(DataError, match=r"train\.json, item 21: label `-` is not one of the task's labels: neutral, "):
+        load_cl_benchmark(public(tmp_path / "stray", train=stray), "MNLI")
+    (root / "NLI" / "MNLI" / "test.json").unlink()
+    with pytest.raises(DataError, match=r"neither test\.jsonl nor test\.json"):
+        load_cl_benchmark(root, "MNLI")
+    (root / "NLI" / "MNLI" / "labels.json").write_text('{"a": 1}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"labels\.json: holds a dict; wanted a list"):
+        load_cl_benchmark(root, "MNLI")
+
+
+def test_the_orders_are_permutations():
+    assert list(ORDERS) == [f"order{i}" for i in range(1, 7)]
+    for name, tasks in ORDERS.items():
+        group = ORDERS["order1"] if name <= "order3" else ORDERS["order4"]
+        assert sorted(tasks) == sorted(group)
+        assert len(set(tasks)) == (4 if name <= "order3" else 15)
+    assert len(set(ORDERS.values())) == 6
+
+
+@needs_data
+def test_the_orders_are_the_published_ones():
+    published = json.loads((REAL / "orders.json").read_text(encoding="utf-8"))
+    assert {name: list(tasks) for name, tasks in ORDERS.items()} == published
+
+
+@needs_data
+def test_the_instructions_are_the_published_ones():
+    published = json.loads((REAL / "instruction_config.json").read_text(encoding="utf-8"))
+    assert {name: [entry["instruction"] for entry in entries] for name, entries in published.items()} == {
+        name: [instruction] for name, instruction in INSTRUCTIONS.items() if name != "COPA"
+    }
+
+
+@needs_data
+@pytest.mark.parametrize("dataset", ORDERS["order4"])
+def test_real_tasks_have_the_published_prompt_and_size(dataset):
+    card = json.loads((REAL / dataset / "task.json").read_text(encoding="utf-8"))
+    with open(REAL / dataset / "test.jsonl", encoding="utf-8") as file:
+        first = json.loads(file.readline())
+    for named, key in ((False, "prompt_template"), (True, "prompt_template_with_prefix")):
+        task = load_cl_benchmark(REAL, dataset, task_name_in_prompt=named)
+        assert task.eval[0] == {
+            "prompt": card[key].replace("{sentence}", first["sentence"]),
+            "completion": first["label"],
+        }
+        assert list(task.labels) == card["labels"]
+        assert (len(task.train) + len(task.dev), len(task.eval)) == (card["rows"]["train"], card["rows"]["test"])

@@ -1,0 +1,94 @@
+"""What a task may be called and hold, and what its notes say."""
+
+import pytest
+from datasets import Dataset
+
+from gorp.data.task import Task, build_task, check_names
+from gorp.errors import ConfigError, DataError
+
+
+def table(*rows: tuple[str, str]) -> Dataset:
+    return Dataset.from_dict({"prompt": [prompt for prompt, _ in rows], "completion": [answer for _, answer in rows]})
+
+
+def numbered(rows: int, start: int = 0) -> Dataset:
+    return table(*((f"input {i}", "ab"[i % 2]) for i in range(start, start + rows)))
+
+
+def build(train: Dataset, evaluation: Dataset | None, **changes) -> Task:
+    options = {"labels": ("a", "b"), "metric": "exact_match", "source": "here", "seed": 0, "dev_rows": 10}
+    options |= {"limit_train": None, "limit_eval": None} | changes
+    return build_task(name="t", train=train, evaluation=evaluation, **options)
+
+
+@pytest.mark.parametrize("name", ["a", "SST-2", "tickets_2024.10", "-", "..."])
+def test_names_that_can_be_files(name):
+    check_names([name])
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "a/b", ".", "..", "é", "a\n", "a:b"])
+def test_names_that_cannot(name):
+    with pytest.raises(ConfigError, match="becomes a file name"):
+        check_names([name])
+
+
+@pytest.mark.parametrize("names", [("a", "b", "a"), ("IMDB", "imdb")])
+def test_two_tasks_of_one_name(names):
+    with pytest.raises(ConfigError, match="two tasks are called"):
+        check_names(names)
+
+
+def test_a_task_refuses_what_it_cannot_hold():
+    good = {"name": "t", "train": numbered(3), "dev": None, "eval": numbered(3), "labels": None, "source": "here"}
+    with pytest.raises(DataError, match="eval has the columns text"):
+        Task(**(good | {"eval": Dataset.from_dict({"text": ["x"]})}), metric="exact_match")
+    with pytest.raises(DataError, match="train has no rows"):
+        Task(**(good | {"train": numbered(3).select([])}), metric="exact_match")
+    with pytest.raises(ConfigError, match="metric `bleu` is unknown"):
+        Task(**good, metric="bleu")
+    with pytest.raises(ConfigError, match="closed label set"):
+        Task(**good, metric="label_ranking")
+
+
+def test_the_fingerprint_follows_the_rows_and_nothing_else():
+    task = build(numbered(20), numbered(5, 100), dev_rows=0)
+    assert task.fingerprint() == build(numbered(20), numbered(5, 100), dev_rows=0, source="elsewhere").fingerprint()
+    others = [
+        build(numbered(21), numbered(5, 100), dev_rows=0),
+        build(numbered(20), numbered(5, 101), dev_rows=0),
+        build(numbered(20).select(range(19, -1, -1)), numbered(5, 100), dev_rows=0),
+    ]
+    assert len({task.fingerprint(), *(other.fingerprint() for other in others)}) == 4
+    # Where a text ends matters: "ab" + "c" is not "a" + "bc".
+    first, second = (build(table(row), table(row), labels=None) for row in (("ab", "c"), ("a", "bc")))
+    assert first.fingerprint() != second.fingerprint()
+
+
+def test_notes_name_what_is_shared():
+    train = numbered(100)
+    assert build(train, numbered(20, 200)).notes == ()
+    assert build(train, numbered(20, 97)).notes == ("3 of 20 eval inputs also occur in train",)
+    assert build(train, train).notes == ("eval holds the same rows as train: its score is a training score",)
+    doubtful = table(("x", "a"), ("x", "b"), ("y", "a"))
+    assert build(doubtful, numbered(3)).notes == ("1 inputs of train occur with different completions",)
+
+
+def test_a_missing_eval_is_cut_from_train_and_said():
+    task = build(numbered(100), None)
+    assert (len(task.train), len(task.dev), len(task.eval)) == (70, 10, 20)
+    assert task.notes == ("no eval given: 20 of 100 rows were cut from train",)
+    assert len({*task.train["prompt"], *task.dev["prompt"], *task.eval["prompt"]}) == 100
+    with pytest.raises(DataError, match="4 rows are too few to cut one"):
+        build(numbered(4), None)
+
+
+def test_limits_leave_dev_and_eval_alone():
+    whole, limited = build(numbered(100), None), build(numbered(100), None, limit_train=6, limit_eval=4)
+    assert limited.dev["prompt"][:] == whole.dev["prompt"][:]
+    assert sorted(limited.train["completion"]) == ["a"] * 3 + ["b"] * 3
+    assert sorted(limited.eval["completion"]) == ["a"] * 2 + ["b"] * 2
+    assert set(limited.train["prompt"]) < set(whole.train["prompt"])
+    assert limited.notes[-2:] == (
+        "train was limited to 6 of 70 rows, balanced over the labels",
+        "eval was limited to 4 of 20 rows, balanced over the labels",
+    )

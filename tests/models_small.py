@@ -1,0 +1,74 @@
+"""Two tiny random models for tests, built from transformers configurations: a T5 and a Llama.
+
+The global random state is left as it was, so that building a model never changes what a test draws afterwards.
+"""
+
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+
+def tiny_t5(tokenizer: PreTrainedTokenizerBase, seed: int = 0, **overrides: Any) -> T5ForConditionalGeneration:
+    """A random T5 v1.1 for `tokenizer`: width 32, 2 + 2 layers, 4 heads of 8, gated GELU, untied head, no dropout.
+
+    Float32, in eval mode.
+
+    Args:
+        tokenizer: Gives the vocabulary's size and the pad and eos ids.
+        seed: Two models of one seed are equal bit for bit.
+        overrides: Fields of `T5Config` that win over the ones above, for example `dropout_rate=0.1`.
+    """
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "dropout_rate": 0.0,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return T5ForConditionalGeneration(T5Config(**(settings | overrides))).eval()
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
+    """A random Llama for `tokenizer`: width 32, 2 layers, 4 heads of 8 over 2 key-value heads, tied head, no dropout.
+
+    Float32, in eval mode.
+
+    Args:
+        tokenizer: Gives the vocabulary's size and the bos, eos and pad ids.
+        seed: Two models of one seed are equal bit for bit.
+        overrides: Fields of `LlamaConfig` that win over the ones above, for example `attention_dropout=0.1`.
+    """
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "attention_dropout": 0.0,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(**(settings | overrides))).eval()
