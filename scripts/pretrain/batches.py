@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from scripts.pretrain.corpus import PackedTokens
-from scripts.pretrain.instructions import PackedPairs
 from scripts.pretrain.noise import SpanCorruption
+from scripts.pretrain.pairs import PackedPairs
 
 
 BOS_ID, EOS_ID, PAD_ID, IGNORED = 2, 1, 0, -100

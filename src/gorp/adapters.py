@@ -8,6 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from gorp.delta import WeightDelta
+from gorp.errors import ConfigError
 from gorp.layers import replace
 
 
@@ -26,6 +27,13 @@ class LoraSettings:
     """Share of the inputs of A dropped in training."""
     target_modules: tuple[str, ...] | str = "auto"
     """Which layers: "auto", "all-linear", or patterns (`gorp.targets.resolve`)."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before a model is loaded."""
+        if self.r < 1:
+            raise ConfigError(f"lora.r is {self.r}; it must be at least 1.")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ConfigError(f"lora.lora_dropout is {self.lora_dropout}; it is a fraction, at least 0 and below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +75,8 @@ def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dic
     pairs = {}
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
+            for factor in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
+                factor.to(torch.promote_types(factor.weight.dtype, torch.float32))  # PEFT took the weight's dtype
             down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
             pairs[f"{name}.weight"] = LoraPair(down=down, up=up, scale=layer.scaling[ADAPTER])
     assert set(pairs) == {f"{name}.weight" for name in layers}

@@ -103,9 +103,14 @@ class WeightDelta:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """What goes into a file: `<name>` when dense, `<name>::left` and `<name>::right` when factored."""
+        if self._dense is not None:
+            return {name: self._dense}
         if self._left is not None and self._right is not None:
             return {f"{name}::left": self._left, f"{name}::right": self._right}
-        return {name: self.dense()}
+        if len(self.shape) != 2:
+            return {name: self.dense()}
+        # Still factored, with no column: a dense zero would add later factors in another order of rounding.
+        return {f"{name}::left": torch.zeros(self.shape[0], 0), f"{name}::right": torch.zeros(self.shape[1], 0)}
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -41,6 +41,11 @@ class LowRankUpdate(nn.Module):
         return y + (inside @ self.core.mT).to(y.dtype) @ self.left.mT.to(y.dtype)  # U C Vᵀ x
 
     @property
+    def weight(self) -> Tensor:
+        """W, of the layer at the bottom: models read its dtype (T5 does, of `wo`)."""
+        return linear_of(self.inner).weight
+
+    @property
     def frame(self) -> Frame:
         """The current U, V."""
         return Frame(left=self.left, right=self.right)

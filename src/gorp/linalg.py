@@ -20,10 +20,13 @@ def project_out(x: Tensor, basis: Tensor) -> Tensor:
 
     Args:
         x: n x p, any floating dtype; computed and returned in its own.
-        basis: S, n x s, orthonormal columns, the dtype of `x`. s = 0 returns `x` as it is.
+        basis: S, n x s, orthonormal columns, the dtype of `x`. s = 0 returns `x` as it is, s = n exact zeros: what
+            rounding would leave has no direction, and Adam would blow it up to full steps.
     """
     if basis.shape[1] == 0:
         return x
+    if basis.shape[1] == basis.shape[0]:
+        return torch.zeros_like(x)
     return x - basis @ (basis.mT @ x)
 
 

@@ -17,9 +17,9 @@ class SubspaceMemory:
     weight's dtype. Bases stay float32 whatever the model's dtype, because bfloat16 cannot hold orthonormal columns
     (error 1e-3 after one cast).
 
-    **At the cap.** At most floor(budget · n) directions are kept for a weight of n inputs. Each direction carries
-    its energy: the sum over tasks of the fraction of that task's squared norm lying along it. When growth passes
-    the cap, the directions with the least energy make room, whichever task they came from.
+    **At the cap.** At most floor(budget · n) directions (but one at least) are kept for a weight of n inputs. Each
+    direction carries its energy: the sum over tasks of the fraction of that task's squared norm lying along it. When
+    growth passes the cap, the directions with the least energy make room, whichever task they came from.
 
     Args:
         energy: ε, the fraction of a task's squared norm that S must hold afterwards, in [0, 1).

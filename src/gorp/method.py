@@ -21,12 +21,13 @@ only then the state of the checkpoint is loaded. State is tensors, so that it fi
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
+from gorp.errors import ConfigError, nearest
 from gorp.weights import BaseWeights
 
 
@@ -37,6 +38,20 @@ Batch = dict[str, Tensor]
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """A method without options."""
+
+    def __post_init__(self) -> None:
+        """Refuse a word that its field does not know; subclasses add what their numbers must be.
+
+        Raises:
+            ConfigError: With the words there are.
+        """
+        for name, hint in get_type_hints(type(self)).items():
+            words = [w for part in (hint, *get_args(hint)) if get_origin(part) is Literal for w in get_args(part)]
+            value = getattr(self, name)
+            if words and value is not None and value not in words:
+                raise ConfigError(
+                    f"method.{name} is `{value}`; it must be one of {', '.join(words)}.{nearest(str(value), words)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Both folder layouts give the same task, with the published prompt to the letter."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from gorp.errors import ConfigError, DataError
 LABELS = ["neutral", "entailment"]
 TRAIN = [{"sentence": f"sentence 1: a\nsentence 2: {i}", "label": LABELS[i % 2]} for i in range(20)]
 TEST = [{"sentence": f"sentence 1: b\nsentence 2: {i}", "label": (*LABELS, "-")[i % 3]} for i in range(6)]
-REAL = Path(os.environ["GORP_DATA"], "cl15") if "GORP_DATA" in os.environ else None
-needs_data = pytest.mark.skipif(REAL is None, reason="the environment variable GORP_DATA names no data folder")
 
 
 def public(root: Path, *, train=TRAIN, test=TEST, dev=TEST, category="NLI") -> Path:
@@ -115,28 +112,26 @@ def test_the_orders_are_permutations():
     assert len(set(ORDERS.values())) == 6
 
 
-@needs_data
-def test_the_orders_are_the_published_ones():
-    published = json.loads((REAL / "orders.json").read_text(encoding="utf-8"))
+def test_the_orders_are_the_published_ones(data_root):
+    published = json.loads((data_root / "cl15" / "orders.json").read_text(encoding="utf-8"))
     assert {name: list(tasks) for name, tasks in ORDERS.items()} == published
 
 
-@needs_data
-def test_the_instructions_are_the_published_ones():
-    published = json.loads((REAL / "instruction_config.json").read_text(encoding="utf-8"))
+def test_the_instructions_are_the_published_ones(data_root):
+    published = json.loads((data_root / "cl15" / "instruction_config.json").read_text(encoding="utf-8"))
     assert {name: [entry["instruction"] for entry in entries] for name, entries in published.items()} == {
         name: [instruction] for name, instruction in INSTRUCTIONS.items() if name != "COPA"
     }
 
 
-@needs_data
 @pytest.mark.parametrize("dataset", ORDERS["order4"])
-def test_real_tasks_have_the_published_prompt_and_size(dataset):
-    card = json.loads((REAL / dataset / "task.json").read_text(encoding="utf-8"))
-    with open(REAL / dataset / "test.jsonl", encoding="utf-8") as file:
+def test_real_tasks_have_the_published_prompt_and_size(data_root, dataset):
+    root = data_root / "cl15"
+    card = json.loads((root / dataset / "task.json").read_text(encoding="utf-8"))
+    with open(root / dataset / "test.jsonl", encoding="utf-8") as file:
         first = json.loads(file.readline())
     for named, key in ((False, "prompt_template"), (True, "prompt_template_with_prefix")):
-        task = load_cl_benchmark(REAL, dataset, task_name_in_prompt=named)
+        task = load_cl_benchmark(root, dataset, task_name_in_prompt=named)
         assert task.eval[0] == {
             "prompt": card[key].replace("{sentence}", first["sentence"]),
             "completion": first["label"],

@@ -85,7 +85,7 @@ def test_prompt_and_answer_join_to_running_text(tokenizer, prompt, text):
 TEXT = st.text("abc \n.", min_size=1, max_size=80)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(prompts=st.lists(TEXT, min_size=1, max_size=5), budget=st.integers(2, 30), seq2seq=st.booleans())
 @pytest.mark.parametrize("truncation", ["middle", "end"])
 @pytest.mark.parametrize("tokenizer", [T5, LLAMA], ids=["t5", "llama"])

@@ -22,7 +22,7 @@ def rows_of(dataset: Dataset | None) -> Counter[tuple[str, str]]:
     return Counter() if dataset is None else Counter(zip(dataset["prompt"], dataset["completion"], strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=ROWS, wanted=st.integers(0, 40), shuffle=st.randoms(use_true_random=False))
 def test_a_cut_is_a_partition_without_shared_inputs_and_blind_to_order(rows, wanted, shuffle):
     rest, dev = cut_dev(table(rows), wanted, seed=3)
@@ -36,7 +36,7 @@ def test_a_cut_is_a_partition_without_shared_inputs_and_blind_to_order(rows, wan
     assert (rows_of(other_rest), rows_of(other_dev)) == (rows_of(rest), rows_of(dev))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.tuples(*[st.integers(2, 40)] * 3), part=st.integers(1, 100))
 def test_each_completion_gets_its_share_rounded(sizes, part):
     data = table([(f"{label}{i}", label) for label, size in zip("abc", sizes, strict=True) for i in range(size)])
@@ -47,7 +47,7 @@ def test_each_completion_gets_its_share_rounded(sizes, part):
         assert abs(drawn[label] - wanted * size / len(data)) <= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.tuples(*[st.integers(0, 20)] * 3), wanted=st.integers(0, 70))
 def test_balanced_means_equal_unless_a_label_has_no_more_rows(sizes, wanted):
     pairs = [(f"{label}{i}", label) for label, size in zip("abc", sizes, strict=True) for i in range(size)]

@@ -124,11 +124,11 @@ def load_cl_benchmark(
             table["completion"].append(label)
         return Dataset.from_dict(table)
 
-    train, test = rendered(_file(folder, "train"), strict=True), rendered(_file(folder, "test"), strict=False)
+    train, test = rendered(_required(folder, "train"), strict=True), rendered(_required(folder, "test"), strict=False)
     notes = [f"status of the rows: {card['status']}"] if "status" in card else []
-    if unlabelled := list(test["completion"]).count(NO_LABEL):
+    if unlabelled := test["completion"][:].count(NO_LABEL):
         notes.append(f"{unlabelled} of {len(test)} eval rows have no agreed label (`{NO_LABEL}`) and are never right")
-    if (dev := _file(folder, "dev", required=False)) and same_rows(rendered(dev, strict=False), test):
+    if (dev := _optional(folder, "dev")) and same_rows(rendered(dev, strict=False), test):
         notes.append("the dev file repeats the test rows and is not used; dev is cut from train")
     return build_task(
         name=folder.name if name is None else name,
@@ -159,13 +159,15 @@ def _find(root: Path, dataset: str) -> Path:
     return found[dataset]
 
 
-def _file(folder: Path, part: str, *, required: bool = True) -> Path | None:
-    for name in (f"{part}.jsonl", f"{part}.json"):
-        if (folder / name).is_file():
-            return folder / name
-    if required:
+def _required(folder: Path, part: str) -> Path:
+    if (path := _optional(folder, part)) is None:
         raise DataError(f"{folder}: neither {part}.jsonl nor {part}.json is there. Complete the folder.")
-    return None
+    return path
+
+
+def _optional(folder: Path, part: str) -> Path | None:
+    paths = (folder / f"{part}.jsonl", folder / f"{part}.json")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _read_json(path: Path, kind: type) -> Any:

@@ -9,13 +9,14 @@ never does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from gorp.data.split import columns
 from gorp.errors import ConfigError, DataError, ModelError
 
 
@@ -64,7 +65,7 @@ def encode(
         DataError: If an answer with its eos exceeds `max_completion_tokens`; the message has the row's number.
         ModelError: If the tokenizer has no eos.
     """
-    prompts, completions = list(dataset["prompt"]), list(dataset["completion"])
+    prompts, completions = columns(dataset)
     inputs = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding)
     known: dict[tuple[str, bool], list[int]] = {}  # a closed label set has few answers and many rows
     labels = []
@@ -84,7 +85,7 @@ def encode(
         else:
             labels.append([IGNORED] * len(inputs[index]) + answer)
             inputs[index] = inputs[index] + answer
-    ids = [Value("int32")]
+    ids = List(Value("int32"))
     return Dataset.from_dict({"input_ids": inputs, "labels": labels}, features=Features(input_ids=ids, labels=ids))
 
 
@@ -141,6 +142,7 @@ def encode_completion(
     eos = tokenizer.eos_token_id
     if eos is None:
         raise ModelError("the tokenizer has no eos token, so no answer could ever end. Set `tokenizer.eos_token`.")
+    eos = cast(int, eos)
     if encoder_decoder:
         before, after = _added_tokens(tokenizer)
         ids = before + _plain([completion], tokenizer)[0] + after
@@ -210,15 +212,17 @@ def _plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     """Ids without anything added. `verbose=False`: long prompts are cut here, the tokenizer need not warn of them."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return cast(list[list[int]], encoded["input_ids"])
 
 
 def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and behind a text."""
-    whole, plain = tokenizer("a", verbose=False)["input_ids"], _plain(["a"], tokenizer)[0]
+    whole = cast(list[int], tokenizer("a", verbose=False)["input_ids"])
+    plain = _plain(["a"], tokenizer)[0]
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
-            return list(whole[:start]), list(whole[start + len(plain) :])
+            return whole[:start], whole[start + len(plain) :]
     raise ModelError(
         "the tokenizer changes a text's tokens when it adds its special ones; such a tokenizer is not known."
     )

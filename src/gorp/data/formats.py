@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from string import Formatter
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -42,13 +42,13 @@ def template_fields(template: str) -> list[str]:
         ConfigError: If a brace is unpaired, or something in braces is more than a name.
     """
     try:
-        parts = [part for part in Formatter().parse(template) if part[1] is not None]
+        parts = [(field, *how) for _, field, *how in Formatter().parse(template) if field is not None]
     except ValueError as error:
         raise ConfigError(f"template {template!r}: {error}. Write `{{{{` for a brace that is text.") from None
-    for _, field, spec, conversion in parts:
+    for field, spec, conversion in parts:
         if not field.isidentifier() or spec or conversion:
             raise ConfigError(f"template {template!r}: `{{{field}}}` is no column name; wanted a plain name in braces.")
-    return list(dict.fromkeys(field for _, field, _, _ in parts))
+    return list(dict.fromkeys(field for field, *_ in parts))
 
 
 def render_rows(
@@ -140,7 +140,7 @@ def _from_messages(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> tuple
         prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program of its own and may raise anything
         raise DataError(f"{row.place}: the tokenizer's chat template refused `messages`: {error}") from error
-    return prompt, last["content"]
+    return cast(str, prompt), last["content"]
 
 
 def _turns(row: Row) -> list[dict[str, Any]]:

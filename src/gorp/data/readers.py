@@ -60,9 +60,8 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         check_names([self.name])
-        for option, value, choices in (("format", self.format, FORMATS), ("metric", self.metric, (None, *METRICS))):
-            if value not in choices:
-                known = [choice for choice in choices if choice]
+        for option, value, known in (("format", self.format, FORMATS), ("metric", self.metric or METRICS[0], METRICS)):
+            if value not in known:
                 wanted = f"wanted one of {', '.join(known)}.{nearest(value, known)}"
                 raise ConfigError(f"task {self.name}: {option} `{value}` is unknown; {wanted}")
         for option, least in (("dev_rows", 0), ("limit_train", 1), ("limit_eval", 1)):

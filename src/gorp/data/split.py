@@ -15,6 +15,11 @@ SINGLE = ""
 """Stratum of all completions that occur once. A completion is never empty, so the name is free."""
 
 
+def columns(dataset: Dataset) -> tuple[list[str], list[str]]:
+    """All prompts and all completions, each as one list (a slice is read at once, an iteration row by row)."""
+    return dataset["prompt"][:], dataset["completion"][:]
+
+
 def row_hash(seed: int, prompt: str, completion: str) -> str:
     """SHA-256 of the seed and one row, as hexadecimal digits: the row's place in every draw."""
     return hashlib.sha256("\x00".join((str(seed), prompt, completion)).encode()).hexdigest()
@@ -35,7 +40,7 @@ def draw_stratified(dataset: Dataset, rows: int, *, seed: int) -> list[int]:
     Returns:
         Ascending indices, min(rows, len(dataset)) of them.
     """
-    prompts, completions = list(dataset["prompt"]), list(dataset["completion"])
+    prompts, completions = columns(dataset)
     times = Counter(completions)
     strata = [completion if times[completion] > 1 else SINGLE for completion in completions]
     size = Counter(strata)
@@ -59,7 +64,7 @@ def draw_balanced(dataset: Dataset, rows: int, *, labels: Collection[str], seed:
     Returns:
         Ascending indices.
     """
-    prompts, completions = list(dataset["prompt"]), list(dataset["completion"])
+    prompts, completions = columns(dataset)
     known = [index for index, completion in enumerate(completions) if completion in labels]
     places = _places(seed, prompts, completions, completions, known)
     return sorted(index for *_, index in sorted(places)[:rows])
@@ -79,8 +84,9 @@ def cut_dev(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset | 
     Returns:
         What remains, and the dev set; None for the latter when no row can be spared.
     """
-    times = Counter(dataset["prompt"])
-    candidates = [index for index, prompt in enumerate(dataset["prompt"]) if times[prompt] == 1]
+    prompts, _ = columns(dataset)
+    times = Counter(prompts)
+    candidates = [index for index, prompt in enumerate(prompts) if times[prompt] == 1]
     rows = min(rows, len(dataset) // 5, len(candidates))
     if rows <= 0:
         return dataset, None
@@ -92,14 +98,14 @@ def cut_dev(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset | 
 
 def overlap(train: Dataset, evaluation: Dataset) -> int:
     """How many rows of `evaluation` have an input (prompt) that also occurs in `train`."""
-    seen = set(train["prompt"])
-    return sum(prompt in seen for prompt in evaluation["prompt"])
+    seen = set(columns(train)[0])
+    return sum(prompt in seen for prompt in columns(evaluation)[0])
 
 
 def conflicts(dataset: Dataset) -> int:
     """How many inputs (prompts) occur with two or more different completions."""
     answers = defaultdict(set)
-    for prompt, completion in zip(dataset["prompt"], dataset["completion"], strict=True):
+    for prompt, completion in zip(*columns(dataset), strict=True):
         answers[prompt].add(completion)
     return sum(len(completions) > 1 for completions in answers.values())
 
@@ -110,7 +116,7 @@ def same_rows(first: Dataset, second: Dataset) -> bool:
 
 
 def _count_rows(dataset: Dataset) -> Counter[tuple[str, str]]:
-    return Counter(zip(dataset["prompt"], dataset["completion"], strict=True))
+    return Counter(zip(*columns(dataset), strict=True))
 
 
 def _places(

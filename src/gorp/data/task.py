@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import datasets
 from datasets import Dataset
 
-from gorp.data.split import conflicts, cut_dev, draw_balanced, draw_stratified, overlap, same_rows
+from gorp.data.split import columns, conflicts, cut_dev, draw_balanced, draw_stratified, overlap, same_rows
 from gorp.errors import ConfigError, DataError
 
 
@@ -69,7 +69,7 @@ class Task:
         digest = hashlib.sha256()
         for part, rows in (("train", self.train), ("eval", self.eval)):
             digest.update(f"{part} {len(rows)}\n".encode())
-            for row in zip(rows["prompt"], rows["completion"], strict=True):
+            for row in zip(*columns(rows), strict=True):
                 digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
 

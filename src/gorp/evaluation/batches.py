@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,12 @@ def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterato
 def is_encoder_decoder(model: Module) -> bool:
     """Whether `model` encodes the prompt and decodes the answer (T5), or continues the prompt (Llama)."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def without_peft(model: Module) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    inner: Any = model
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, encoder_decoder: bool) -> tuple[Tensor, Tensor]:

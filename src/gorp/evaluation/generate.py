@@ -1,6 +1,7 @@
 """Greedy answers in free text, in batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from gorp.evaluation.batches import (
     is_encoder_decoder,
     pad_rows,
     pad_token_id,
+    without_peft,
 )
 
 
@@ -48,10 +50,11 @@ def generate_answers(
     """
     encoder_decoder = is_encoder_decoder(model)
     rows = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding)
-    pad, settings = pad_token_id(tokenizer), _greedy(model, tokenizer, config.max_new_tokens)
+    pad, inner = pad_token_id(tokenizer), without_peft(model)
+    settings = _greedy(inner, tokenizer, config.max_new_tokens)
     generate: Any = model.generate
     answers, done = [""] * len(rows), 0
-    with evaluating(model):
+    with evaluating(model), _stored_aside(inner, settings):
         for batch in batches_by_length(rows, config.batch_size):
             input_ids, attention_mask = pad_rows([rows[index] for index in batch], pad, encoder_decoder=encoder_decoder)
             output: Tensor = generate(
@@ -68,22 +71,29 @@ def generate_answers(
     return answers
 
 
-def _greedy(model: Module, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """Plain greedy decoding. What is left out here would be filled from the model's own settings, so all is said."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list | tuple) else [own])} - {None}
+@contextmanager
+def _stored_aside(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Replace the settings stored with the model, which would otherwise fill every gap in ours, until the end."""
+    stored = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = stored
+
+
+def _greedy(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Plain greedy decoding; of what is stored with the model, only its special tokens count."""
+    stored = model.generation_config
+    own = stored.eos_token_id if isinstance(stored.eos_token_id, list | tuple) else [stored.eos_token_id]
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        length_penalty=1.0,
-        early_stopping=False,
         use_cache=True,
         pad_token_id=pad_token_id(tokenizer),
-        eos_token_id=sorted(ends) or None,
+        eos_token_id=sorted({tokenizer.eos_token_id, *own} - {None}) or None,
+        bos_token_id=stored.bos_token_id,
+        decoder_start_token_id=stored.decoder_start_token_id,
+        forced_bos_token_id=stored.forced_bos_token_id,
     )

@@ -21,6 +21,7 @@ from gorp.evaluation.batches import (
     is_encoder_decoder,
     pad_rows,
     pad_token_id,
+    without_peft,
 )
 
 
@@ -170,8 +171,8 @@ def _cache(output: Any) -> Cache:
 
 def _understood(model: Module, **arguments: Any) -> dict[str, Any]:
     """Those of `arguments` that the model's own forward names; PEFT hands them through to it."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {name: value for name, value in arguments.items() if name in signature(inner.forward).parameters}
+    known = signature(without_peft(model).forward).parameters
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

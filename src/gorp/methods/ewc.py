@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from gorp.adapters import LoraSettings
+from gorp.errors import ConfigError
 from gorp.lora_method import SharedLoraMethod
 from gorp.method import Batch, MethodConfig, TaskContext, prefixed, without_prefix
 
@@ -32,6 +33,16 @@ class EwcConfig(MethodConfig):
     """γ: how much of the earlier tasks' Fisher information is kept, in [0, 1]."""
     fisher_examples: int = 200
     """Training examples that the Fisher information is estimated from."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        if self.strength < 0:
+            raise ConfigError(f"method.strength is {self.strength}; a penalty's weight is at least 0.")
+        if not 0.0 <= self.decay <= 1.0:
+            raise ConfigError(f"method.decay is {self.decay}; it is a fraction, in [0, 1].")
+        if self.fisher_examples < 1:
+            raise ConfigError(f"method.fisher_examples is {self.fisher_examples}; it must be at least 1.")
 
 
 @final

@@ -49,7 +49,12 @@ class Gorp(Method):
         """‖ΔW S‖ / ‖ΔW‖ of the last finished task, for each weight that was protected in it."""
         self._shared: dict[str, tuple[Tensor, Tensor]] = {}  # A and B of the one pair, `adapter: shared`
         self._folded: dict[str, WeightDelta] = {}  # what the working weights hold besides W₀ when a task starts
+        # While a task runs:
+        self._pairs: dict[str, LoraPair] = {}
         self._cores: dict[str, LowRankUpdate] = {}
+        self._changes: dict[str, WeightDelta] = {}
+        self._taps: dict[str, GradientTap] = {}
+        self._sketches: dict[str, FrequentDirections] = {}
 
     @override
     def setup(self, model: nn.Module) -> None:
@@ -64,9 +69,7 @@ class Gorp(Method):
         super().begin_task(model, task)
         self._seed, self._task = task.seed, task.index
         self.weights.load(self._folded)
-        self._pairs: dict[str, LoraPair] = {}
-        if self._lora_layers:
-            self._pairs = add_lora(model, self._lora_layers, self.lora)
+        self._pairs = add_lora(model, self._lora_layers, self.lora) if self._lora_layers else {}
         for name, pair in self._pairs.items():
             self._place(name, pair)
         cores = wrap(model, self._full_layers, rank=self.config.rank)
@@ -91,7 +94,7 @@ class Gorp(Method):
 
     @override
     def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if self.step == 1 and self.config.memory_source == "moment":
+        if self.step == 1 and self._remembers_moments():
             self._moment(optimizer, next(p for g in optimizer.param_groups for p in g["params"]))  # refuse early
         for name, tap in self._taps.items():
             pairs = tap.take()
@@ -157,9 +160,8 @@ class Gorp(Method):
             state |= prefixed("folded", pack_deltas(self._folded))
         for name, layer in self._cores.items():  # from here on: only in the middle of a task
             state |= {f"frame/{name}::left": layer.left, f"frame/{name}::right": layer.right}
-        if self._cores:
-            state |= prefixed("change", pack_deltas(self._changes))
-            state |= {f"sketch/{name}": sketch.rows for name, sketch in self._sketches.items()}
+        state |= prefixed("change", pack_deltas(self._changes))
+        state |= {f"sketch/{name}": sketch.rows for name, sketch in self._sketches.items()}
         return state
 
     @override
@@ -179,8 +181,7 @@ class Gorp(Method):
             layer.right.copy_(state[f"frame/{name}::right"])
             self._changes[name] = changes[name]
             self._rebuild(name)
-        if self._cores or state["step"] > 0:
-            self._open_taps()
+        self._open_taps()
 
     def _place(self, name: str, pair: LoraPair) -> None:
         """Put A where it may be: the shared pair where it stopped, a fresh one into the complement of S."""
@@ -203,7 +204,9 @@ class Gorp(Method):
         generator = self._generator(name)
         if self.config.memory_source == "sketch":
             count = self.config.rank + self.config.oversampling
-            self._sketches[name].insert(gradient_rows(pairs, count=count, generator=generator))
+            rows = gradient_rows(pairs, count=count, generator=generator)
+            if torch.isfinite(rows).all():
+                self._sketches[name].insert(rows)
         if name not in self._cores:
             return
         layer, config = self._cores[name], self.config
@@ -290,9 +293,15 @@ class Gorp(Method):
             if torch.is_tensor(state.get(key)):
                 return state[key]
         raise ConfigError(
-            f"method.memory_source is `moment`, but {type(optimizer).__name__} keeps no first moment. "
-            "Use an optimizer with momentum, or `memory_source: sketch`."
+            f"gorp remembers a task by the optimizer's first moment (method.memory_source: moment, and the cores in "
+            f"paper mode), but {type(optimizer).__name__} keeps none. Use an optimizer with momentum, or strict mode "
+            "with `memory_source: sketch`."
         )
+
+    def _remembers_moments(self) -> bool:
+        """Whether the task's end will ask the optimizer for its first moment."""
+        in_paper_mode = bool(self._cores) or self.config.adapter_side == "rank"
+        return self.config.memory_source == "moment" or (self.config.mode == "paper" and in_paper_mode)
 
     def _new_sketch(self, name: str) -> FrequentDirections:
         n = self.weights.parameter(name).shape[1]

@@ -71,19 +71,23 @@ class GorpConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before anything is loaded."""
-        if self.mode not in MODE_DEFAULTS:
-            raise ConfigError(f"method.mode is `{self.mode}`; it must be `strict` or `paper`.")
-        for name, low, high in (("energy", 0.0, 1.0), ("budget", 0.0, 1.0)):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high or (name == "energy" and value == 1.0):
-                raise ConfigError(f"method.{name} is {value}; it is a fraction, at least {low} and below {high}.")
-        for name in ("rank", "refresh_every", "sketch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"method.{name} is {getattr(self, name)}; it must be at least 1.")
+        super().__post_init__()
+        if not 0.0 <= self.energy < 1.0:
+            raise ConfigError(f"method.energy is {self.energy}; it is a fraction, at least 0 and below 1.")
+        if self.budget is not None and not 0.0 < self.budget <= 1.0:
+            raise ConfigError(f"method.budget is {self.budget}; it is a fraction, above 0 and at most 1.")
+        for name, low in (("rank", 1), ("refresh_every", 1), ("sketch_size", 1), ("oversampling", 0), ("power_steps", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"method.{name} is {getattr(self, name)}; it must be at least {low}.")
         if self.mode == "strict" and self.adapter == "shared":
             raise ConfigError(
                 "method.adapter: shared is for paper mode: with one pair, B moves old inputs whatever A does. "
                 "Use `adapter: fresh`, or `mode: paper`."
+            )
+        if self.mode == "strict" and self.adapter_side == "rank":
+            raise ConfigError(
+                "method.adapter_side: rank is for paper mode: what it protects are rows of A, not inputs, and those of "
+                "one task mean nothing to the next one's fresh pair. Use `adapter_side: input`, or `mode: paper`."
             )
 
     def resolved(self) -> "GorpConfig":

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from gorp.adapters import LoraSettings
+from gorp.errors import ConfigError
 from gorp.lora_method import LoraMethod
 from gorp.method import Batch, MethodConfig, TaskContext, prefixed, without_prefix
 
@@ -29,6 +30,12 @@ class OLoraConfig(MethodConfig):
     """λ: weight of the overlap with earlier adapters. (Released code: 0.5.)"""
     penalty: Literal["squared", "absolute"] = "squared"
     """Squares of the entries of Aᵢ Aₜᵀ (the paper), or their absolute values (the released code)."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        if self.strength < 0:
+            raise ConfigError(f"method.strength is {self.strength}; a penalty's weight is at least 0.")
 
 
 @final

@@ -1,5 +1,6 @@
 """One task of a sequence: prepare the model, train with a new Trainer, let the method remember."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gorp.data import Collator, Encoding, encode
@@ -73,12 +74,11 @@ def train_task(
     )
     encoded = encode(rows, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding)
     collator = Collator(pad_token_id=tokenizer.pad_token_id)
-    steps_per_epoch = len(encoded) // max(1, arguments.train_batch_size * arguments.gradient_accumulation_steps)
     context = TaskContext(
         name=name,
         index=index,
         seed=seed,
-        num_steps=max(1, steps_per_epoch) * int(arguments.num_train_epochs),
+        num_steps=_num_steps(len(encoded), arguments),
         batches=lambda size, limit: _batches(encoded, collator, size, limit, next(model.parameters()).device),
     )
     set_seed(arguments.seed)
@@ -109,6 +109,15 @@ def train_task(
         resumed_at=0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
         facts=method.facts(),
     )
+
+
+def _num_steps(num_rows: int, arguments: TrainingArguments) -> int:
+    """Optimizer steps that the Trainer will take; the last batch of an epoch may be small, and counts."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    num_batches = math.ceil(num_rows / (arguments.train_batch_size * arguments.world_size))
+    per_epoch = max(1, math.ceil(num_batches / arguments.gradient_accumulation_steps))
+    return math.ceil(arguments.num_train_epochs * per_epoch)
 
 
 def _batches(

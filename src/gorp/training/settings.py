@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 200,
     "save_total_limit": 2,
     "ddp_broadcast_buffers": False,
+    "include_num_input_tokens_seen": "all",
     "report_to": "none",
 }
 """Where they differ from Hugging Face's own. Constant learning rate and one epoch: the practice of the field. Two
@@ -58,7 +59,7 @@ def training_arguments(
         ConfigError: For unknown keys and values that Hugging Face refuses, bf16 on a device without it among them.
     """
     check_training_block(block)
-    options = DEFAULTS | dict(block)
+    options = DEFAULTS | {"use_cpu": not torch.accelerator.is_available()} | dict(block)
     if options.get("bf16") and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ConfigError("training.bf16 is on, but this GPU has no bfloat16. Use fp16, or float32 (bf16: false).")
     cls = Seq2SeqTrainingArguments if encoder_decoder else TrainingArguments

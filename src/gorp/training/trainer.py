@@ -25,6 +25,10 @@ class ContinualTrainerMixin(Trainer):
     def __init__(self, *args: Any, method: Method, task_name: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method, self.task_name = method, task_name
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            # T5 takes `num_items_in_batch` among its **kwargs and ignores it: its loss is the mean of the micro-batch,
+            # which the Trainer must divide by the number of micro-batches, and must not multiply by that of ranks.
+            self.model_accepts_loss_kwargs = False
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ConfigError(
                 "gorp trains whole matrices; DeepSpeed and FSDP hand the optimizer flattened or sharded ones. "

@@ -1,0 +1,193 @@
+"""Find a base model, fingerprint its weights, load it: a folder, a hub id, or the name of a model that gorp ships.
+
+Weights are safetensors and nothing else; code from a model's folder runs only where `trust_remote_code` says so.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+)
+
+from gorp.errors import ModelError, nearest
+
+
+SHIPPED = ("gorp-tiny-t5", "gorp-tiny-llama")
+"""Names of the models that come with the package, an encoder-decoder and a decoder."""
+
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+
+FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+"""What is fetched of a hub model: weights, configuration, tokenizer. No pickles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The `model:` block."""
+
+    path: str
+    """A folder, the name of a shipped model, or a hub id."""
+    revision: str | None = None
+    """Of a hub model: branch, tag or commit. Pin a commit for a model that is to stay the same."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the frozen weights; `auto` is what the files hold. What training adds is float32 in any case."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run. Only for models whose code you have read."""
+
+
+def locate(config: ModelConfig) -> Path:
+    """The local folder of the model; a hub model is fetched, or taken from the cache when offline.
+
+    Raises:
+        ModelError: If there is no such model, or it has no safetensors.
+    """
+    if config.path in SHIPPED:
+        folder = SHIPPED_FOLDER / config.path
+        if not folder.is_dir():
+            raise ModelError(
+                f"model.path: this installation of gorp does not contain `{config.path}` (no folder {folder}). Install "
+                "the released package, or give the folder or hub id of a model."
+            )
+    elif Path(config.path).is_dir():
+        folder = Path(config.path)
+    else:
+        folder = _fetch(config)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; wanted a folder written by `save_pretrained`.")
+    if not _weight_files(folder):
+        raise ModelError(
+            f"{folder}: no *.safetensors. Pickled weights are not loaded; convert them with "
+            "`model.save_pretrained(folder)` of transformers."
+        )
+    return folder
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 over the weight files of `folder`, names and contents, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in _weight_files(folder):
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; without a pad token it pads with eos, which is masked.
+
+    Raises:
+        ModelError: If there is none, or it has no eos token.
+    """
+    folder = locate(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # each kind of tokenizer fails in its own way
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}). Save it beside the model with "
+            "`tokenizer.save_pretrained(folder)`."
+        ) from error
+    if not len(tokenizer) or tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{folder}: the tokenizer has no {'tokens' if not len(tokenizer) else 'eos token'}, so no answer could "
+            "be read or could end. Save the model's own tokenizer beside it."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model, in eval mode on `device`, and its tokenizer. The configuration decides which of two kinds it is.
+
+    Raises:
+        ModelError: If the architecture generates no text, weights are missing, or the tokenizer does not fit.
+    """
+    folder, tokenizer = locate(config), load_tokenizer(config)
+    auto, architecture = _auto_class(config, folder)
+    vocabulary = getattr(architecture.get_text_config(), "vocab_size", len(tokenizer))
+    if len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the model {vocabulary}. They do not belong "
+            "together; save the model's own tokenizer beside it."
+        )
+    try:
+        model, loading = auto.from_pretrained(
+            folder,
+            config=architecture,
+            dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:  # damaged files, sizes that do not fit, missing packages
+        raise ModelError(f"{folder}: the model cannot be loaded ({_first_line(error)}).") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"{folder}: the files lack {len(missing)} weights of {type(model).__name__}, for example `{missing[0]}`; "
+            "they would be random. Is it a model for another purpose, or half of one?"
+        )
+    return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def _fetch(config: ModelConfig) -> Path:
+    """A snapshot of a hub model in the local cache."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.path) or config.path.startswith("."):
+        raise ModelError(f"model.path: {config.path}: no such folder, and no hub id either.")
+    patterns = [*FILES, "*.py"] if config.trust_remote_code else list(FILES)
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
+    except Exception as error:  # network, hub and cache: each has errors of its own
+        raise ModelError(
+            f"model.path: `{config.path}` is no folder here, no shipped model ({', '.join(SHIPPED)}), and cannot be "
+            f"fetched as a hub model ({_first_line(error)}).{nearest(config.path, SHIPPED)}"
+        ) from error
+
+
+def _auto_class(config: ModelConfig, folder: Path) -> tuple[Any, Any]:
+    try:
+        architecture = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # unknown model types, damaged JSON
+        raise ModelError(f"{folder}: its config.json cannot be used ({_first_line(error)}).") from error
+    remote = getattr(architecture, "auto_map", {}) if config.trust_remote_code else {}
+    if type(architecture) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and architecture.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM, architecture
+    if type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING and not _is_encoder(architecture):
+        return AutoModelForCausalLM, architecture
+    if "AutoModelForSeq2SeqLM" in remote:
+        return AutoModelForSeq2SeqLM, architecture
+    if "AutoModelForCausalLM" in remote:
+        return AutoModelForCausalLM, architecture
+    raise ModelError(
+        f"{folder}: `{architecture.model_type}` ({', '.join(architecture.architectures or ['no architecture named'])}) "
+        "generates no text. Wanted an encoder-decoder such as T5 or a decoder such as Llama."
+    )
+
+
+def _is_encoder(architecture: Any) -> bool:
+    """A masked language model that could be turned into a decoder but was not trained as one."""
+    generating = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    names = architecture.architectures or []
+    return bool(names) and not any(name.endswith(generating) for name in names)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,219 @@
+"""The YAML of a run: read, checked to the last key, and given back in full for the record.
+
+    model:    {path: gorp-tiny-t5}
+    method:   {name: gorp, mode: strict}
+    lora:     {r: 8, lora_alpha: 32}
+    training: {learning_rate: 1e-3, num_train_epochs: 1}
+    encoding: {max_prompt_tokens: 512}
+    tasks:
+      - {name: oct, train: data/oct.jsonl, eval: data/oct_test.jsonl}
+      - {name: nov, train: data/nov.jsonl, eval: data/nov_test.jsonl}
+    eval:     {batch_size: 32, limit: null}
+    seed: 0
+
+Or, for a published order of the CL benchmark: `tasks: {order: order1, data: CL_Benchmark, limit_train: 1000}`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from transformers import TrainingArguments
+
+from gorp.adapters import LoraSettings
+from gorp.data import ORDERS, Encoding, TaskSpec, check_names
+from gorp.errors import ConfigError, nearest
+from gorp.evaluation import EvalConfig
+from gorp.method import Method, MethodConfig
+from gorp.methods import METHODS
+from gorp.models import SHIPPED, ModelConfig
+from gorp.training.settings import DEFAULTS, check_training_block
+from gorp.workspace.blocks import check_keys, read_block, read_value, read_yaml
+
+
+NOT_SHARED = ("name", "train", "eval", "format")
+"""Fields of a task that the short form for a published order sets itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that decides a run. Paths are absolute."""
+
+    model: ModelConfig
+    """The base model."""
+    method: str
+    """A name of `METHODS`."""
+    options: MethodConfig
+    """The method's own configuration: what stands beside `name` in the `method:` block."""
+    lora: LoraSettings | None
+    """None for methods without adapters."""
+    training: Mapping[str, Any]
+    """The `training:` block; Hugging Face's names."""
+    encoding: Encoding
+    """How long prompts and answers may be."""
+    tasks: tuple[TaskSpec, ...]
+    """In the order of training."""
+    eval: EvalConfig
+    """How tasks are scored."""
+    seed: int
+    """Decides fresh adapters, the order of rows, dropout. Which rows are cut for dev and eval does not depend on it."""
+
+
+BLOCKS = ("model", "method", "lora", "training", "encoding", "tasks", "eval", "seed")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and check a YAML file; paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: For anything that is not as it should be, with the path in the YAML.
+    """
+    path = Path(path)
+    block = read_yaml(path)
+    try:
+        return parse_config(block, path.resolve().parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
+    """The same from a mapping; paths in it are relative to `folder`.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    check_keys(block, list(BLOCKS), "")
+    for key in ("model", "method", "tasks"):
+        if key not in block:
+            raise ConfigError(f"`{key}:` is missing. A run needs `model:`, `method:` and `tasks:`.")
+    method, options, lora = _method(block["method"], block.get("lora"))
+    return RunConfig(
+        model=_model(block["model"], folder),
+        method=method,
+        options=options,
+        lora=lora,
+        training=_training(block.get("training") or {}),
+        encoding=read_block(Encoding, block.get("encoding") or {}, "encoding"),
+        tasks=_tasks(block["tasks"], folder),
+        eval=read_block(EvalConfig, block.get("eval") or {}, "eval"),
+        seed=_seed(block.get("seed", 0)),
+    )
+
+
+def build_method(config: RunConfig) -> Method:
+    """A new method as the configuration asks for it, before `setup`."""
+    method = METHODS[config.method]
+    if config.lora is not None:
+        return method(config.options, config.lora)  # pyright: ignore[reportCallIssue]
+    return method(config.options)
+
+
+def effective(config: RunConfig) -> dict[str, Any]:
+    """Everything that decides the run, defaults and what the mode decides filled in, as JSON values."""
+    return {
+        "model": asdict(config.model),
+        "method": {"name": config.method, **_plain(asdict(build_method(config).config))},
+        "lora": None if config.lora is None else _plain(asdict(config.lora)),
+        "training": DEFAULTS | dict(config.training),
+        "encoding": asdict(config.encoding),
+        "tasks": [asdict(task) for task in config.tasks],
+        "eval": asdict(config.eval),
+        "seed": config.seed,
+    }
+
+
+def _model(block: Any, folder: Path) -> ModelConfig:
+    model = read_block(ModelConfig, block, "model")
+    path = Path(model.path).expanduser()
+    is_path = path.is_absolute() or model.path.startswith(".") or (folder / path).is_dir()
+    if model.path in SHIPPED or not is_path:
+        return model
+    if model.revision is not None:
+        raise ConfigError(f"model.revision is for hub models, but model.path is the folder {path}. Remove it.")
+    return replace(model, path=str((folder / path).resolve()))
+
+
+def _method(block: Any, lora: Any) -> tuple[str, MethodConfig, LoraSettings | None]:
+    if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
+        raise ConfigError(f"method is {block!r}; wanted a mapping with `name:`, one of {', '.join(METHODS)}.")
+    name = block["name"]
+    if name not in METHODS:
+        raise ConfigError(
+            f"method.name: unknown method `{name}`; known are {', '.join(METHODS)}.{nearest(name, METHODS)}"
+        )
+    options = read_block(METHODS[name].Config, {k: v for k, v in block.items() if k != "name"}, "method")
+    if METHODS[name].uses_lora:
+        return name, options, read_block(LoraSettings, lora or {}, "lora")
+    if lora is not None:
+        raise ConfigError(f"lora: the method `{name}` trains no adapters, so the block would be ignored. Remove it.")
+    return name, options, None
+
+
+def _training(block: Any) -> dict[str, Any]:
+    """Hugging Face does not check the types of its arguments; wrong ones fail hours later."""
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"training is {block!r}; wanted a mapping with fields of transformers.TrainingArguments.")
+    check_training_block(block)
+    hints, checked = get_type_hints(TrainingArguments), {}
+    for key, value in block.items():
+        read = read_value(hints[key], value, f"training.{key}") if _is_simple(hints[key]) else value
+        checked[key] = read if isinstance(value, str) else value  # 200 stays 200 where Hugging Face says float
+    return checked
+
+
+def _is_simple(hint: Any) -> bool:
+    return hint in (int, float, bool, int | None, float | None, bool | None)
+
+
+def _tasks(block: Any, folder: Path) -> tuple[TaskSpec, ...]:
+    if isinstance(block, Mapping):
+        specs = _published_order(block, folder)
+    elif isinstance(block, list) and block:
+        specs = tuple(_task(entry, folder, f"tasks[{index}]") for index, entry in enumerate(block))
+    else:
+        raise ConfigError("tasks: wanted a list with at least one task, each with `name:` and `train:`.")
+    check_names([spec.name for spec in specs])
+    return specs
+
+
+def _task(entry: Any, folder: Path, where: str) -> TaskSpec:
+    spec = read_block(TaskSpec, entry, where)
+    return replace(spec, train=_source(spec.train, folder), eval=spec.eval and _source(spec.eval, folder))
+
+
+def _published_order(block: Mapping[str, Any], folder: Path) -> tuple[TaskSpec, ...]:
+    shared = [field.name for field in fields(TaskSpec) if field.name not in NOT_SHARED]
+    check_keys(block, ["order", "data", *shared], "tasks")
+    for key in ("order", "data"):
+        if not isinstance(block.get(key), str):
+            raise ConfigError(f"tasks.{key} is {block.get(key)!r}; wanted text. Or write `tasks:` as a list.")
+    if block["order"] not in ORDERS:
+        raise ConfigError(
+            f"tasks.order: unknown order `{block['order']}`; known are {', '.join(ORDERS)}."
+            f"{nearest(block['order'], ORDERS)}"
+        )
+    rest = {key: value for key, value in block.items() if key not in ("order", "data")}
+    entry = {"train": block["data"], "format": "cl_benchmark", **rest}
+    return tuple(_task({"name": name, **entry}, folder, "tasks") for name in ORDERS[block["order"]])
+
+
+def _source(text: str, folder: Path) -> str:
+    """An absolute path, or the id of a hub data set as it is."""
+    path = folder / Path(text).expanduser()
+    is_path = path.exists() or path.suffix in (".json", ".jsonl") or text.startswith((".", "/", "~"))
+    return str(path.resolve()) if is_path else text
+
+
+def _seed(value: Any) -> int:
+    seed = read_value(int, value, "seed")
+    if not 0 <= seed < 2_000_000:
+        raise ConfigError(f"seed is {seed}; wanted 0 to 1999999, because each task makes its own seed from it.")
+    return seed
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gorp.errors import CheckpointError
+from gorp.evaluation import AccuracyMatrix
+
+
+def filled():
+    matrix = AccuracyMatrix(["news", "films"])
+    matrix.set(0, "news", 25.0, 400)
+    matrix.set(1, "news", 200 / 3, 400)
+    matrix.set(2, "news", 50.0, 400)
+    matrix.set(2, "films", 75.0, 100)
+    return matrix
+
+
+def same(one, other):
+    return one.tasks == other.tasks and one.rows == other.rows and np.array_equal(one.R, other.R, equal_nan=True)
+
+
+@st.composite
+def matrices(draw):
+    tasks = draw(
+        st.lists(st.text(min_size=1).filter(lambda name: "\0" not in name), min_size=1, max_size=4, unique=True)
+    )
+    tasks = [name.encode("utf-8", "ignore").decode() or str(index) for index, name in enumerate(tasks)]
+    tasks = list(dict.fromkeys(tasks))
+    matrix = AccuracyMatrix(tasks)
+    for row in range(len(tasks) + 1):
+        for task in tasks:
+            score = draw(st.none() | st.floats(0.0, 100.0))
+            if score is not None:
+                matrix.set(row, task, score, draw(st.integers(1, 10**6)))
+    return matrix
+
+
+def test_starts_with_one_row_more_than_tasks_and_nothing_measured():
+    matrix = AccuracyMatrix(["news", "films", "qa"])
+    assert matrix.R.shape == (4, 3) and np.isnan(matrix.R).all() and matrix.rows == {}
+
+
+def test_set_fills_one_cell():
+    matrix = filled()
+    expected = [[25.0, np.nan], [200 / 3, np.nan], [50.0, 75.0]]
+    assert np.array_equal(matrix.R, expected, equal_nan=True)
+    assert matrix.rows == {"news": 400, "films": 100}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, "newss", 1.0, 1), "no column `newss`.*Did you mean `news`"),
+        ((3, "news", 1.0, 1), "got 3; wanted 0"),
+        ((-1, "news", 1.0, 1), "got -1; wanted 0"),
+        ((0, "news", 100.1, 1), "got 100.1 for `news`; wanted percent"),
+        ((0, "news", float("nan"), 1), "got nan"),
+        ((0, "news", 1.0, 0), "got 0 for `news`; wanted the number of rows"),
+    ],
+)
+def test_set_refuses_what_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        filled().set(*arguments)
+
+
+def test_refuses_a_task_twice_and_no_task():
+    for tasks in (["a", "a"], []):
+        with pytest.raises(ValueError, match="each once"):
+            AccuracyMatrix(tasks)
+
+
+class TestCsv:
+    def test_is_a_table_of_rows_and_tasks(self, tmp_path):
+        filled().to_csv(tmp_path / "matrix.csv")
+        text = (tmp_path / "matrix.csv").read_text(encoding="utf-8")
+        assert text == "after,news,films\nbase,25.0,\nnews,66.66666666666667,\nfilms,50.0,75.0\n"
+
+    @given(matrix=matrices())
+    def test_reading_gives_back_what_was_written(self, matrix, tmp_path_factory):
+        path = tmp_path_factory.mktemp("csv") / "matrix.csv"
+        matrix.to_csv(path)
+        assert same(AccuracyMatrix.from_csv(path, matrix.rows), matrix)
+        assert AccuracyMatrix.from_csv(path).rows == {}
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "after\n",
+            "name,a\nbase,1\na,2\n",
+            "after,a\nbase,1\n",
+            "after,a\na,1\nbase,2\n",
+            "after,a\nbase,1\na,101\n",
+            "after,a\nbase,1\na,nan\n",
+            "after,a\nbase,1\na,high\n",
+            "after,a,b\nbase,1,2\na,1\nb,1,2\n",
+        ],
+    )
+    def test_a_damaged_file_is_named(self, text, tmp_path):
+        path = tmp_path / "matrix.csv"
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r"matrix\.csv: not an accuracy matrix"):
+            AccuracyMatrix.from_csv(path)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(CheckpointError, match="no such file"):
+            AccuracyMatrix.from_csv(tmp_path / "matrix.csv")
+
+
+class TestDict:
+    @given(matrices())
+    def test_survives_json(self, matrix):
+        text = json.dumps(matrix.to_dict(), allow_nan=False)
+        assert same(AccuracyMatrix.from_dict(json.loads(text)), matrix)
+
+    @pytest.mark.parametrize(
+        "value", [{}, {"tasks": ["a"], "R": [[1.0]], "rows": {}}, {"tasks": ["a"], "R": [[1.0], [2.0]], "rows": None}]
+    )
+    def test_refuses_another_shape(self, value):
+        with pytest.raises(CheckpointError, match="not an accuracy matrix"):
+            AccuracyMatrix.from_dict(value)
