@@ -10,19 +10,22 @@ tasks than the one reported, one seed, and the same number of settings for every
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gorp.benchmark import Cell, best_trial, collect, run_grid
+from gorp.benchmark import Cell, best_trial, collect, run_cell, run_grid
+from gorp.evaluation import AccuracyMatrix
+from gorp.methods import METHODS
+from gorp.report import comparison_markdown
 
 
 REPORTED = ("dbpedia", "yelp", "agnews", "QQP", "amazon", "SST-2")
 TUNED_ON = ("SST-2", "agnews", "amazon", "dbpedia", "QQP", "yelp")
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+RATES = (3e-4, 1e-3, 3e-3)
+FULL_RATES = (1e-4, 3e-4, 1e-3)
 SEEDS = (0, 1, 2)
 BATCH = {"per_device_train_batch_size": 16}
 
@@ -39,77 +42,98 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name in the table -> method and options."""
 
 
-def trials(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(method options, training block) of each of a method's trials: learning rate, and the main strength if it has one."""
+def trials(name: str) -> Iterator[tuple[dict[str, Any], float]]:
+    """(method options, learning rate) of each of a method's trials; the same number for every method."""
     method, options = VARIANTS[name]
     for rate in FULL_RATES if method == "sequential_full" else RATES:
-        yield options, {"learning_rate": rate, **BATCH}
+        yield options, rate
 
 
-def tuning_cells(name: str, model: str) -> list[Cell]:
-    """The trials of one method."""
-    method, _ = VARIANTS[name]
-    return [
-        Cell(
-            method=method, options=options, training=training, model=model, order=TUNED_ON, split="dev", cells="ends",
-            train_rows=500,
+class Comparison:
+    """Which cells make the comparison, for one model.
+
+    Args:
+        model: Folder or hub id.
+        training: Added to every cell's `training` block.
+        lora: The `lora` block of every method that has one.
+        full: Full-rank targets of gorp, where the model's family has no preset.
+        tokens: Longest prompt.
+    """
+
+    def __init__(self, model: str, *, training: dict[str, Any], lora: dict[str, Any], full: Any, tokens: int) -> None:
+        self.model, self.training, self.lora, self.full, self.tokens = model, training, lora, full, tokens
+
+    def cell(self, method: str, options: Mapping[str, Any], rate: float, **fields: Any) -> Cell:
+        """One cell of it."""
+        if method == "gorp" and self.full is not None:
+            options = {"full_modules": self.full, **options}
+        training = {"learning_rate": rate, **BATCH, **self.training}
+        lora = self.lora if METHODS[method].uses_lora else {}
+        return Cell(
+            method=method,
+            options=options,
+            training=training,
+            lora=lora,
+            model=self.model,
+            max_prompt_tokens=self.tokens,
+            **fields,
         )
-        for options, training in trials(name)
-    ]  # fmt: skip
+
+    def tuning(self, name: str) -> list[Cell]:
+        """The trials of one method: development rows, one seed, another order, fewer training rows."""
+        method = VARIANTS[name][0]
+        fields: dict[str, Any] = {"order": TUNED_ON, "split": "dev", "cells": "ends", "train_rows": 300, "dev_rows": 150}
+        return [self.cell(method, options, rate, **fields) for options, rate in trials(name)]
+
+    def final(self, name: str, out: Path) -> list[Cell]:
+        """The reported runs of one method: its best trial, each seed, test rows; nothing before it was tuned."""
+        results = collect(self.tuning(name), out / "trials")
+        if not results:
+            return []
+        best = best_trial(results)["cell"]
+        rate = best["training"]["learning_rate"]
+        return [self.cell(best["method"], best["options"], rate, order=REPORTED, seed=seed, train_rows=400, eval_rows=150) for seed in SEEDS]
 
 
-def final_cells(name: str, model: str, out: Path) -> list[Cell]:
-    """The reported runs of one method: the best trial, each seed."""
-    results = collect(tuning_cells(name, model), out / "trials")
-    if not results:
-        return []
-    best = best_trial(results)["cell"]
-    return [
-        Cell(
-            method=best["method"], options=best["options"], training=best["training"], model=model, order=REPORTED, seed=seed,
-        )
-        for seed in SEEDS
-    ]  # fmt: skip
-
-
-def main() -> None:
+def main(
+    *,
+    run: Callable[[Cell, Path], dict[str, Any]] = run_cell,
+    model: str | None = None,
+    training: dict[str, Any] | None = None,
+    lora: dict[str, Any] | None = None,
+    full: Any = None,
+    tokens: int = 128,
+) -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["tune", "final", "table"])
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default=model, required=model is None)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="*", default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-
-    def say(number: int, cell: Cell, result: dict[str, Any]) -> None:
-        rate = cell.training["learning_rate"]
-        print(
-            f"{number:3d} {cell.method:17s} lr {rate:<7g} seed {cell.seed} {dict(cell.options)}  AP {result['ap']:5.1f} "
-            f"BWT {result['bwt'] if result['bwt'] is None else round(result['bwt'], 1)} LA {result['la']:5.1f} "
-            f"({result['seconds']:.0f} s)",
-            file=sys.stderr,
-            flush=True,
-        )
-
+    comparison = Comparison(args.model, training=training or {}, lora=lora or {}, full=full, tokens=tokens)
     if args.stage == "tune":
-        cells = [cell for name in args.methods for cell in tuning_cells(name, args.model)]
-        run_grid(cells, args.out / "trials", args.data, report=say)
+        run_grid([c for m in args.methods for c in comparison.tuning(m)], args.out / "trials", args.data, report=say, run=run)
     elif args.stage == "final":
-        cells = [cell for name in args.methods for cell in final_cells(name, args.model, args.out)]
-        run_grid(sorted(cells, key=lambda c: c.seed), args.out / "final", args.data, report=say)
+        cells = [cell for name in args.methods for cell in comparison.final(name, args.out)]
+        run_grid(sorted(cells, key=lambda c: c.seed), args.out / "final", args.data, report=say, run=run)
     else:
-        print(table(args.model, args.out, args.methods))
+        rows = {name: collect(comparison.final(name, args.out), args.out / "final") for name in args.methods}
+        print(comparison_markdown({name: [AccuracyMatrix.from_dict(r["matrix"]) for r in rs] for name, rs in rows.items() if rs}))
 
 
-def table(model: str, out: Path, names: list[str]) -> str:
-    """Mean and spread over seeds, one line a method."""
-    from gorp.report import comparison_markdown
-
-    rows = {name: collect(final_cells(name, model, out), out / "final") for name in names}
-    return comparison_markdown({name: results for name, results in rows.items() if results})
+def say(number: int, cell: Cell, result: dict[str, Any]) -> None:
+    """One line a finished cell."""
+    bwt = "" if result["bwt"] is None else f"{result['bwt']:5.1f}"
+    print(
+        f"{number:3d} {cell.method:17s} lr {cell.training['learning_rate']:<7g} seed {cell.seed} {dict(cell.options)} "
+        f"AP {result['ap']:5.1f} BWT {bwt} LA {result['la'] or 0:5.1f} ({result['seconds']:.0f} s)",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """One file from which a run goes on: weights, optimizer state and counters in safetensors, written atomically."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from transformers import PreTrainedModel
 
+from gorp.storage import write_atomic
 from scripts.pretrain.optimizer import Optimizers
 
 
@@ -31,7 +31,7 @@ class Progress:
     began: float = 0.0
     """Start of the first session, seconds since 1970."""
     budget: float = 0.0
-    """The whole budget; smaller than asked for when the run was ended early."""
+    """The whole budget when the run was ended early, else 0."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """Held-out losses: step, tokens, seconds, loss, perplexity."""
 
@@ -48,12 +48,10 @@ def save(folder: Path, model: PreTrainedModel, optimizers: Optimizers, progress:
     tensors = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizers.tensors().items()}
     tensors = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
-    partial = folder / f"{FILE}.partial"
-    save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
-    os.replace(partial, folder / FILE)
+    write_atomic(folder / FILE, to_bytes(tensors, metadata={"progress": json.dumps(asdict(progress))}))
 
 
-def load(folder: Path, model: PreTrainedModel, optimizers: Optimizers | None) -> Progress | None:
+def load(folder: Path, model: PreTrainedModel, optimizers: Optimizers | None = None) -> Progress | None:
     """Take up `checkpoint.safetensors` when there is one.
 
     Args:
@@ -68,12 +66,13 @@ def load(folder: Path, model: PreTrainedModel, optimizers: Optimizers | None) ->
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = list(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names if optimizers or name.startswith("model.")}
         progress = Progress(**json.loads(file.metadata()["progress"]))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(tensors[f"model.{name}"])
     if optimizers is not None:
         prefix = "optimizer."
-        optimizers.load({name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)})
+        optimizers.load({name[len(prefix) :]: tensors[name] for name in names if name.startswith(prefix)})
     return progress

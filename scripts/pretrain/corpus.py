@@ -1,7 +1,8 @@
 """Text to token files: the corpus folder becomes one flat array of token ids per part.
 
-A corpus folder holds `train-*.txt` or `train-*.txt.xz` and `valid.txt`; documents are separated by a line `<|endoftext|>`. Every document becomes
-its tokens and one `</s>`; documents follow each other without padding, and a training window is any stretch of the array (packing).
+A corpus folder holds `train-*.txt` or `train-*.txt.xz` and `valid.txt`; documents are separated by a line
+`<|endoftext|>`. Every document becomes its tokens and one `</s>`; documents follow each other without padding, and a
+training window is any stretch of the array (packing).
 """
 
 import lzma
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from scripts.pretrain.tokenizer import EOS
+from scripts.pretrain.tokenizer import EOS_ID
 
 
 SEPARATOR = "<|endoftext|>"
@@ -86,13 +87,12 @@ def pack(path: Path, tokenizer: Tokenizer, target: Path, batch: int = 512) -> in
     Returns:
         Number of tokens.
     """
-    eos = tokenizer.token_to_id(EOS)
     pieces: list[np.ndarray] = []
     texts: list[str] = []
 
     def flush() -> None:
         for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-            pieces.append(np.asarray([*encoding.ids, eos], dtype=np.uint16))
+            pieces.append(np.asarray([*encoding.ids, EOS_ID], dtype=np.uint16))
         texts.clear()
 
     for text in documents(path):
@@ -108,8 +108,8 @@ def pack(path: Path, tokenizer: Tokenizer, target: Path, batch: int = 512) -> in
 class PackedTokens:
     """Windows out of the packed parts, chosen by number so that a run can be taken up anywhere.
 
-    The parts are cut into windows of `length` tokens; a permutation drawn from (seed, epoch) puts them in order. Window `i` is therefore a
-    function of the seed and `i` alone.
+    The parts are cut into windows of `length` tokens; a permutation drawn from (seed, pass) puts them in order.
+    Window `i` is therefore a function of the seed and `i` alone.
     """
 
     def __init__(self, files: list[Path], length: int, seed: int) -> None:

@@ -1,7 +1,7 @@
 """Prompt and completion pairs made from the corpus itself: no task is borrowed from a benchmark.
 
-A prompt reads like the ones the models are fine-tuned on: a question, `Option: a, b, c `, a text, `Answer:`. The completion is one of the options,
-spelled as in the list. Every pair is true by construction.
+A prompt reads like the ones the models are fine-tuned on: a question, `Option: a, b, c `, a text, `Answer:`. The
+completion is one of the options, spelled as in the list. Every pair is true by construction.
 """
 
 import random
@@ -103,7 +103,7 @@ def order(source: Passage, other: Passage, draw: random.Random) -> Pair:
 
 
 def stated(source: Passage, other: Passage, draw: random.Random) -> Pair | None:
-    """Ask whether a text states, denies or leaves open a claim: a sentence of it, one with a changed word, one from elsewhere."""
+    """Ask how a claim relates to a text: a sentence of it, one with a word changed, one from another text."""
     words = draw.sample(source.sentences[:5], k=min(3, len(source.sentences)))
     answer = draw.choice(("stated", "changed", "not mentioned"))
     claim = draw.choice(other.sentences) if answer == "not mentioned" else draw.choice(words)
@@ -131,7 +131,8 @@ def define(source: Passage, other: Passage, draw: random.Random) -> Pair | None:
                    f"{word}: {meaning}", word_class, draw)
     wrong = [one for one in rest if one[0] != word]
     true = draw.random() < 0.5 or not wrong
-    return _verdict("Is this the meaning of the word?", f"word: {word}\nmeaning: {meaning if true else wrong[0][2]}", true, draw)
+    text = f"word: {word}\nmeaning: {meaning if true else wrong[0][2]}"
+    return _verdict("Is this the meaning of the word?", text, true, draw)
 
 
 def go_on(source: Passage, other: Passage, draw: random.Random) -> Pair:

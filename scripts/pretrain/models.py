@@ -1,7 +1,7 @@
 """The two architectures: an encoder-decoder T5 and a decoder-only Llama of about nine million weights.
 
-Depth of the T5 lies in its encoder: the models are fine-tuned on classification with long prompts and one-word answers. Both tie input and output
-embeddings. T5 has no dropout, as in T5 v1.1 pre-training.
+Depth of the T5 lies in its encoder: the models are fine-tuned on classification with long prompts and one-word
+answers. Both tie input and output embeddings. T5 has no dropout, as in T5 v1.1 pre-training.
 """
 
 import torch

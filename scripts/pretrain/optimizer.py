@@ -1,7 +1,8 @@
 """Muon for the hidden matrices, AdamW for embeddings, position biases and norms.
 
-Muon steps along the orthogonal factor of the momentum and needs about half the tokens of AdamW at this size; its learning rate is scaled so that
-an update has the root mean square AdamW would give it ("match_rms_adamw"). Source: Liu et al. 2025, "Muon is Scalable for LLM Training".
+Muon steps along the orthogonal factor of the momentum and needs about half the tokens of AdamW at this size; its
+learning rate is scaled so that an update has the root mean square AdamW would give it ("match_rms_adamw"). Source:
+Liu et al. 2025, "Muon is Scalable for LLM Training".
 """
 
 import torch

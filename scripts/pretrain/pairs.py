@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 
 def pack_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, folder: Path, batch: int = 2048) -> int:
-    """Write `pairs.npy` (tokens, flat, `uint16`) and `pairs-ends.npy` (ends of prompt and completion, shape (pairs, 2)).
+    """Write `pairs.npy` (tokens, flat, `uint16`) and `pairs-ends.npy` (ends of prompt and completion, (pairs, 2)).
 
     Args:
         pairs: Prompt and completion.
@@ -38,7 +38,7 @@ class PackedPairs:
         """Open the files as memory maps.
 
         Args:
-            folder: Folder with `pairs.npy` (tokens, flat) and `pairs-ends.npy` (end of prompt and of completion per pair).
+            folder: Folder that `pack_pairs` wrote to.
             seed: Seed of the order.
             prompt_length: Longest prompt, in tokens, that is used.
             answer_length: Longest completion, in tokens, that is used.

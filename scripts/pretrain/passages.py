@@ -13,13 +13,14 @@ SENTENCE_END = re.compile(r"(?<=[.!?])[\"”']?\s+(?=[A-Z\"“'])")
 WORD = re.compile(r"[A-Za-z][a-z]{4,14}")
 
 COMMON = frozenset(
-    "about above after again against along already although always among another around became because become been before began "
-    "being below between both called could doing during each either enough every first found from further given going great have "
-    "having here herself himself however including itself known large later little made many might more most much must near never "
-    "nothing often once only other others ourselves over part perhaps quite rather said same second several shall should since small "
-    "some something soon still such than that their them themselves then there therefore these they thing things think this those "
-    "though three through time together toward towards under until upon used very well went were what when where which while whom "
-    "whose will with within without would year years yourself".split()
+    "about above after again against along already although always among another around became because become "
+    "been before began being below between both called could doing during each either enough every first found "
+    "from further given going great have having here herself himself however including itself known large "
+    "later little made many might more most much must near never nothing often once only other others "
+    "ourselves over part perhaps quite rather said same second several shall should since small some something "
+    "soon still such than that their them themselves then there therefore these they thing things think this "
+    "those though three through time together toward towards under until upon used very well went were what "
+    "when where which while whom whose will with within without would year years yourself".split()
 )
 """Words that say nothing of what a text is about."""
 

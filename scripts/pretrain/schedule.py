@@ -1,8 +1,9 @@
 """Warm-up, stable, decay: a learning rate that can be ended at any time.
 
-Source: Hu et al. 2024, "MiniCPM", section 4. A run has a budget, in tokens or in seconds. With `f` the share of it that is spent and `d` the share of the decay,
+Source: Hu et al. 2024, "MiniCPM", section 4. A run has a budget, in tokens or in seconds. With `f` the share of it
+that is spent and `d` the share of the decay,
 
-    rate(step, f) = min(1, step / warmup) * min(1, (1 - f) / d).
+    rate(step, f) = min(1, (step + 1) / warmup) * min(1, (1 - f) / d).
 
 To end a run early its budget is set to `spent / (1 - d)`: the decay then begins at once and takes its usual share.
 """
@@ -18,11 +19,11 @@ class Budget:
     unit: Literal["tokens", "seconds"]
     """What is counted: tokens, or seconds of wall clock since the first start."""
     total: float
-    """The whole budget, in `unit`."""
+    """The whole budget, in `unit`; over 0."""
     decay: float = 0.25
-    """Share of the budget in which the learning rate falls to zero, over 0 and at most 1."""
-    warmup_steps: int = 100
-    """Steps in which the learning rate rises."""
+    """Share of the budget in which the learning rate falls to zero, over 0 and under 1."""
+    warmup_steps: int = 50
+    """Steps in which the learning rate rises; at least 1."""
 
     def fraction(self, spent: float) -> float:
         """Share of the budget that is spent, 0 to 1."""
@@ -34,5 +35,5 @@ class Budget:
         return rise * min(1.0, (1.0 - self.fraction(spent)) / self.decay)
 
     def ended_early(self, spent: float) -> "Budget":
-        """Give the budget whose decay begins now; unchanged if it has begun."""
+        """Give the budget whose decay begins now; a decay that has begun goes on as it is."""
         return replace(self, total=min(self.total, spent / (1.0 - self.decay)))

@@ -1,8 +1,8 @@
 """The byte-level tokenizer shared by both tiny models.
 
-Byte-level BPE: text is first turned into its UTF-8 bytes, so every string can be written and there is no unknown token. Digits stand alone, as in
-"1", "9", "8", "4", and a word begins with its blank (" World"), also the first one of a text: a label then has the same tokens whether it
-stands in a list of options or alone as an answer.
+Byte-level BPE: text is first turned into its UTF-8 bytes, so every string can be written and there is no unknown
+token. Digits stand alone, as in "1", "9", "8", "4", and a word begins with its blank (" World"), also the first one
+of a text: a label then has the same tokens whether it stands in a list of options or alone as an answer.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 
 PAD, EOS, BOS = "<pad>", "</s>", "<s>"
-"""Special tokens with ids 0, 1, 2."""
+"""Special tokens."""
+
+PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
+"""Their ids."""
 
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(32))
 """Span markers of T5, ids 3 to 34."""
@@ -64,7 +67,7 @@ def for_model(tokenizer: Tokenizer, architecture: str, max_length: int) -> PreTr
     copy = Tokenizer.from_str(tokenizer.to_str())
     template = f"$A {EOS}" if architecture == "t5" else f"{BOS} $A"
     pair = f"$A {EOS} $B {EOS}" if architecture == "t5" else f"{BOS} $A $B"
-    ids = [(EOS, 1)] if architecture == "t5" else [(BOS, 2)]
+    ids = [(EOS, EOS_ID)] if architecture == "t5" else [(BOS, BOS_ID)]
     copy.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=ids)
     special = {"eos_token": EOS, "pad_token": PAD} | ({} if architecture == "t5" else {"bos_token": BOS})
     return PreTrainedTokenizerFast(

@@ -1,7 +1,7 @@
-"""The training loop: plain PyTorch, one compiled graph, one checkpoint file.
+"""The training loop: plain PyTorch, a compiled forward pass, one checkpoint file.
 
-The Trainer of transformers is not used here: batches are a function of the step number, the schedule can follow the clock, and its own
-bookkeeping costs throughput at steps of under two seconds.
+The Trainer of transformers is not used here: batches are a function of the step number, the schedule can follow the
+clock, and its own bookkeeping costs throughput at steps of a few milliseconds.
 """
 
 import json
@@ -14,11 +14,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from gorp.storage import write_json
 from scripts.pretrain import checkpoint
-from scripts.pretrain.batches import LlamaBatches, T5Batches
+from scripts.pretrain.batches import LlamaBatches, T5Batches, tokens_of
 from scripts.pretrain.checkpoint import Progress
 from scripts.pretrain.optimizer import Optimizers
 from scripts.pretrain.schedule import Budget
+
+
+Batch = dict[str, torch.Tensor]
+
+HELD_OUT_BATCHES = 8
+"""Batches of held-out text that are measured, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +47,11 @@ class Settings:
     compiled: bool = True
     """Whether the forward pass is compiled."""
     seed: int = 0
-    """Seed of weights, order and noise."""
+    """Seed of the choice between text and instructions."""
 
 
 class Run:
-    """A pre-training run in a folder; call it again to go on."""
+    """A pre-training run in a folder."""
 
     def __init__(
         self,
@@ -55,13 +62,13 @@ class Run:
         budget: Budget,
         settings: Settings,
     ) -> None:
-        """Prepare the run and take up its checkpoint.
+        """Prepare the run and take up its checkpoint, if there is one.
 
         Args:
             folder: Where checkpoint, log and curve are written.
             model: The model on its device.
             train: Batches to learn from.
-            held_out: Batches to measure on; all of one pass are used, eight at most.
+            held_out: Batches to measure on.
             budget: How long to train.
             settings: The rest.
         """
@@ -70,9 +77,6 @@ class Run:
         self.settings, self.device = settings, model.device
         self.optimizers = Optimizers(model, settings.rate, settings.embedding_rate)
         self.progress = checkpoint.load(folder, model, self.optimizers) or Progress(began=time.time())
-        if self.progress.budget:
-            budget = Budget(unit=budget.unit, total=min(budget.total, self.progress.budget), decay=budget.decay,
-                            warmup_steps=budget.warmup_steps)
         self.budget = budget
         self.forward = torch.compile(model, dynamic=False) if settings.compiled else model
 
@@ -81,21 +85,22 @@ class Run:
         """What is spent of the budget, in its unit."""
         return self.progress.tokens if self.budget.unit == "tokens" else time.time() - self.progress.began
 
-    def __call__(self, stop_at: int | None = None) -> Progress:
+    def __call__(self, stop_at: int | None = None, session_seconds: float = math.inf) -> Progress:
         """Train until the budget is spent.
 
         Args:
-            stop_at: Step at which to stop sooner, without decay, with a checkpoint.
+            stop_at: Step at which to stop sooner, with a checkpoint and without decay.
+            session_seconds: Seconds after which to stop likewise.
 
         Returns:
             The counters.
         """
-        saved = time.monotonic()
+        began = saved = time.monotonic()
+        self._shorten()
         while self.spent < self.budget.total and self.progress.step != stop_at:
-            if (self.folder / "STOP").exists():
-                self.budget = self.budget.ended_early(self.spent)
-                self.progress.budget = self.budget.total
-                (self.folder / "STOP").unlink()
+            if time.monotonic() - began > session_seconds:
+                break
+            self._shorten()
             self._step()
             if time.monotonic() - saved > self.settings.save_seconds:
                 self._measure_and_save()
@@ -103,9 +108,17 @@ class Run:
         self._measure_and_save()
         return self.progress
 
+    def _shorten(self) -> None:
+        """Take up an early end: one asked for by the file STOP, or one that an earlier session began."""
+        if (self.folder / "STOP").exists():
+            self.progress.budget = self.budget.ended_early(self.spent).total
+            (self.folder / "STOP").unlink()
+        if self.progress.budget and self.progress.budget < self.budget.total:
+            self.budget = Budget(unit=self.budget.unit, total=self.progress.budget, decay=self.budget.decay,
+                                 warmup_steps=self.budget.warmup_steps)
+
     def _step(self) -> None:
-        began, progress = time.monotonic(), self.progress
-        spent = self.spent
+        began, progress, spent = time.monotonic(), self.progress, self.spent
         kind, batch = self._next_batch(spent)
         self.model.train()
         loss = self._loss(self.forward, batch)
@@ -113,18 +126,13 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizers.step(self.budget.rate(progress.step, spent))
         progress.step += 1
-        used = batch["attention_mask"] if "attention_mask" in batch else torch.ones_like(batch["input_ids"])
-        tokens = int(used.sum())
-        if "attention_mask" in batch or batch["labels"].shape != batch["input_ids"].shape:
-            tokens += int((batch["labels"] >= 0).sum())
-        progress.tokens += tokens
+        progress.tokens += (tokens := tokens_of(batch))
         if progress.step % self.settings.log_steps == 0 or progress.step <= 5:
-            seconds = time.monotonic() - began
             self._log(step=progress.step, kind=kind, loss=round(loss.item(), 4), norm=round(norm.item(), 3),
                       tokens=progress.tokens, fraction=round(self.budget.fraction(spent), 4),
-                      tokens_per_second=round(tokens / seconds))
+                      tokens_per_second=round(tokens / (time.monotonic() - began)))
 
-    def _next_batch(self, spent: float) -> tuple[str, dict[str, torch.Tensor]]:
+    def _next_batch(self, spent: float) -> tuple[str, Batch]:
         progress = self.progress
         share = self.settings.pair_shares[int(self.budget.fraction(spent) >= 0.5)]
         draw = np.random.default_rng([self.settings.seed, 3, progress.step]).random()
@@ -134,15 +142,15 @@ class Run:
         progress.text_batches += 1
         return "text", self.train.text(progress.text_batches - 1)
 
-    def _loss(self, forward: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        moved = {name: value.to(self.device) for name, value in batch.items()}
+    def _loss(self, forward: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             return forward(**moved, use_cache=False).loss
 
     @torch.no_grad()
     def _measure_and_save(self) -> None:
         self.model.eval()
-        batches = min(8, max(1, len(self.held_out.corpus) // self.held_out.rows))
+        batches = min(HELD_OUT_BATCHES, max(1, len(self.held_out.corpus) // self.held_out.rows))
         losses = [self._loss(self.model, self.held_out.text(number)).item() for number in range(batches)]
         loss = sum(losses) / len(losses)
         progress = self.progress
@@ -151,9 +159,7 @@ class Run:
             "loss": round(loss, 4), "perplexity": round(math.exp(loss), 3),
         })
         checkpoint.save(self.folder, self.model, self.optimizers, progress)
-        partial = self.folder / "curve.json.partial"
-        partial.write_text(json.dumps(progress.curve, indent=1) + "\n")
-        partial.replace(self.folder / "curve.json")
+        write_json(self.folder / "curve.json", progress.curve)
         self._log(held_out=progress.curve[-1])
 
     def _log(self, **entries: object) -> None:

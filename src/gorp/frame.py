@@ -84,11 +84,18 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
 
 
 def _finish(left: Tensor, sigma: Tensor, right: Tensor, basis: Tensor, *, rank: int) -> Frame:
-    """Drop directions without signal, make V exactly orthogonal to S, pad to k columns, agree among ranks."""
+    """Drop directions without signal, make V exactly orthogonal to S, pad to k columns, agree among ranks.
+
+    Singular vectors are unique but for the sign of each pair, which libraries choose as they like. Whatever lives in
+    the frame's coordinates and outlives it (paper mode's S, moments that are kept) depends on it, so it is fixed: the
+    largest entry of each column of V is positive.
+    """
     floor = torch.finfo(sigma.dtype).eps * max(*left.shape, *right.shape) * sigma.max() if len(sigma) else 0.0
     alive = int((sigma > floor).sum())
     right = orthonormalize(right[:, :alive], away_from=basis)
-    padded = [torch.nn.functional.pad(x, (0, rank - alive)) for x in (left[:, :alive], right)]
+    largest = right.gather(0, right.abs().argmax(dim=0, keepdim=True)) if alive else right[:1]
+    signs = torch.where(largest < 0, -1.0, 1.0).to(right)
+    padded = [torch.nn.functional.pad(x * signs, (0, rank - alive)) for x in (left[:, :alive], right)]
     u, v = (broadcast_from_owner(x) for x in padded)
     return Frame(left=u.contiguous(), right=v.contiguous())
 

@@ -65,11 +65,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file, on the CPU, and its metadata; the inverse of `write_tensors`."""
+    """The tensors of a safetensors file, on the CPU, and its metadata; the inverse of `write_tensors`.
+
+    They are copies in memory of torch's own: a file's tensors lie at odd addresses, and there a matrix product rounds
+    otherwise than at even ones, so that a resumed run would drift from the unbroken one in its last bits.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. Was the folder moved, or the run never finished?") from None
     except (SafetensorError, json.JSONDecodeError) as error:

@@ -36,7 +36,7 @@ def test_values_by_hand():
 
 
 def test_the_best_score_may_come_from_before_a_task_was_learned():
-    """Chaudhry's maximum runs over all earlier trained models: here b scored best after a. The base model never counts."""
+    """The maximum runs over all earlier trained models: here b scored best after a. The base model never counts."""
     values = [[99.0, 99.0, 99.0], [90.0, 85.0, 33.0], [95.0, 80.0, 36.0], [70.0, 76.0, 60.0]]
     assert summary(matrix(values))["forgetting"] == pytest.approx(((95 - 70) + (85 - 76)) / 2)
 

@@ -28,6 +28,8 @@ def adapted(encoder_decoder):
     return model.double(), tokenizer
 
 
+# PEFT 0.21 asks transformers 5.23 for a property under its old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("encoder_decoder", [True, False])
 def test_adapters_answer_and_rank_as_the_merged_model_does(encoder_decoder):
     model, tokenizer = adapted(encoder_decoder)

@@ -171,7 +171,7 @@ class TestLabelRanking:
 
 class TestRefusals:
     def test_a_split_that_does_not_exist(self):
-        with pytest.raises(DataError, match="got `evl`.*Did you mean `eval`"):
+        with pytest.raises(DataError, match=r"got `evl`.*Did you mean `eval`"):
             score(None, llama_tokenizer(), task(), split="evl")
 
     def test_a_split_that_the_task_does_not_have(self):

@@ -7,7 +7,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,12 @@ class Cell:
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.method}-seed{self.seed}-{digest}"
 
+    def columns(self, row: int) -> list[int]:
+        """Tasks to score after task `row`: all of them at the end, before it those learned so far, or the newest."""
+        if row == len(self.order):
+            return list(range(row))
+        return list(range(row + 1)) if self.cells == "needed" else [row - 1]
+
 
 def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
     """Train the sequence and score it. The result holds the matrix, AP, BWT, FWT, forgetting, LA, costs and the leak.
@@ -64,7 +70,7 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
         data: Root of the CL benchmark; not part of the cell, because it does not decide the numbers.
     """
     started = time.perf_counter()
-    tasks = [_load(cell, data, name) for name in cell.order]
+    tasks = load_tasks(cell, data)
     model, tokenizer = load_pretrained(cell.model, random_weights=cell.random_weights, seed=cell.seed)
     method = build_method(cell.method, cell.options, cell.lora)
     method.setup(model)
@@ -84,7 +90,7 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
     last = len(tasks)
     if cell.cells == "needed":
         score(0, list(range(last)))
-    stages = [(last, _union(tasks, cell.seed))] if method.joint else [(i + 1, t.train) for i, t in enumerate(tasks)]
+    stages = [(last, union(tasks, cell.seed))] if method.joint else [(i + 1, t.train) for i, t in enumerate(tasks)]
     for index, rows in stages:
         with tempfile.TemporaryDirectory() as folder:
             result = train_task(
@@ -100,7 +106,7 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
                 folder=Path(folder),
             )
         results.append(result)
-        score(index, _columns(cell, index, last))
+        score(index, cell.columns(index))
     return {
         "cell": asdict(cell),
         **summary(matrix),
@@ -110,7 +116,7 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
         "eval_seconds": evaluating,
         "seconds": time.perf_counter() - started,
         "steps": sum(r.steps for r in results),
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
         "leak": max((r.facts.get("leak", 0.0) for r in results), default=0.0),
         "facts": dict(results[-1].facts),
         "environment": environment(),
@@ -140,31 +146,29 @@ def environment() -> dict[str, Any]:
     return {"device": device, "threads": torch.get_num_threads(), "python": platform.python_version(), **packages}
 
 
-def _load(cell: Cell, data: Path, name: str) -> Task:
-    task = load_cl_benchmark(
-        data,
-        name,
-        task_name_in_prompt=False,
-        seed=cell.seed,
-        dev_rows=cell.dev_rows,
-        limit_train=cell.train_rows,
-        limit_eval=cell.eval_rows,
-    )
-    return Task(**{f.name: getattr(task, f.name) for f in fields(Task)} | {"metric": cell.metric})
+def load_tasks(cell: Cell, data: Path) -> list[Task]:
+    """The cell's tasks, cut to its sizes; the same rows whatever the method and the seed of the training."""
+    return [
+        load_cl_benchmark(
+            data,
+            name,
+            metric=cell.metric,
+            task_name_in_prompt=False,
+            seed=0,
+            dev_rows=cell.dev_rows,
+            limit_train=cell.train_rows,
+            limit_eval=cell.eval_rows,
+        )
+        for name in cell.order
+    ]
 
 
-def _union(tasks: list[Task], seed: int) -> Dataset:
+def union(tasks: list[Task], seed: int) -> Dataset:
+    """The training rows of all tasks, shuffled together."""
     return concatenate_datasets([task.train for task in tasks]).shuffle(seed=seed, keep_in_memory=True)
 
 
-def _columns(cell: Cell, row: int, last: int) -> list[int]:
-    """Tasks to score after task `row`: all of them at the end, else the learned ones and, for FWT, the next."""
-    if row == last:
-        return list(range(last))
-    return list(range(row + 1)) if cell.cells == "needed" else [row - 1]
-
-
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Peak memory: of the GPU where there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

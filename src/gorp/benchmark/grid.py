@@ -11,7 +11,12 @@ from gorp.storage import read_json, write_json
 
 
 def run_grid(
-    cells: Sequence[Cell], folder: Path, data: Path, *, report: Callable[[int, Cell, dict[str, Any]], None]
+    cells: Sequence[Cell],
+    folder: Path,
+    data: Path,
+    *,
+    report: Callable[[int, Cell, dict[str, Any]], None],
+    run: Callable[[Cell, Path], dict[str, Any]] = run_cell,
 ) -> None:
     """Run every cell that has no result in `folder` and that no other living process is running.
 
@@ -22,7 +27,7 @@ def run_grid(
         if path.exists() or not _claim(path.with_suffix(".claim")):
             continue
         try:
-            result = run_cell(cell, data)
+            result = run(cell, data)
             write_json(path, result)
             report(number, cell, result)
         finally:

@@ -17,14 +17,14 @@ from gorp.evaluation.matrix import AccuracyMatrix
 
 
 FORMULAS: dict[str, str] = {
-    "ap": "AP = (1/T) Σⱼ R[T, j]",
-    "bwt": "BWT = (1/(T−1)) Σ_{j<T} (R[T, j] − R[j, j])",
-    "forgetting": "Forgetting = (1/(T−1)) Σ_{j<T} (max_{1≤l<T} R[l, j] − R[T, j])",
-    "la": "LA = (1/T) Σⱼ R[j, j]",
-    "fwt": "FWT = (1/(T−1)) Σ_{j>1} (R[j−1, j] − R[0, j])",
-    "ap_weighted": "Weighted AP = Σⱼ nⱼ R[T, j] / Σⱼ nⱼ",
+    "ap": "AP = mean over j of R[T, j]",
+    "bwt": "BWT = mean over j < T of (R[T, j] − R[j, j])",
+    "forgetting": "Forgetting = mean over j < T of (max{R[l, j] : 1 ≤ l < T} − R[T, j])",
+    "la": "LA = mean over j of R[j, j]",
+    "fwt": "FWT = mean over j > 1 of (R[j−1, j] − R[0, j])",
+    "ap_weighted": "Weighted AP = Σ n[j] · R[T, j] / Σ n[j]",
 }
-"""The formula of each measure in `summary`, to be printed wherever the number is. nⱼ: evaluation rows of task j."""
+"""The formula of each measure in `summary`, to be printed wherever the number is. n[j]: evaluation rows of task j."""
 
 MEANINGS: dict[str, str] = {
     "ap": "average performance after the last task",

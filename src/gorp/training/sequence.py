@@ -68,12 +68,44 @@ def train_task(
         folder: For checkpoints.
         on_ready: Told which weights are trained, before the first step.
     """
-    encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-    arguments = training_arguments(
-        training, folder=folder, seed=seed * 1000 + index, encoder_decoder=encoder_decoder
+    encoded = encode(rows, tokenizer, encoder_decoder=_is_encoder_decoder(model), encoding=encoding)
+    return train_encoded(
+        model,
+        method,
+        encoded,
+        Collator(pad_token_id=tokenizer.pad_token_id),
+        name=name,
+        index=index,
+        seed=seed,
+        training=training,
+        folder=folder,
+        callbacks=callbacks,
+        on_ready=on_ready,
     )
-    encoded = encode(rows, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding)
-    collator = Collator(pad_token_id=tokenizer.pad_token_id)
+
+
+def train_encoded(
+    model: nn.Module,
+    method: Method,
+    encoded: Dataset,
+    collator: Callable[[list[Any]], Batch],
+    *,
+    name: str,
+    index: int,
+    seed: int,
+    training: Mapping[str, Any],
+    folder: Path,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    on_ready: Callable[[list[Treatment]], None] | None = None,
+) -> TaskResult:
+    """`train_task` for rows that are token ids already: any model whose forward pass returns a loss.
+
+    Args:
+        encoded: What `collator` makes batches of.
+        collator: A list of rows to the keyword arguments of the model's forward pass.
+    """
+    encoder_decoder = _is_encoder_decoder(model)
+    arguments = training_arguments(training, folder=folder, seed=seed * 1000 + index, encoder_decoder=encoder_decoder)
     context = TaskContext(
         name=name,
         index=index,
@@ -120,8 +152,12 @@ def _num_steps(num_rows: int, arguments: TrainingArguments) -> int:
     return math.ceil(arguments.num_train_epochs * per_epoch)
 
 
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
 def _batches(
-    encoded: Dataset, collator: Collator, size: int, limit: int | None, device: torch.device
+    encoded: Dataset, collator: Callable[[list[Any]], Batch], size: int, limit: int | None, device: torch.device
 ) -> Iterator[Batch]:
     """The first `limit` encoded rows, in order, on the model's device."""
     count = len(encoded) if limit is None else min(limit, len(encoded))

@@ -25,10 +25,6 @@ class ContinualTrainerMixin(Trainer):
     def __init__(self, *args: Any, method: Method, task_name: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method, self.task_name = method, task_name
-        if getattr(self.model.config, "is_encoder_decoder", False):
-            # T5 takes `num_items_in_batch` among its **kwargs and ignores it: its loss is the mean of the micro-batch,
-            # which the Trainer must divide by the number of micro-batches, and must not multiply by that of ranks.
-            self.model_accepts_loss_kwargs = False
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ConfigError(
                 "gorp trains whole matrices; DeepSpeed and FSDP hand the optimizer flattened or sharded ones. "
@@ -39,12 +35,20 @@ class ContinualTrainerMixin(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        # Whether the Trainer takes the loss for divided by the tokens of the whole step, and so divides no more.
+        scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        if scaled and getattr(self.model.config, "is_encoder_decoder", False):
+            # T5 takes `num_items_in_batch` among its **kwargs and ignores it: we turn its mean into that share.
+            share = (inputs["labels"] != -100).sum() / num_items_in_batch
+            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            loss = loss * share * ranks
+        else:
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         extra = self.method.extra_loss(self.model, inputs) if model.training else None
         if extra is not None:
-            # Where the Trainer has divided by the tokens of the whole step already, it will not divide by the
-            # number of micro-batches any more: so we do.
-            scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             loss = loss + (extra / self.current_gradient_accumulation_steps if scaled else extra)
         return (loss, outputs) if return_outputs else loss
 

@@ -97,7 +97,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"the key `{key}` occurs twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key}` occurs twice", key_node.start_mark
+                )
             seen.add(str(key))
         return super().construct_mapping(node, deep)
 
@@ -108,7 +110,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 def _is_place(step: Any) -> bool:
     """Pydantic also names the branch of a union it tried; that is no place in the file."""
-    return isinstance(step, int) or step.isidentifier() and step not in {"str", "int", "float", "bool"}
+    return isinstance(step, int) or (step.isidentifier() and step not in {"str", "int", "float", "bool"})
 
 
 def _is_scalar(value: Any) -> bool:

@@ -14,7 +14,6 @@
 v0 is the base model: a version.json alone.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -27,22 +26,12 @@ from typing import Any
 
 from torch import Tensor
 
-import gorp
-from gorp.delta import pack_deltas
 from gorp.errors import CheckpointError, ConfigError, nearest
-from gorp.method import Method, prefixed
-from gorp.storage import read_json, read_tensors, sync_folder, write_atomic, write_json, write_tensors
+from gorp.storage import read_json, sync_folder, write_atomic, write_json
+from gorp.workspace.state import MEMORY, file_sha256, read_state
 
 
-DELTA, MEMORY, METHOD, TRAINING, RECORD = (
-    "delta.safetensors",
-    "memory.safetensors",
-    "method.safetensors",
-    "training.json",
-    "version.json",
-)
-SIDE = "input"
-"""Which side of a weight the memory protects: S has n rows for a weight of n inputs."""
+TRAINING, RECORD = "training.json", "version.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +116,13 @@ class Workspace:
         return self._read(folder)
 
     def current(self) -> Version:
-        """The version that CURRENT names.
+        """The version that CURRENT names, or one so new that the process ended before CURRENT could name it.
 
         Raises:
             CheckpointError: If the workspace has none, or CURRENT names a version that is not there.
         """
+        if unsettled := self.unsettled():
+            return unsettled[-1]
         path = self.root / "CURRENT"
         if not path.is_file():
             raise CheckpointError(f"{self.root}: no gorp workspace (no file CURRENT). `gorp train` makes one.")
@@ -160,13 +151,12 @@ class Workspace:
         """Where the checkpoints of a task in training lie."""
         return self.root / "run" / task
 
-    def publish(self, name: str, record: Mapping[str, Any], task: str | None) -> Version:
+    def publish(self, name: str, record: Mapping[str, Any]) -> Version:
         """Make a prepared version exist: version.json with the digests of its files, then one rename.
 
         Args:
             name: Of the version; its other files lie in `prepared(name)`.
             record: What version.json says besides the digests.
-            task: Whose run folder is of no use any more.
         """
         folder, target = self.prepared(name), self.root / "versions" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,14 +166,15 @@ class Workspace:
         sync_folder(target.parent)
         version = self._read(target)
         self.settle(version)
-        if task is not None:
-            shutil.rmtree(self.run_folder(task), ignore_errors=True)
         return version
 
     def settle(self, version: Version) -> None:
-        """Make a version CURRENT and enter it into the ledger."""
+        """Make a version CURRENT, enter it into the ledger, and drop the checkpoints that led to it."""
         write_atomic(self.root / "CURRENT", f"{version.name}\n".encode())
-        self.log("version", version=version.name, parent=version.record["parent"], task=version.record["task"])
+        task = version.record["task"]
+        if task is not None:
+            shutil.rmtree(self.run_folder(task), ignore_errors=True)
+        self.log("version", version=version.name, parent=version.record["parent"], task=task)
 
     def unsettled(self) -> list[Version]:
         """Versions that are complete but not in the ledger: the process ended between the two."""
@@ -225,50 +216,6 @@ class Workspace:
         if not isinstance(record, dict) or not wanted <= set(record):
             raise CheckpointError(f"{folder / RECORD}: not a version's record. Restore it from a copy.")
         return Version(name=folder.name, folder=folder, record=record)
-
-
-def write_state(folder: Path, method: Method, base_sha256: str) -> None:
-    """Write what a finished task leaves into three safetensors files of `folder`.
-
-    The deltas are in the method's state too, and are not written twice.
-    """
-    options = {name: getattr(method.config, name, None) for name in ("mode", "energy", "budget")}
-    header = {**options, "side": SIDE, "base_sha256": base_sha256, "gorp_version": gorp.__version__}
-    rest = {key: value for key, value in method.state_dict().items() if not key.startswith("delta/")}
-    write_tensors(folder / DELTA, pack_deltas(method.deltas), {"base_sha256": base_sha256})
-    write_tensors(folder / MEMORY, method.memory_tensors(), header)
-    write_tensors(folder / METHOD, rest, {"method": method.name})
-
-
-def read_state(folder: Path, base_sha256: str) -> dict[str, Tensor]:
-    """The inverse of `write_state`: what `Method.load_state_dict` takes.
-
-    Raises:
-        CheckpointError: If the memory is another model's, or of the other side of the weights.
-    """
-    _, header = read_tensors(folder / MEMORY)
-    if header.get("side") != SIDE or header.get("base_sha256") != base_sha256:
-        what = "another model" if header.get("side") == SIDE else f"the {header.get('side')} side of the weights"
-        raise CheckpointError(
-            f"{folder / MEMORY}: the memory was made for {what}; wanted the {SIDE} side of the base model "
-            f"{base_sha256[:12]}…. Restore the file, or use the model it was made with."
-        )
-    deltas, _ = read_tensors(folder / DELTA)
-    rest, _ = read_tensors(folder / METHOD)
-    return rest | prefixed("delta", deltas)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        CheckpointError: If it is missing.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file, but its version has one. Restore it from a copy.") from None
 
 
 def _complete(folder: Path) -> bool:

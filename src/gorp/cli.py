@@ -1,0 +1,219 @@
+"""The command line: parses, calls, prints. Results go to standard output, everything else to the error stream.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (the same command goes on).
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gorp.errors import ConfigError, GorpError
+
+
+app = typer.Typer(
+    help="Teach a language model one task after another, and prove that it still knows the earlier ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Folder = Annotated[Path, typer.Argument(metavar="WORKSPACE", help="The workspace; the current folder by default.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Run `gorp COMMAND --help` for the options of a command."""
+    if version:
+        import gorp
+
+        typer.echo(gorp.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    as_json: AsJson = False,
+    seed: Annotated[int, typer.Option(help="Decides fresh adapters and the order of rows.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("gorp-demo.html"),
+    model: Annotated[str, typer.Option(help="A shipped model, a folder, or a hub id.")] = "gorp-tiny-t5",
+    train_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to train on, at most.")] = 210,
+    eval_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to score, at most.")] = 100,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over a task's rows.")] = 2,
+) -> None:
+    """Teach a small model four tasks, once as usual and once with GORP, and compare. Takes a few minutes."""
+    with _errors():
+        console, progress = _start()
+        from gorp.demo import DemoSettings, run_demo
+        from gorp.report import comparison_table, matrix_table, write_page
+
+        settings = DemoSettings(model=model, seed=seed, train_rows=train_rows, eval_rows=eval_rows, epochs=epochs)
+        progress.say(f"seed {seed}, model {model}, {train_rows} rows a task to train on, {epochs} epochs")
+        results = run_demo(settings, progress=progress)
+        write_page(_demo_page(settings, results), out)
+        progress.say(f"wrote {out}")
+        if as_json:
+            _print_json({method: result.to_dict() for method, result in results.items()})
+            return
+        for method, result in results.items():
+            console.print(matrix_table(result.matrix, title=f"{method}: percent right"))
+        runs = {method: [result.matrix] for method, result in results.items()}
+        console.print(comparison_table(runs, title=f"side by side, seed {seed}"))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train: see docs/getting-started.md.")],
+    workspace: Annotated[
+        Path | None,
+        typer.Option(help="The folder for versions and scores. Default: beside the YAML, named as it without .yaml."),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin the unfinished task anew, instead of going on with it.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show what would be trained, write nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the tasks that are pending, and score all tasks after each. Interrupted runs go on where they were."""
+    with _errors():
+        console, progress = _start()
+        from gorp.workspace import load_config, plan, run_sequence, status
+
+        settings = load_config(config)
+        folder = config.with_suffix("") if workspace is None else workspace
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder}: is a file; wanted a folder for the workspace. Give one with --workspace.")
+        if dry_run:
+            pending, treatments, total = plan(settings, folder)
+            progress.treatments(treatments, total)
+            trainable = sum(item.trainable for item in treatments)
+            result = {"pending": pending, "trainable": trainable, "parameters": total}
+            _print_json(result) if as_json else typer.echo(f"pending: {', '.join(pending) or 'nothing'}")
+            return
+        run_sequence(settings, folder, restart=restart, progress=progress)
+        _show_status(console, status(folder), as_json)
+
+
+@app.command()
+def status(workspace: Folder = Path("."), as_json: AsJson = False) -> None:
+    """Show the accuracy matrix, what it says, the versions, and what is pending."""
+    with _errors():
+        console, _ = _start()
+        from gorp.workspace import status as read_status
+
+        _show_status(console, read_status(workspace), as_json)
+
+
+@app.command("eval")
+def evaluate(
+    workspace: Folder = Path("."),
+    version: Annotated[str | None, typer.Option(help="For example v2; the current one by default.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task; all by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a version again and keep the scores."""
+    with _errors():
+        console, progress = _start()
+        from gorp.console import plain_table
+        from gorp.workspace import evaluate_version
+
+        result = evaluate_version(workspace, version=version, task=task, progress=progress)
+        if as_json:
+            _print_json(result)
+            return
+        lines = [[n, f"{c['score']:.1f}", str(c["rows"]), c["metric"]] for n, c in result["scores"].items()]
+        console.print(plain_table(result["version"], ["task", "percent right", "rows", "metric"], lines))
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the methods that `method.name` can be."""
+    with _errors():
+        console, _ = _start()
+        from gorp.console import plain_table
+        from gorp.methods import METHODS
+
+        facts = {n: {"title": m.title, "keeps": m.keeps, "paper": m.paper} for n, m in METHODS.items()}
+        if as_json:
+            _print_json(facts)
+            return
+        lines = [[name, about["title"], about["keeps"], about["paper"]] for name, about in facts.items()]
+        console.print(plain_table("", ["name", "what it does", "keeps between tasks", "paper"], lines))
+
+
+def _start() -> tuple[Any, Any]:
+    """The console for results, and the progress for everything else; libraries are told to be quiet."""
+    import datasets
+    from transformers.utils import logging
+
+    from gorp.console import console, progress_on
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    return console(), progress_on(console(stderr=True))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors meant for a user become a message and an exit code; others are ours and keep their traceback."""
+    try:
+        yield
+    except GorpError as error:
+        typer.echo(f"gorp: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    except KeyboardInterrupt:
+        typer.echo("gorp: interrupted. The same command goes on where it was.", err=True)
+        raise typer.Exit(130) from None
+
+
+def _show_status(console: Any, state: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(state)
+        return
+    from gorp.console import measures_table, versions_table
+    from gorp.evaluation import AccuracyMatrix
+    from gorp.report import matrix_table
+
+    console.print(matrix_table(AccuracyMatrix.from_dict(state["matrix"]), title="accuracy"))
+    if state["measures"]:
+        console.print(measures_table(state["measures"]))
+    console.print(versions_table(state["versions"], state["current"]))
+    typer.echo(f"pending: {', '.join(state['pending']) or 'nothing'}")
+
+
+def _demo_page(settings: Any, results: Any) -> Any:
+    from gorp.demo.run import TASKS
+    from gorp.report import Page
+
+    facts = {
+        "model": settings.model,
+        "tasks": " → ".join(TASKS),
+        "seed": str(settings.seed),
+        "rows a task": f"{settings.train_rows} to train on, {settings.eval_rows} scored, at most",
+        "epochs": str(settings.epochs),
+    } | {f"seconds, {method}": f"{result.seconds:.0f}" for method, result in results.items()}
+    return Page(
+        title="gorp demo: four tasks in turn",
+        runs={method: [result.matrix] for method, result in results.items()},
+        facts=facts,
+        notes=["One seed and a small model: this shows what the methods do, not how much better one is."],
+        samples={f"{TASKS[0]} after {TASKS[-1]}, {m}": result.samples for m, result in results.items()},
+    )
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,89 @@
+"""Several methods side by side, each run with several seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gorp.evaluation import FORMULAS, AccuracyMatrix, seen_performance, summary
+from gorp.report.wording import NOT_MEASURED, number
+
+
+Runs = Mapping[str, Sequence[AccuracyMatrix]]
+"""Method -> its accuracy matrices, one a seed, at least one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A measure over seeds."""
+
+    mean: float
+    """Mean over the seeds."""
+    deviation: float | None
+    """Sample standard deviation, √(Σ (x - mean)² / (n - 1)); None for a single seed."""
+    seeds: int
+    """n, the number of seeds."""
+
+    def __str__(self) -> str:
+        return number(self.mean) if self.deviation is None else f"{number(self.mean)} ± {number(self.deviation)}"
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """Mean and sample standard deviation of one value a seed; None when a seed has no value, or there is none."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return Spread(mean=float(np.mean(known)), deviation=deviation, seeds=len(known))
+
+
+def compare(runs: Runs) -> dict[str, dict[str, Spread | None]]:
+    """For each method every measure of `FORMULAS`, over its seeds.
+
+    Raises:
+        ValueError: If there is no method, or one has no matrix.
+    """
+    check_runs(runs)
+    compared = {}
+    for method, matrices in runs.items():
+        measures = [summary(matrix) for matrix in matrices]
+        compared[method] = {name: spread([one[name] for one in measures]) for name in FORMULAS}
+    return compared
+
+
+def seen_over_tasks(matrices: Sequence[AccuracyMatrix]) -> list[Spread | None]:
+    """After each task, the mean score on the tasks learned so far, over the seeds; as long as the longest sequence."""
+    curves = [seen_performance(matrix.R) for matrix in matrices]
+    length = max(map(len, curves))
+    return [spread([curve[i] if i < len(curve) else None for curve in curves]) for i in range(length)]
+
+
+def panels(runs: Runs) -> dict[str, AccuracyMatrix]:
+    """One matrix a method to look at: the mean over its seeds, cell by cell; a cell missing in one is missing in it.
+
+    Where the seeds of a method learned different sequences there is no mean, and each of its runs is a panel.
+    """
+    check_runs(runs)
+    shown: dict[str, AccuracyMatrix] = {}
+    for method, matrices in runs.items():
+        if len({tuple(matrix.tasks) for matrix in matrices}) == 1:
+            shown[method] = AccuracyMatrix(matrices[0].tasks)
+            shown[method].R = np.mean([matrix.R for matrix in matrices], axis=0)
+            shown[method].rows = dict(matrices[0].rows)
+        else:
+            shown |= {f"{method}, run {run}": matrix for run, matrix in enumerate(matrices, start=1)}
+    return shown
+
+
+def check_runs(runs: Runs) -> None:
+    """Refuse to compare nothing."""
+    if not runs or not all(len(matrices) for matrices in runs.values()):
+        raise ValueError(
+            f"runs: got {{{', '.join(f'{m}: {len(x)}' for m, x in runs.items())}}} matrices a method;"
+            " wanted at least one method, each with at least one"
+        )
+
+
+def written(value: Spread | None) -> str:
+    """A cell of a table."""
+    return NOT_MEASURED if value is None else str(value)

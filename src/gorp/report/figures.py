@@ -1,0 +1,195 @@
+"""Figures as SVG text: drawn by matplotlib without a display, readable on a light and on a dark page.
+
+Text and lines take the colour of the page around them (`currentColor`), the background is transparent, text stays text.
+Nothing in a figure depends on the time or the machine. matplotlib is imported when the first figure is drawn.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gorp.evaluation import AccuracyMatrix
+from gorp.report.comparison import Runs, check_runs, seen_over_tasks
+from gorp.report.wording import number, printable
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#010203"
+"""Stands for the colour of the page's text while matplotlib draws; becomes `currentColor`."""
+
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Colours of lines that colour-blind readers can tell apart (Okabe and Ito); each comes with its own marker."""
+
+MARKERS = "osD^vPX"
+"""One more than colours, so that a pair of colour and marker comes back after 42 methods only."""
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gorp",
+}
+
+CELL = 0.58  # inches, the side of a cell
+
+LETTER = 0.085  # inches, about the width of a letter
+
+LINE = 11.0  # inches, the width of a page
+
+LONGEST = 24  # letters of a name that are drawn; a longer one ends in an ellipsis
+
+
+def heat_map(matrices: Mapping[str, AccuracyMatrix]) -> str:
+    """Accuracy matrices side by side, in one scale from 0 to 100, with the number in every cell.
+
+    One blue, the more of it the higher the score: a map by lightness alone, which every reader sees alike, on a light
+    page and on a dark one. A frame marks R[j, j], each task just after it was learned; a cell not measured is empty.
+
+    Args:
+        matrices: Title of the panel -> matrix; at least one.
+
+    Returns:
+        An `<svg>` element.
+
+    Raises:
+        ValueError: If there is no matrix.
+    """
+    if not matrices:
+        raise ValueError("matrices: got none; wanted at least one")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    widths = [_width(title, matrix) for title, matrix in matrices.items()]
+    heights = [_height(matrix) for matrix in matrices.values()]
+    with rc_context(STYLE), _any_script():
+        figure = Figure(figsize=(sum(widths), max(heights)), layout="constrained")
+        line = figure.subplots(1, len(matrices), squeeze=False, width_ratios=widths)[0]
+        for axes, (title, matrix) in zip(line, matrices.items(), strict=True):
+            _draw_matrix(axes, title, matrix)
+        figure.supylabel("after learning", fontsize=9)
+        return _svg(figure)
+
+
+def matrices_per_line(matrices: Mapping[str, AccuracyMatrix]) -> int:
+    """How many of these stand side by side before their numbers get too small on a page; at least 1."""
+    return max(1, int(LINE // max(_width(title, matrix) for title, matrix in matrices.items())))
+
+
+def accuracy_over_tasks(runs: Runs) -> str:
+    """After each task, the mean score on the tasks learned so far: a line for each method.
+
+    A band shows one standard deviation over seeds to either side.
+
+    Args:
+        runs: Method -> its accuracy matrices, one a seed.
+
+    Returns:
+        An `<svg>` element.
+    """
+    check_runs(runs)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE), _any_script():
+        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for position, (method, matrices) in enumerate(runs.items()):
+            curve = seen_over_tasks(matrices)
+            x = np.arange(1, len(curve) + 1)
+            mean = np.array([np.nan if point is None else point.mean for point in curve])
+            deviation = np.array([0.0 if point is None else point.deviation or 0.0 for point in curve])
+            colour = LINES[position % len(LINES)]
+            if deviation.any():
+                axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
+            axes.plot(x, mean, color=colour, marker=MARKERS[position % len(MARKERS)], markersize=5, label=_name(method))
+        tasks = max((matrices[0].tasks for matrices in runs.values()), key=len)
+        same = len({tuple(matrix.tasks) for matrices in runs.values() for matrix in matrices}) == 1
+        names = [_name(task) for task in tasks] if same else [f"task {i + 1}" for i in range(len(tasks))]
+        axes.set_xticks(range(1, len(tasks) + 1), names, **_slant(names, room=70 // len(names)))
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("mean score on the tasks so far, %")
+        axes.set_xlabel("after learning")
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _svg(figure)
+
+
+def _name(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _width(title: str, matrix: AccuracyMatrix) -> float:
+    cells = max(len(matrix.tasks) * CELL, len(_name(title)) * LETTER)
+    return cells + max(len(_name(name)) for name in matrix.row_names()) * LETTER + 0.5
+
+
+def _height(matrix: AccuracyMatrix) -> float:
+    names = [_name(task) for task in matrix.tasks]
+    return (len(names) + 1) * CELL + 0.8 + (max(map(len, names)) * LETTER * 0.6 if _slant(names, room=8) else 0.0)
+
+
+def _draw_matrix(axes: "Axes", title: str, matrix: AccuracyMatrix) -> None:
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Rectangle
+
+    count = len(matrix.tasks)
+    for (i, j), score in np.ndenumerate(matrix.R):
+        if not np.isnan(score):
+            shade = (*to_rgb(LINES[0]), 0.04 + 0.7 * score / 100.0)
+            frame = INK if i == j + 1 else "none"
+            axes.add_patch(Rectangle((j + 0.03, i + 0.03), 0.94, 0.94, facecolor=shade, edgecolor=frame, linewidth=1.3))
+            axes.text(j + 0.5, i + 0.5, number(score), ha="center", va="center")
+    names = [_name(task) for task in matrix.tasks]
+    axes.set_xticks(np.arange(count) + 0.5, names, **_slant(names, room=8))
+    axes.set_yticks(np.arange(count + 1) + 0.5, [_name(name) for name in matrix.row_names()])
+    axes.set_ylim(count + 1, 0)
+    axes.set_xlim(0, count)
+    axes.set_aspect("equal")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(_name(title), fontsize=10, fontweight="bold", loc="left")
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """No warning for letters that matplotlib's font lacks: it only measures them, the reader's own font draws them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
+        yield
+
+
+def _slant(names: list[str], *, room: int) -> dict[str, Any]:
+    """Long names stand aslant."""
+    return {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > room else {}
+
+
+def _svg(figure: "Figure") -> str:
+    """The figure as an `<svg>` element that may stand beside others on a page.
+
+    Taken away: the prolog, the style sheet (it would hold for the whole page), the numbered ids that all figures share.
+    """
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
+    return svg.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" ', 1)

@@ -1,0 +1,74 @@
+"""Tables for the terminal (Rich) and for documents (Markdown), with the formulas of their numbers underneath."""
+
+import re
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gorp.evaluation import FORMULAS, AccuracyMatrix
+from gorp.report.comparison import Runs, compare, written
+from gorp.report.wording import HEADINGS, MATRIX_READING, number, printable
+
+
+SPREAD_READING = "Percent; mean ± sample standard deviation over seeds."
+"""What the cells of a comparison mean."""
+
+
+def matrix_table(matrix: AccuracyMatrix, *, title: str = "") -> Group:
+    """The accuracy matrix for the terminal: one line for the base model and one after each task."""
+    return _rich([["after", *matrix.tasks], *_matrix_lines(matrix)], title=title, below=[MATRIX_READING])
+
+
+def matrix_markdown(matrix: AccuracyMatrix) -> str:
+    """The accuracy matrix as a Markdown table, and below it what a cell means."""
+    return _markdown([["after", *matrix.tasks], *_matrix_lines(matrix)]) + f"\n{MATRIX_READING}\n"
+
+
+def comparison_table(runs: Runs, *, title: str = "") -> Group:
+    """One line a method with every measure, for the terminal.
+
+    Args:
+        runs: Method -> its accuracy matrices, one a seed.
+        title: Stands above the table.
+    """
+    return _rich(_comparison_lines(runs), title=title, below=[SPREAD_READING, MATRIX_READING, *FORMULAS.values()])
+
+
+def comparison_markdown(runs: Runs) -> str:
+    """One line a method with every measure, as a Markdown table with the formulas in a list below."""
+    formulas = "".join(f"- `{formula}`\n" for formula in FORMULAS.values())
+    return _markdown(_comparison_lines(runs)) + f"\n{SPREAD_READING} {MATRIX_READING}\n\n{formulas}"
+
+
+def _matrix_lines(matrix: AccuracyMatrix) -> list[list[str]]:
+    return [[name, *map(number, line)] for name, line in zip(matrix.row_names(), matrix.R.tolist(), strict=True)]
+
+
+def _comparison_lines(runs: Runs) -> list[list[str]]:
+    lines = [["method", *HEADINGS.values(), "seeds"]]
+    for method, measures in compare(runs).items():
+        lines.append([method, *map(written, measures.values()), str(len(runs[method]))])
+    return lines
+
+
+def _rich(lines: Sequence[Sequence[str]], *, title: str, below: Sequence[str]) -> Group:
+    """Every cell a `Text`, so that a name like `[red]` is shown and not obeyed."""
+    table = Table(title=Text(printable(title), style="bold") if title else None, title_justify="left", box=None)
+    for column, heading in enumerate(lines[0]):
+        table.add_column(Text(printable(heading)), justify="right" if column else "left", no_wrap=column > 0)
+    for line in lines[1:]:
+        table.add_row(*(Text(printable(cell)) for cell in line))
+    return Group(table, Text("\n".join(["", *below]), style="dim"))
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    heading, *rest = [f"| {' | '.join(map(_cell, line))} |" for line in lines]
+    rule = f"| --- |{' ---: |' * (len(lines[0]) - 1)}"
+    return "\n".join([heading, rule, *rest]) + "\n"
+
+
+def _cell(text: str) -> str:
+    """`text` as one Markdown cell: one line, and no character of it read as Markdown or HTML."""
+    return re.sub(r"([\\`*{}\[\]<>|#~&!$]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(printable(text).split()))

@@ -1,0 +1,31 @@
+"""How names and numbers are written in every table, figure and page."""
+
+import math
+import re
+
+from gorp.evaluation import FORMULAS
+
+
+HEADINGS: dict[str, str] = {name: formula.split(" = ")[0] for name, formula in FORMULAS.items()}
+"""Short name of each measure: AP, BWT, ..."""
+
+MATRIX_READING = "R[i, j] is the score on task j after learning task i, in percent. Row 0 is the base model."
+"""What R means, in one line, to stand with the formulas."""
+
+NOT_MEASURED = "–"
+"""Stands where there is no number."""
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def number(value: float | None) -> str:
+    """A score with one decimal and a proper minus, `–` for None and NaN."""
+    if value is None or math.isnan(value):
+        return NOT_MEASURED
+    text = f"{value:.1f}"
+    return "0.0" if text == "-0.0" else text.replace("-", "−")
+
+
+def printable(text: str) -> str:
+    """`text` with `�` for characters that HTML and XML forbid: control characters and halves of surrogate pairs."""
+    return _UNPRINTABLE.sub("�", text)

@@ -1,0 +1,33 @@
+"""A folder that holds a sequence of tasks: its configuration, its versions, its scores.
+
+config.py     the YAML, checked
+blocks.py     mappings to dataclasses, with the place of every error
+state.py      what a finished task leaves, as tensors
+store.py      versions on disk, the ledger, CURRENT
+scores.py     every score with what it was measured on; the matrix
+prepare.py    everything that can be refused before training
+scoring.py    versions on tasks, cell by cell
+record.py     what version.json says
+run.py        train what is pending, score, write the version
+status.py     what there is, for reading
+"""
+
+from gorp.workspace.config import RunConfig, build_method, effective, load_config, parse_config
+from gorp.workspace.run import evaluate_version, plan, run_sequence
+from gorp.workspace.status import status
+from gorp.workspace.store import Version, Workspace
+
+
+__all__ = [
+    "RunConfig",
+    "Version",
+    "Workspace",
+    "build_method",
+    "effective",
+    "evaluate_version",
+    "load_config",
+    "parse_config",
+    "plan",
+    "run_sequence",
+    "status",
+]

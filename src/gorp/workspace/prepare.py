@@ -1,0 +1,154 @@
+"""Everything that can be refused is refused here, before the first step of training and before anything is written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from gorp.data import Task, encode, load_task
+from gorp.errors import ConfigError, DataError
+from gorp.method import Method
+from gorp.models import load_model, load_tokenizer, locate, weights_sha256
+from gorp.training import training_arguments
+from gorp.workspace.config import RunConfig, build_method, effective
+from gorp.workspace.store import Version, Workspace
+
+
+CUT_SEED = 0
+"""Decides which rows are cut for dev and eval. It is not the run's seed: scores of two seeds must compare."""
+
+FREE_TASK_FIELDS = ("train", "eval")
+"""Paths may change when a workspace moves; the rows themselves are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a run works with: checked, loaded, the method as it was after the current version."""
+
+    config: RunConfig
+    workspace: Workspace
+    tasks: list[Task]
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    method: Method
+    base: Mapping[str, Any]
+    """`path`, `revision` and `sha256` of the base model."""
+    lineage: list[Version]
+    """Of the workspace as it is, from v0 to CURRENT; empty for a new one."""
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of every task's rows."""
+        return {task.name: task.fingerprint() for task in self.tasks}
+
+
+def prepare(config: RunConfig, workspace: Workspace) -> Session:
+    """Load the tasks and the model and check all that can be checked. Nothing is written.
+
+    Raises:
+        DataError: Wrong rows, labels outside the set, an answer longer than its budget.
+        ConfigError: Arguments that Hugging Face refuses; a configuration that the workspace was not made with.
+        ModelError: A model that cannot be used, or a target pattern that matches none of its layers.
+        CheckpointError: A damaged version, or one of another base model.
+    """
+    folder = locate(config.model)
+    local = replace(config.model, path=str(folder))
+    tokenizer = load_tokenizer(local)
+    tasks = [load_task(spec, tokenizer=tokenizer, seed=CUT_SEED) for spec in config.tasks]
+    architecture = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
+    encoder_decoder = bool(architecture.is_encoder_decoder)
+    check_arguments(config, workspace, encoder_decoder)
+    for task in tasks:
+        try:
+            encode(task.train, tokenizer, encoder_decoder=encoder_decoder, encoding=config.encoding)
+        except DataError as error:
+            raise DataError(f"task {task.name}, train: {error}") from error
+    sha256 = weights_sha256(folder)
+    lineage = workspace.lineage() if workspace.exists() else []
+    for version in lineage:
+        version.verify(sha256)
+    if lineage:
+        check_unchanged(config, tasks, lineage[-1])
+    model, _ = load_model(local, device_for(config))
+    method = build_method(config)
+    method.setup(model)
+    state = lineage[-1].method_state(sha256) if lineage else {}
+    if state:
+        method.load_state_dict(state)
+    return Session(
+        config=config,
+        workspace=workspace,
+        tasks=tasks,
+        tokenizer=tokenizer,
+        model=model,
+        method=method,
+        base={"path": config.model.path, "revision": config.model.revision, "sha256": sha256},
+        lineage=lineage,
+    )
+
+
+def device_for(config: RunConfig) -> str:
+    """The GPU where there is one, unless `training.use_cpu` says no."""
+    return "cuda" if torch.cuda.is_available() and not config.training.get("use_cpu") else "cpu"
+
+
+def check_arguments(config: RunConfig, workspace: Workspace, encoder_decoder: bool) -> None:
+    """Make the arguments of training once, and look up the optimizer they name.
+
+    Raises:
+        ConfigError: If Hugging Face refuses them, or the optimizer needs a package that is not there.
+    """
+    arguments = training_arguments(
+        config.training, folder=workspace.root / "run", seed=config.seed, encoder_decoder=encoder_decoder
+    )
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
+        raise ConfigError(f"training.optim: `{arguments.optim}` cannot be used: {error}") from error
+
+
+def check_unchanged(config: RunConfig, tasks: list[Task], current: Version) -> None:
+    """A workspace goes on as it began: only `eval:` and tasks that are not learned yet may change.
+
+    Raises:
+        ConfigError: It names the first field that differs.
+        DataError: If the rows of a learned task are others than they were.
+    """
+    old, new = dict(current.record["config"]), effective(config)
+    learned = current.contains
+    names = [task.name for task in tasks]
+    if names[: len(learned)] != learned:
+        raise ConfigError(
+            f"tasks: the workspace has learned {', '.join(learned)}, in this order, and the configuration begins with "
+            f"{', '.join(names[: len(learned)])}. New tasks go behind the learned ones."
+        )
+    specs = {spec["name"]: spec for spec in old["tasks"]}
+    for index, name in enumerate(learned):
+        where = f"tasks[{index}]"
+        _compare(_without(specs[name], FREE_TASK_FIELDS), _without(new["tasks"][index], FREE_TASK_FIELDS), where)
+        if tasks[index].fingerprint() != current.record["tasks"][name]["fingerprint"]:
+            raise DataError(
+                f"task {name}: its rows are not those that {current.name} was made with. Restore the files, or add the "
+                "new rows as a task of another name."
+            )
+    for block in ("method", "lora", "training", "encoding", "seed"):
+        _compare(old[block], new[block], block)
+    _compare(old["model"]["dtype"], new["model"]["dtype"], "model.dtype")
+
+
+def _compare(old: Any, new: Any, where: str) -> None:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            _compare(old.get(key), new.get(key), f"{where}.{key}")
+    elif old != new:
+        raise ConfigError(
+            f"{where} is {new!r}, but this workspace was made with {old!r}. Change it back, or use another workspace: "
+            "in one that exists only `eval:` and tasks not learned yet may change."
+        )
+
+
+def _without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in names}

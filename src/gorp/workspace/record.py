@@ -1,0 +1,68 @@
+"""What version.json says of a version."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from typing import Any
+
+import gorp
+from gorp.data import Task
+from gorp.workspace.config import effective
+from gorp.workspace.prepare import Session
+from gorp.workspace.scoring import measures_after
+from gorp.workspace.store import Version
+
+
+PACKAGES = ("accelerate", "datasets", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def version_record(
+    session: Session,
+    *,
+    lineage: Sequence[Version],
+    task: str | None,
+    contains: list[str],
+    scores: dict[str, dict[str, Any]],
+    training: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything but the name and the digests, as JSON values.
+
+    Args:
+        session: The run.
+        lineage: From v0 to the parent; empty for v0 itself.
+        task: The task learned last; None for v0.
+        contains: All tasks learned.
+        scores: Its row of the matrix.
+        training: What training.json says; empty for v0.
+    """
+    facts = training.get("facts", {})
+    return {
+        "parent": lineage[-1].name if lineage else None,
+        "task": task,
+        "contains": contains,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base": dict(session.base),
+        "config": effective(session.config),
+        "tasks": {item.name: _task(session, item) for item in session.tasks},
+        "metrics": {"scores": scores, "measures": measures_after(session, lineage, contains, scores)},
+        "leak": facts.get("leak"),
+        "capacity_mean": facts.get("capacity_mean"),
+        "capacity_max": facts.get("capacity_max"),
+        "footprint_bytes": facts.get("footprint_bytes", 0),
+        "seconds": training.get("seconds", 0.0),
+        "seed": session.config.seed,
+        "device": str(session.model.device),
+        "packages": {"gorp": gorp.__version__, **{name: package_version(name) for name in PACKAGES}},
+    }
+
+
+def _task(session: Session, task: Task) -> dict[str, Any]:
+    return {
+        "fingerprint": session.fingerprints[task.name],
+        "source": task.source,
+        "metric": task.metric,
+        "labels": None if task.labels is None else list(task.labels),
+        "train_rows": len(task.train),
+        "eval_rows": len(task.eval),
+        "notes": list(task.notes),
+    }

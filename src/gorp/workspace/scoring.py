@@ -1,0 +1,94 @@
+"""Score versions on tasks, cell by cell of the matrix; what was measured under the same conditions is found again."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gorp.data import Task
+from gorp.evaluation import AccuracyMatrix, score_task, summary
+from gorp.progress import Progress
+from gorp.workspace.prepare import Session
+from gorp.workspace.scores import Scores, cell_key, learned_part
+from gorp.workspace.state import DELTA
+from gorp.workspace.store import Version
+
+
+BASE_WEIGHTS = "base"
+"""Stands for the digest of a delta where there is none."""
+
+
+def score_row(
+    session: Session, version: str, digest: str, progress: Progress, *, tasks: Sequence[Task] = (), fresh: bool = False
+) -> dict[str, dict[str, Any]]:
+    """The scores of one row of the matrix, written to disk one by one.
+
+    Args:
+        session: Its method holds the version's state.
+        version: The version's name.
+        digest: SHA-256 of its delta, or `BASE_WEIGHTS`.
+        progress: What to show.
+        tasks: All tasks when empty.
+        fresh: Measure again what was measured before.
+
+    Returns:
+        Task -> score, rows, metric.
+    """
+    scores, cells = _scores(session), {}
+    with session.method.serving(session.model) as model:
+        for task in tasks or session.tasks:
+            cell = None if fresh else scores.find(version, task.name, _key(session, digest, task))
+            if cell is None:
+                with progress.evaluating(f"{version} on {task.name}") as advance:
+                    score = score_task(
+                        model,
+                        session.tokenizer,
+                        task,
+                        encoding=session.config.encoding,
+                        config=session.config.eval,
+                        progress=advance,
+                    )
+                cell = scores.enter(version, score, _key(session, digest, task))
+            cells[task.name] = {name: cell[name] for name in ("score", "rows", "metric")}
+    return cells
+
+
+def is_scored(session: Session, version: Version) -> bool:
+    """Whether the version's row has a valid score for every task."""
+    scores, digest = _scores(session), delta_digest(version)
+    return all(scores.find(version.name, task.name, _key(session, digest, task)) for task in session.tasks)
+
+
+def delta_digest(version: Version) -> str:
+    """What stands for the version's weights in the key of a score."""
+    return version.record["sha256"].get(DELTA, BASE_WEIGHTS)
+
+
+def write_matrix(session: Session, lineage: Sequence[Version]) -> AccuracyMatrix:
+    """The matrix of a line of versions, and eval/matrix.csv made from it."""
+    matrix = _scores(session).matrix(lineage, [task.name for task in session.tasks])
+    matrix.to_csv(session.workspace.root / "eval" / "matrix.csv")
+    return matrix
+
+
+def measures_after(
+    session: Session, lineage: Sequence[Version], contains: Sequence[str], cells: dict[str, dict[str, Any]]
+) -> dict[str, float | None]:
+    """AP and its companions over the tasks learned so far, of a row that follows on `lineage`."""
+    matrix = _scores(session).matrix(lineage, [task.name for task in session.tasks])
+    for name, cell in cells.items():
+        matrix.set(len(contains), name, cell["score"], cell["rows"])
+    part = learned_part(matrix, len(contains))
+    return {} if part is None else summary(part)
+
+
+def _key(session: Session, digest: str, task: Task) -> str:
+    """The weights, the rows, and how they are asked. Batch size changes the speed, not the answers."""
+    config = session.config
+    asked = {"limit": config.eval.limit, "max_new_tokens": config.eval.max_new_tokens, "metric": task.metric}
+    labels = list(task.labels or ())
+    weights = [session.base["sha256"], config.model.dtype, digest]
+    return cell_key(weights, session.fingerprints[task.name], labels, asked, asdict(config.encoding))
+
+
+def _scores(session: Session) -> Scores:
+    return Scores(session.workspace.root / "eval")

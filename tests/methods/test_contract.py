@@ -1,0 +1,203 @@
+"""What every method must keep, whatever it computes. Runs once per line of METHODS."""
+
+import dataclasses
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from gorp.adapters import LoraSettings
+from gorp.delta import unpack_deltas
+from gorp.errors import ConfigError
+from gorp.method import Method
+from gorp.methods import METHODS
+from tests.runs import Losses, assert_equal, fresh, rows, through_a_file, tiny, train
+
+
+both_families = pytest.mark.parametrize("family", ["t5", "llama"])
+every_method = pytest.mark.parametrize("name", METHODS)
+
+STRONG = {"ewc": {"strength": 1e4}, "olora": {"strength": 5.0}}
+"""Penalties that are felt within a few steps."""
+
+
+def logits(model):
+    """Answers to fixed inputs, in eval mode."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 300, (4, 12), generator=generator)
+    extra = {"decoder_input_ids": ids[:, :5]} if model.config.is_encoder_decoder else {}
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        result = model(input_ids=ids, **extra).logits
+    model.train(training)
+    return result
+
+
+class Live(TrainerCallback):
+    """What the model answers when training is done and nothing is folded yet."""
+
+    def on_train_end(self, args, state, control, model, **kwargs):
+        self.logits = logits(model)
+
+
+@dataclasses.dataclass
+class Trained:
+    """Two tasks, trained."""
+
+    model: torch.nn.Module
+    method: Method
+    live: torch.Tensor
+
+
+@cache
+def trained(name: str, family: str) -> Trained:
+    model, live = tiny(family), Live()
+    method = fresh(name, model)
+    with TemporaryDirectory() as folder:
+        for task in (1, 2):
+            train(model, method, task, Path(folder), callbacks=(live,))
+    return Trained(model, method, live.logits)
+
+
+@every_method
+@both_families
+class TestAfterTwoTasks:
+    def test_the_folded_model_answers_as_the_live_one_did(self, name, family):
+        run = trained(name, family)
+        moved = (run.live - logits(tiny(family))).norm()
+        assert moved > 0.01 * run.live.norm()
+        assert (logits(run.model) - run.live).norm() <= 1e-4 * moved
+
+    def test_serving_gives_the_same_answers_and_leaves_the_model_as_it_was(self, name, family):
+        run = trained(name, family)
+        before = {key: x.clone() for key, x in run.model.state_dict().items()}
+        with run.method.serving(run.model) as model:
+            torch.testing.assert_close(logits(model), logits(run.model))
+        for key, x in run.model.state_dict().items():
+            torch.testing.assert_close(x, before[key], rtol=0, atol=1e-7)
+
+    def test_the_model_is_plain_again(self, name, family):
+        run, pristine = trained(name, family), tiny(family)
+        assert [type(m) for m in run.model.modules()] == [type(m) for m in pristine.modules()]
+        assert [n for n, _ in run.model.named_parameters()] == [n for n, _ in pristine.named_parameters()]
+        assert list(run.model.state_dict()) == list(pristine.state_dict())
+        assert not any(p.requires_grad for p in run.model.parameters())
+        assert not hasattr(run.model, "peft_config")
+
+    def test_only_the_weights_of_its_deltas_have_moved(self, name, family):
+        run, pristine = trained(name, family), tiny(family)
+        moved = {
+            key
+            for (key, p), q in zip(run.model.named_parameters(), pristine.parameters(), strict=True)
+            if not torch.equal(p, q)
+        }
+        assert moved and moved <= set(run.method.deltas)
+
+    def test_another_process_goes_on_from_the_files(self, name, family, tmp_path):
+        run, model = trained(name, family), tiny(family)
+        method = fresh(name, model)
+        method.load_state_dict(through_a_file(run.method.state_dict(), tmp_path / "method.safetensors"))
+        assert_equal(method.state_dict(), run.method.state_dict())
+        assert_equal(method.memory_tensors(), run.method.memory_tensors())
+        with method.serving(model):
+            torch.testing.assert_close(logits(model), logits(run.model))
+
+    def test_its_deltas_are_the_difference_to_the_base_model(self, name, family):
+        run, pristine = trained(name, family), tiny(family)
+        state = run.method.state_dict()
+        packed = {key.removeprefix("delta/"): x for key, x in state.items() if key.startswith("delta/")}
+        for key, delta in unpack_deltas(packed).items():
+            made = run.model.get_parameter(key) - pristine.get_parameter(key)
+            torch.testing.assert_close(made.detach(), delta.dense(), rtol=0, atol=1e-6)
+
+    def test_it_reports_in_json_how_much_it_carries(self, name, family):
+        facts = trained(name, family).method.facts()
+        assert json.loads(json.dumps(facts)) == facts
+        assert facts["footprint_bytes"] > 0
+
+
+@every_method
+@both_families
+def test_learns_its_first_task(name, family, tmp_path):
+    losses, model = Losses(), tiny(family)
+    lora = LoraSettings(target_modules="all-linear") if METHODS[name].uses_lora else None
+    options = {"num_train_epochs": 12, "learning_rate": 1e-2, "weight_decay": 0.0, "logging_steps": 1}
+    train(model, fresh(name, model, lora=lora), 1, tmp_path, callbacks=(losses,), **options)
+    print(f"\n{name}, {family}: {losses.values[0]:.2f} to {losses.values[-1]:.2f}")
+    assert sum(losses.values[-4:]) / 4 < 0.5 * losses.values[0]
+
+
+@every_method
+@both_families
+def test_a_step_is_the_same_however_its_batch_is_cut(name, family, tmp_path):
+    """The task's loss and the method's own: eight rows at once, or two at a time, answers of different lengths.
+
+    In float64: Adam blows entries of the core's gradient that are nothing but float32 rounding up to real steps.
+    """
+    ends = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        model = tiny(family, dtype=torch.float64)
+        method = fresh(name, model, **STRONG.get(name, {}))
+        for task in (1, 2):
+            data = rows(task, 24)
+            cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+            train(model, method, task, tmp_path, data=data, **cut, num_train_epochs=1)
+        ends.append({key: p.detach().clone() for key, p in model.named_parameters()})
+    start = dict(tiny(family, dtype=torch.float64).named_parameters())
+    difference = sum((ends[0][key] - ends[1][key]).square().sum() for key in start).sqrt()
+    change = sum((ends[0][key] - start[key]).square().sum() for key in start).sqrt()
+    print(f"\n{name}, {family}: {difference / change:.1e}")
+    assert difference <= 1e-5 * change
+
+
+@every_method
+class TestConfig:
+    def test_survives_json(self, name):
+        config = METHODS[name].Config()
+        assert METHODS[name].Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        assert METHODS[name].Config(**dataclasses.asdict(METHODS[name]().config)) == METHODS[name]().config
+
+    def test_every_field_is_explained_and_frozen(self, name):
+        config = METHODS[name].Config()
+        with pytest.raises(TypeError, match="unexpected keyword argument 'no_such_option'"):
+            METHODS[name].Config(no_such_option=1)
+        for field in dataclasses.fields(config):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(config, field.name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "nonsense", "message"),
+    [
+        ("gorp", {"mode": "stric"}, r"method\.mode is `stric`; it must be one of strict, paper\. Did you mean `strict`"),
+        ("gorp", {"moments": "rotat"}, r"method\.moments is `rotat`.* Did you mean `rotate`"),
+        ("gorp", {"rank": 0}, r"method\.rank is 0; it must be at least 1"),
+        ("gorp", {"refresh_every": 0}, r"method\.refresh_every is 0"),
+        ("gorp", {"energy": 1.0}, r"method\.energy is 1\.0; it is a fraction, at least 0 and below 1"),
+        ("gorp", {"budget": 0.0}, r"method\.budget is 0\.0; it is a fraction, above 0 and at most 1"),
+        ("gorp", {"adapter": "shared"}, r"adapter: shared is for paper mode"),
+        ("gorp", {"adapter_side": "rank"}, r"adapter_side: rank is for paper mode"),
+        ("ewc", {"strength": -1.0}, r"method\.strength is -1\.0"),
+        ("ewc", {"decay": 1.5}, r"method\.decay is 1\.5"),
+        ("ewc", {"fisher_examples": 0}, r"method\.fisher_examples is 0"),
+        ("olora", {"strength": -0.5}, r"method\.strength is -0\.5"),
+        ("olora", {"penalty": "square"}, r"method\.penalty is `square`; .* Did you mean `squared`"),
+    ],
+)
+def test_nonsense_is_refused_with_what_is_right(name, nonsense, message):
+    with pytest.raises(ConfigError, match=message):
+        METHODS[name].Config(**nonsense)
+
+
+@every_method
+def test_names_itself_and_its_source(name):
+    method = METHODS[name]
+    assert method.name == name
+    assert method.title and method.paper and method.keeps
+    assert "arXiv:" in sys.modules[method.__module__].__doc__ + method.paper or name in ("sequential_full", "multi_task")

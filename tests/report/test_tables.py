@@ -1,0 +1,95 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from gorp.evaluation import FORMULAS
+from gorp.report import comparison_markdown, comparison_table, matrix_markdown, matrix_table
+from tests.report.matrices import FIRST, SECOND, matrix
+
+
+def shown(table):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+
+
+class TestMarkdown:
+    def test_matrix_by_hand(self):
+        values = matrix([[10.0, float("nan")], [66.66, 25.0], [50.0, 80.0]], ("news", "films"))
+        assert matrix_markdown(values) == (
+            "| after | news | films |\n"
+            "| --- | ---: | ---: |\n"
+            "| base | 10.0 | – |\n"
+            "| news | 66.7 | 25.0 |\n"
+            "| films | 50.0 | 80.0 |\n"
+            "\n"
+            "R[i, j] is the score on task j after learning task i, in percent. Row 0 is the base model.\n"
+        )
+
+    def test_comparison_by_hand(self):
+        runs = {"gorp": [matrix(FIRST), matrix(SECOND)], "sequential_lora": [matrix()]}
+        lines = comparison_markdown(runs).split("\n")
+        assert cells(lines[0]) == ["method", "AP", "BWT", "Forgetting", "LA", "FWT", "Weighted AP", "seeds"]
+        assert cells(lines[2]) == [
+            "gorp",
+            "72.7 ± 5.7",
+            "−8.5 ± 4.9",
+            "11.0 ± 4.9",
+            "78.3 ± 2.4",
+            "5.5 ± 0.0",
+            "72.7 ± 5.7",
+            "2",
+        ]
+        assert cells(lines[3]) == ["sequential_lora", "68.7", "−12.0", "14.5", "76.7", "5.5", "68.7", "1"]
+
+    def test_every_formula_stands_below(self):
+        text = comparison_markdown({"gorp": [matrix()]})
+        assert all(f"- `{formula}`\n" in text for formula in FORMULAS.values())
+
+    @pytest.mark.parametrize(
+        ("name", "written"),
+        [
+            ("a|b", r"a\|b"),
+            ("<script>", r"\<script\>"),
+            ("[x](y)", r"\[x\](y)"),
+            ("two\nlines", "two lines"),
+            ("`code`", r"\`code\`"),
+            ("_soft_ sequential_lora", r"\_soft\_ sequential_lora"),
+            ("$x$ \x1b[31m", r"\$x\$ �\[31m"),
+        ],
+    )
+    def test_a_name_stays_one_cell_of_plain_text(self, name, written):
+        assert f"| {written} | 68.7 |" in comparison_markdown({name: [matrix()]})
+
+
+class TestTerminal:
+    def test_holds_the_same_cells_as_markdown(self):
+        runs = {"gorp": [matrix(FIRST), matrix(SECOND)], "ewc": [matrix()]}
+        text = shown(comparison_table(runs, title="Order 1"))
+        for line in comparison_markdown(runs).split("\n")[:4]:
+            if "---" not in line:
+                assert all(cell in text for cell in cells(line))
+        assert "Order 1" in text
+
+    def test_every_formula_stands_below(self):
+        text = shown(comparison_table({"gorp": [matrix()]}))
+        assert all(formula in text for formula in FORMULAS.values())
+
+    def test_matrix_by_hand(self):
+        lines = shown(matrix_table(matrix(), title="gorp")).split("\n")
+        assert [line.split() for line in lines[1:6]] == [
+            ["after", "news", "films", "qa"],
+            ["base", "10.0", "20.0", "30.0"],
+            ["news", "90.0", "25.0", "33.0"],
+            ["films", "95.0", "80.0", "36.0"],
+            ["qa", "70.0", "76.0", "60.0"],
+        ]
+
+    def test_markup_and_escape_codes_in_names_are_shown_not_obeyed(self):
+        text = shown(matrix_table(matrix(tasks=("[red]a[/red]", "[/]", "b\x1b[2J")), title="[bold]t[/bold]"))
+        assert "[red]a[/red]" in text and "[/]" in text and "[bold]t[/bold]" in text and "\x1b" not in text

@@ -1,0 +1,133 @@
+"""A delta adds exactly, forgets no small step, and never leaves the row space it was given."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
+from gorp.linalg import leak, project_out
+from tests.matrices import basis
+
+
+def factors(m, n, r, dtype=torch.float64):
+    return torch.randn(m, r, dtype=dtype), torch.randn(n, r, dtype=dtype)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.lists(st.integers(0, 6), max_size=6), st.integers(0, 2**32))
+def test_is_the_sum_of_what_was_appended_factored_or_dense(m, n, ranks, seed):
+    torch.manual_seed(seed)
+    delta, total = WeightDelta(torch.Size([m, n])), torch.zeros(m, n).double()
+    for r in ranks:
+        left, right = factors(m, n, r)
+        delta.append(left, right)
+        total = total + left @ right.mT
+    torch.testing.assert_close(delta.dense().double(), total, rtol=1e-12, atol=1e-12)
+    x = torch.randn(n, 3).double()
+    torch.testing.assert_close(delta.times(x).double(), total @ x, rtol=1e-12, atol=1e-11)
+    assert delta.is_dense or sum(ranks) * (m + n) < max(m * n, 1) or not ranks
+
+
+def test_is_multiplied_out_when_the_factors_outgrow_the_matrix():
+    delta = WeightDelta(torch.Size([10, 10]))
+    delta.append(*factors(10, 10, 4))
+    assert not delta.is_dense and delta.rank == 4
+    delta.append(*factors(10, 10, 1))
+    assert delta.is_dense and delta.rank == 10
+
+
+@pytest.mark.parametrize(("r1", "r2"), [(2, 3), (2, 9), (9, 2), (9, 9), (0, 2), (2, 0)])
+def test_adding_adds_whichever_of_the_two_is_dense(r1, r2):
+    a, b = (WeightDelta(torch.Size([12, 10])) for _ in range(2))
+    a.append(*factors(12, 10, r1))
+    b.append(*factors(12, 10, r2))
+    expected = a.dense() + b.dense()
+    a.add(b)
+    torch.testing.assert_close(a.dense(), expected)
+
+
+class TestRecompress:
+    @given(st.integers(0, 8), st.sampled_from([0.0, 1e-7, 1e-3, 0.3]), st.integers(0, 2**32))
+    def test_stays_within_the_tolerance_and_tells_the_error(self, r, tolerance, seed):
+        torch.manual_seed(seed)
+        delta = WeightDelta(torch.Size([40, 30]))
+        left, right = factors(40, 30, r)
+        delta.append(left * 10.0 ** -torch.arange(r), right)
+        before = delta.dense()
+        error = delta.recompress(tolerance)
+        made = (delta.dense() - before).norm() / before.norm().clamp(min=1e-30)
+        assert error <= tolerance
+        assert made == pytest.approx(error, rel=1e-3, abs=1e-12)
+
+    def test_zero_and_repeated_columns_disappear(self):
+        delta = WeightDelta(torch.Size([40, 30]))
+        left, right = factors(40, 30, 2)
+        for _ in range(3):
+            delta.append(left, right)
+            delta.append(torch.zeros(40, 2), torch.randn(30, 2))
+        expected = delta.dense()
+        delta.recompress(1e-7)
+        assert delta.rank == 2
+        torch.testing.assert_close(delta.dense(), expected, rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("tolerance", [1e-7, 0.3])
+    def test_the_row_space_never_grows(self, tolerance):
+        away_from = basis(30, 5, dtype=torch.float32)
+        delta = WeightDelta(torch.Size([40, 30]))
+        for _ in range(3):
+            left, right = factors(40, 30, 4, torch.float32)
+            delta.append(left, project_out(project_out(right, away_from), away_from))
+        delta.recompress(tolerance)
+        assert leak(delta.dense(), away_from) < 1e-6
+
+    def test_a_dense_delta_is_left_as_it_is(self):
+        delta = WeightDelta.of(torch.randn(4, 3))
+        before = delta.dense().clone()
+        assert delta.recompress(0.5) == 0.0
+        assert torch.equal(delta.dense(), before)
+
+
+class TestAdding:
+    def test_small_steps_survive_in_a_bfloat16_model(self):
+        """A thousand steps of 1e-6 on 0.02: added in place in bfloat16, they would all be lost."""
+        base = torch.full((8, 8), 0.02).bfloat16()
+        delta = WeightDelta(base.shape)
+        for _ in range(1000):
+            delta.append(torch.full((8, 1), 1e-6), torch.ones(8, 1))
+        assert torch.equal(base + torch.tensor(1e-6).bfloat16(), base)
+        expected = (base.float() + 1e-3).bfloat16()
+        assert torch.equal(delta.added_to(base), expected)
+        assert not torch.equal(expected, base)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+    def test_an_empty_delta_changes_no_bit(self, dtype):
+        base = torch.randn(5, 4, dtype=dtype)
+        assert torch.equal(WeightDelta(base.shape).added_to(base), base)
+
+
+class TestFiles:
+    def test_the_names_say_whether_it_is_factored(self):
+        dense, factored = WeightDelta.of(torch.randn(4, 3)), WeightDelta(torch.Size([40, 30]))
+        factored.append(*factors(40, 30, 2))
+        packed = pack_deltas({"d": dense, "f": factored, "bias": WeightDelta(torch.Size([7]))})
+        assert {name: tuple(x.shape) for name, x in packed.items()} == {
+            "d": (4, 3),
+            "f::left": (40, 2),
+            "f::right": (30, 2),
+            "bias": (7,),
+        }
+        assert {x.dtype for x in packed.values()} == {torch.float32}
+
+    @pytest.mark.parametrize("ranks", [[], [0], [2], [2, 3], [20]])
+    def test_one_that_went_through_a_file_goes_on_bit_for_bit(self, ranks):
+        kept = WeightDelta(torch.Size([40, 30]))
+        for r in ranks:
+            kept.append(*factors(40, 30, r, torch.float32))
+        restored = unpack_deltas(pack_deltas({"w": kept}))["w"]
+        left, right = factors(40, 30, 4, torch.float32)
+        for delta in (kept, restored):
+            delta.append(left, right)
+            delta.append(right=right, left=2 * left)
+            delta.recompress(1e-7)
+        assert restored.is_dense == kept.is_dense
+        assert torch.equal(restored.dense(), kept.dense())

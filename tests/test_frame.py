@@ -1,0 +1,169 @@
+"""The sketched frame is the exact one where it can be, protects S, and never forms the gradient."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from gorp.frame import exact_frame, gradient_rows, is_due, reduced_gradient, rotate_moments, sketched_frame
+from gorp.linalg import orthonormality_error
+from tests.matrices import basis, decaying, projector
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_pairs(m, n, *, batches=2, tokens=20, dtype=torch.float64):
+    return [(torch.randn(tokens, n, dtype=dtype), torch.randn(tokens, m, dtype=dtype)) for _ in range(batches)]
+
+
+def gradient_of(pairs):
+    return sum(d.mT @ x for x, d in pairs)
+
+
+def sketch(pairs, away_from, **options):
+    settings = {"rank": 4, "oversampling": 8, "power_steps": 1} | options
+    return sketched_frame(pairs, away_from, **settings, generator=draw())
+
+
+@pytest.mark.parametrize(("m", "n", "s"), [(9, 12, 0), (9, 12, 3), (12, 9, 3), (12, 9, 8), (3, 20, 5), (20, 3, 1)])
+def test_is_the_exact_frame_once_the_sketch_is_as_wide_as_the_matrix(m, n, s):
+    pairs, away_from = random_pairs(m, n), basis(n, s)
+    fast, exact = sketch(pairs, away_from), exact_frame(gradient_of(pairs), away_from, rank=4)
+    torch.testing.assert_close(projector(fast.left), projector(exact.left), rtol=0, atol=1e-10)
+    torch.testing.assert_close(projector(fast.right), projector(exact.right), rtol=0, atol=1e-10)
+    # Left and right singular vectors belong together: U Vᵀ is free of the signs that SVD may choose.
+    torch.testing.assert_close(fast.left @ fast.right.mT, exact.left @ exact.right.mT, rtol=0, atol=1e-10)
+
+
+def test_comes_close_on_a_decaying_spectrum_with_a_narrow_sketch():
+    gradient = decaying(60, 50, rate=0.6)
+    pairs, away_from = [(gradient, torch.eye(60).double())], basis(50, 10)
+    fast, exact = sketch(pairs, away_from, power_steps=2), exact_frame(gradient, away_from, rank=4)
+    torch.testing.assert_close(projector(fast.right), projector(exact.right), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("s", [1, 20, 39])
+def test_is_orthogonal_to_what_is_protected(s, dtype):
+    away_from = basis(40, s, dtype=dtype)
+    frame = sketch(random_pairs(30, 40, dtype=dtype), away_from)
+    eps = torch.finfo(dtype).eps
+    alive = frame.right.norm(dim=0) > 0
+    assert alive.sum() == min(4, 40 - s)
+    assert (away_from.mT @ frame.right).abs().max() < 10 * eps
+    assert orthonormality_error(frame.right[:, alive]) < 20 * eps
+
+
+def test_a_gradient_of_rank_two_fills_two_columns_and_leaves_the_others_zero():
+    x, d = torch.randn(2, 9).double(), torch.randn(2, 7).double()
+    frame = sketch([(x, d)], basis(9, 0))
+    assert frame.left.shape == (7, 4) and frame.right.shape == (9, 4)
+    assert (frame.left.norm(dim=0) > 0).tolist() == [True, True, False, False]
+    assert (frame.right.norm(dim=0) > 0).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("s", [0, 3])
+def test_no_gradient_gives_an_empty_frame(s):
+    frame = sketch([(torch.randn(5, 9), torch.zeros(5, 7))], basis(9, s, dtype=torch.float32))
+    assert not frame.left.any() and not frame.right.any()
+
+
+def test_a_full_memory_gives_an_empty_frame():
+    frame = sketch(random_pairs(7, 9, dtype=torch.float32), basis(9, 9, dtype=torch.float32))
+    assert not frame.left.any() and not frame.right.any()
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_gradient_that_is_not_finite_has_no_frame(value):
+    x, d = torch.randn(5, 9), torch.randn(5, 7)
+    d[2, 3] = value
+    assert sketch([(x, d)], basis(9, 2, dtype=torch.float32)) is None
+
+
+class Sizes(TorchDispatchMode):
+    """Remembers the shape of every result."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, torch.Tensor):
+                self.seen.add(tuple(x.shape))
+        return result
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+
+def test_the_gradient_is_never_formed():
+    m, n, tokens = 500, 400, 600
+    pairs, away_from = random_pairs(m, n, batches=1, tokens=tokens, dtype=torch.float32), basis(n, 40).float()
+    with Sizes() as sizes, FlopCounterMode(display=False) as flops:
+        frame = sketch(pairs, away_from)
+        reduced_gradient(pairs, frame)
+        gradient_rows(pairs, count=12, generator=draw())
+    forming = 2 * tokens * m * n
+    assert flops.get_total_flops() < 0.35 * forming
+    assert not any({m, n} <= set(shape) for shape in sizes.seen)
+    assert not any(shape.count(n) == 2 or shape.count(m) == 2 for shape in sizes.seen)  # nor a projector
+
+
+def test_the_reduced_gradient_is_the_gradient_in_the_frame():
+    pairs = random_pairs(7, 9, batches=3)
+    frame = sketch(pairs, basis(9, 2))
+    expected = frame.left.mT @ gradient_of(pairs) @ frame.right
+    torch.testing.assert_close(reduced_gradient(pairs, frame), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_random_rows_have_the_gradients_row_space_on_average():
+    pairs = random_pairs(7, 9, dtype=torch.float32)
+    rows = gradient_rows(pairs, count=40_000, generator=draw())
+    gram = gradient_of(pairs).mT @ gradient_of(pairs)
+    assert (rows.mT @ rows - gram).norm() < 0.02 * gram.norm()
+
+
+class TestRotatingMoments:
+    def two_frames(self):
+        pairs = random_pairs(9, 12)
+        old, new = (exact_frame(gradient_of(pairs) + torch.randn(9, 12), basis(12, 2), rank=4) for _ in range(2))
+        return old, new
+
+    def test_the_first_moment_stays_the_same_matrix_as_far_as_the_new_frame_reaches(self):
+        old, new = self.two_frames()
+        moment = torch.randn(4, 4).double()
+        state = {"exp_avg": moment.clone()}
+        rotate_moments(state, old, new)
+        expected = projector(new.left) @ old.left @ moment @ old.right.mT @ projector(new.right)
+        torch.testing.assert_close(new.left @ state["exp_avg"] @ new.right.mT, expected, rtol=1e-10, atol=1e-12)
+
+    def test_into_the_same_frame_nothing_changes(self):
+        old, _ = self.two_frames()
+        state = {key: torch.rand(4, 4).double() for key in ("exp_avg", "exp_avg_sq", "momentum_buffer")}
+        before = {key: moment.clone() for key, moment in state.items()}
+        rotate_moments(state, old, old)
+        for key, moment in before.items():
+            torch.testing.assert_close(state[key], moment, rtol=1e-12, atol=1e-12)
+
+    def test_the_second_moment_stays_positive_and_never_grows(self):
+        old, new = self.two_frames()
+        moment = torch.rand(4, 4).double()
+        state = {"exp_avg_sq": moment.clone()}
+        rotate_moments(state, old, new)
+        assert (state["exp_avg_sq"] >= 0).all()
+        assert state["exp_avg_sq"].sum() <= moment.sum() * (1 + 1e-12)
+
+    def test_what_is_no_moment_of_the_core_is_left_alone(self):
+        old, new = self.two_frames()
+        state = {"step": torch.tensor(3.0), "exp_avg": torch.ones(5), "exp_avg_sq_row": torch.ones(4)}
+        rotate_moments(state, old, new)
+        assert state["step"] == 3 and torch.equal(state["exp_avg"], torch.ones(5))
+        assert torch.equal(state["exp_avg_sq_row"], torch.ones(4))
+
+
+def test_a_layer_is_due_once_in_every_period_from_its_offset_on():
+    assert [step for step in range(1, 13) if is_due(step, every=5, offset=0)] == [1, 6, 11]
+    assert [step for step in range(1, 13) if is_due(step, every=5, offset=7)] == [3, 8]
+    for step in range(1, 20):
+        assert sum(is_due(step, every=5, offset=o) for o in range(5)) == 1

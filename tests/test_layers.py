@@ -1,0 +1,121 @@
+"""The wrapped layer answers as W + U C Vᵀ would, and the tap sees X and D without changing anything."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from gorp.frame import Frame, exact_frame, reduced_gradient
+from gorp.layers import GradientTap, LowRankUpdate, linear_of, unwrap, wrap
+from tests.matrices import basis
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double().requires_grad_(False)
+
+
+def frame(m, n, k):
+    return Frame(left=basis(m, k), right=basis(n, k))
+
+
+def test_a_new_layer_answers_as_the_one_it_wraps(model):
+    x = torch.randn(3, 6).double()
+    before = model(x)
+    wrap(model, ["0", "2"], rank=3)
+    assert torch.equal(model(x), before)
+
+
+def test_answers_and_core_gradient_are_those_of_the_dense_weight(model):
+    layer, dense = wrap(model, ["0"], rank=3)["0"], nn.Linear(6, 5).double()
+    layer.fold(frame(5, 6, 3))
+    core = torch.randn(3, 3).double()
+    layer.core.data.copy_(core)
+    dense.load_state_dict(layer.inner.state_dict())
+    dense.weight.data += layer.left @ core @ layer.right.mT
+    x = torch.randn(2, 7, 6).double()
+    torch.testing.assert_close(layer(x), dense(x))
+    layer(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    torch.testing.assert_close(layer.core.grad, layer.left.mT @ dense.weight.grad @ layer.right)
+    assert layer.weight.grad is None
+
+
+def test_a_fold_moves_the_core_out_and_the_answer_stays(model):
+    layer, x = wrap(model, ["0"], rank=3)["0"], torch.randn(3, 6).double()
+    layer.fold(frame(5, 6, 3))
+    layer.core.data.normal_()
+    before = layer(x)
+    left, right = layer.fold(frame(5, 6, 3))
+    assert not layer.core.any()
+    torch.testing.assert_close(layer(x) + x @ right @ left.mT, before)
+
+
+def test_the_core_of_a_bfloat16_weight_is_float32():
+    layer = LowRankUpdate(nn.Linear(6, 5).bfloat16(), rank=3)
+    assert (layer.core.dtype, layer.left.dtype, layer.right.dtype) == (torch.float32,) * 3
+    assert layer(torch.randn(2, 6).bfloat16()).dtype == torch.bfloat16
+
+
+def test_unwrapping_restores_the_same_objects(model):
+    layers, names = list(model), list(model.state_dict())
+    wrap(model, ["0", "2"], rank=3)
+    assert all(linear_of(model[i]) is layers[i] for i in (0, 2))
+    unwrap(model)
+    assert all(a is b for a, b in zip(model, layers, strict=True))
+    assert list(model.state_dict()) == names
+
+
+class TestTap:
+    def gradient(self, model, tap, x):
+        """dL/dW of layer 0, by autograd."""
+        weight = linear_of(model[0]).weight
+        weight.requires_grad_(True)
+        model(x).square().sum().backward()
+        grad, weight.grad = weight.grad, None
+        weight.requires_grad_(False)
+        return grad
+
+    def test_its_pairs_are_the_gradient_of_the_accumulated_step(self, model):
+        layer = wrap(model, ["0"], rank=3)["0"]
+        tap, total = GradientTap(layer), 0
+        tap.open = True
+        for _ in range(3):
+            total = total + self.gradient(model, tap, torch.randn(2, 7, 6).double())
+        pairs = tap.take()
+        assert [tuple(x.shape) for pair in pairs for x in pair] == [(14, 6), (14, 5)] * 3
+        torch.testing.assert_close(sum(d.mT @ x for x, d in pairs), total)
+        new = exact_frame(total, basis(6, 2), rank=3)
+        torch.testing.assert_close(reduced_gradient(pairs, new), new.left.mT @ total @ new.right)
+        assert tap.take() == []
+
+    def test_a_closed_tap_keeps_nothing(self, model):
+        tap = GradientTap(wrap(model, ["0"], rank=3)["0"])
+        self.gradient(model, tap, torch.randn(2, 6).double())
+        assert tap.take() == []
+
+    def test_evaluation_is_not_seen(self, model):
+        tap = GradientTap(wrap(model, ["0"], rank=3)["0"])
+        tap.open = True
+        with torch.no_grad():
+            model(torch.randn(2, 6).double())
+        assert tap.take() == []
+
+    def test_a_removed_tap_is_gone(self, model):
+        tap = GradientTap(wrap(model, ["0"], rank=3)["0"])
+        tap.open = True
+        tap.remove()
+        self.gradient(model, tap, torch.randn(2, 6).double())
+        assert tap.take() == []
+
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_sees_each_token_once_under_gradient_checkpointing(self, model, reentrant):
+        tap = GradientTap(wrap(model, ["0"], rank=3)["0"])
+        tap.open = True
+        x = torch.randn(4, 6).double().requires_grad_(True)
+        plain = self.gradient(model, tap, x)
+        once = tap.take()
+        checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
+        pairs = tap.take()
+        assert len(pairs) == len(once) == 1
+        torch.testing.assert_close(pairs[0][1].mT @ pairs[0][0], plain)

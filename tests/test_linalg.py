@@ -1,0 +1,152 @@
+"""The laws of subspace arithmetic, for every n, p and s and on every scale."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gorp.linalg import (
+    extend_basis,
+    leak,
+    orthonormality_error,
+    orthonormalize,
+    principal_angles,
+    project_out,
+    project_out_rows,
+)
+from tests.matrices import basis as random_basis
+from tests.matrices import basis_and_matrix
+
+
+energies = st.floats(0.0, 0.999)
+
+
+def assert_close(actual, expected, *, scale):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * max(float(scale), 1e-30))
+
+
+class TestProjectOut:
+    @given(basis_and_matrix())
+    def test_leaves_nothing_along_the_basis(self, case):
+        basis, x = case
+        inside = basis.mT @ project_out(x, basis)
+        assert_close(inside, torch.zeros_like(inside), scale=x.norm())
+
+    @given(basis_and_matrix())
+    def test_is_idempotent(self, case):
+        basis, x = case
+        once = project_out(x, basis)
+        assert_close(project_out(once, basis), once, scale=x.norm())
+
+    @given(basis_and_matrix())
+    def test_pythagoras(self, case):
+        basis, x = case
+        kept, removed = project_out(x, basis), basis.mT @ x
+        assert_close(kept.norm() ** 2 + removed.norm() ** 2, x.norm() ** 2, scale=x.norm() ** 2)
+
+    @given(basis_and_matrix(), st.integers(0, 2**32))
+    def test_depends_on_the_span_not_on_the_columns(self, case, seed):
+        basis, x = case
+        s = basis.shape[1]
+        rotation = torch.linalg.qr(torch.randn(s, s, generator=torch.Generator().manual_seed(seed)).double()).Q
+        assert_close(project_out(x, basis @ rotation), project_out(x, basis), scale=x.norm())
+
+    @given(basis_and_matrix())
+    def test_of_rows_is_that_of_the_transpose(self, case):
+        basis, x = case
+        assert torch.equal(project_out_rows(x.mT, basis), project_out(x, basis).mT)
+
+    def test_a_full_basis_leaves_exact_zeros_and_no_rounding_for_adam_to_blow_up(self):
+        basis = random_basis(6, 6, dtype=torch.float32)
+        assert torch.equal(project_out(torch.randn(6, 4), basis), torch.zeros(6, 4))
+
+
+class TestExtendBasis:
+    @given(basis_and_matrix(), energies)
+    def test_stays_orthonormal(self, case, energy):
+        basis, matrix = case
+        assert orthonormality_error(extend_basis(basis, matrix, energy=energy)[0]) < 1e-12
+
+    @given(basis_and_matrix(), energies)
+    def test_never_forgets_and_never_exceeds_the_space(self, case, energy):
+        basis, matrix = case
+        grown, _ = extend_basis(basis, matrix, energy=energy)
+        assert torch.equal(grown[:, : basis.shape[1]], basis)
+        assert grown.shape[1] <= grown.shape[0]
+
+    @given(basis_and_matrix(), energies)
+    def test_holds_the_energy_it_promised(self, case, energy):
+        basis, matrix = case
+        grown, _ = extend_basis(basis, matrix, energy=energy)
+        assert (grown.mT @ matrix).norm() ** 2 >= energy * matrix.norm() ** 2 * (1 - 1e-12)
+
+    @given(basis_and_matrix(), energies)
+    def test_adds_nothing_it_could_do_without(self, case, energy):
+        basis, matrix = case
+        grown, _ = extend_basis(basis, matrix, energy=energy)
+        if grown.shape[1] > basis.shape[1]:
+            held = (grown[:, :-1].mT @ matrix).norm() ** 2
+            assert held <= energy * matrix.norm() ** 2 * (1 + 1e-12)
+
+    @given(basis_and_matrix(), energies)
+    def test_learns_the_same_task_once(self, case, energy):
+        basis, matrix = case
+        once, _ = extend_basis(basis, matrix, energy=energy)
+        assert extend_basis(once, matrix, energy=energy)[0].shape == once.shape
+
+    @given(basis_and_matrix(), energies)
+    def test_tells_the_energy_of_each_new_direction_in_descending_order(self, case, energy):
+        basis, matrix = case
+        grown, added = extend_basis(basis, matrix, energy=energy)
+        new = grown[:, basis.shape[1] :]
+        assert_close(added, (new.mT @ matrix).square().sum(dim=1), scale=matrix.norm() ** 2)
+        assert torch.equal(added, added.sort(descending=True).values)
+
+    def test_counts_as_the_energy_rule_does(self):
+        """Singular values 3, 2, 1: two directions hold 13/14 of the energy, one holds 9/14."""
+        matrix, nothing = torch.diag(torch.tensor([3.0, 2.0, 1.0])), torch.zeros(3, 0)
+        sizes = [extend_basis(nothing, matrix, energy=e)[0].shape[1] for e in (0.0, 0.6, 0.65, 0.9, 0.93)]
+        assert sizes == [1, 1, 2, 2, 3]
+
+    def test_fifteen_similar_tasks_in_float32_keep_it_orthonormal(self):
+        basis = random_basis(256, 8, dtype=torch.float32)
+        for _ in range(15):
+            inside = basis @ torch.randn(basis.shape[1], 64)
+            basis, _ = extend_basis(basis, inside + 1e-3 * torch.randn(256, 64), energy=0.9999999)
+        assert basis.shape[1] > 8
+        assert orthonormality_error(basis) < 1e-5
+
+    @pytest.mark.parametrize("energy", [1.0, -0.1, math.nan])
+    def test_refuses_an_energy_that_is_no_fraction(self, energy):
+        with pytest.raises(ValueError, match=r"in \[0, 1\); got"):
+            extend_basis(torch.zeros(3, 0), torch.ones(3, 2), energy=energy)
+
+
+class TestOrthonormalize:
+    def test_keeps_the_first_column_and_its_sign(self):
+        x = -torch.rand(5, 3).double()
+        q = orthonormalize(x)
+        torch.testing.assert_close(q[:, 0], x[:, 0] / x[:, 0].norm())
+        assert orthonormality_error(q) < 1e-14
+
+    def test_removes_what_rounding_left_along_the_basis(self):
+        basis = random_basis(9, 4)
+        almost = project_out(torch.randn(9, 3).double(), basis) + 1e-7 * basis[:, :3]
+        assert (basis.mT @ orthonormalize(almost, away_from=basis)).abs().max() < 1e-14
+
+
+class TestMeasures:
+    def test_angles_of_a_tilted_plane(self):
+        a = torch.eye(3)[:, :2]
+        tilted = torch.stack([torch.tensor([1.0, 0, 0]), torch.tensor([0, math.cos(0.3), math.sin(0.3)])], dim=1)
+        torch.testing.assert_close(principal_angles(a, tilted), torch.tensor([0.0, 0.3]), rtol=0, atol=1e-3)
+
+    def test_an_empty_basis_is_perfect(self):
+        assert orthonormality_error(torch.zeros(4, 0)) == 0.0
+
+    def test_leak_is_the_share_inside(self):
+        change = torch.tensor([[3.0, 4.0]])
+        assert leak(change, torch.tensor([[1.0], [0.0]])) == pytest.approx(0.6)
+        assert leak(torch.zeros(1, 2), torch.tensor([[1.0], [0.0]])) == 0.0

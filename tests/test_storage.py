@@ -1,0 +1,71 @@
+"""Files are whole or absent, and a damaged one is named."""
+
+import os
+
+import pytest
+import torch
+
+from gorp.errors import CheckpointError
+from gorp.storage import read_json, read_tensors, write_atomic, write_json, write_tensors
+
+
+def test_tensors_and_metadata_come_back_as_they_went(tmp_path):
+    tensors = {
+        "float": torch.randn(3, 4).mT,  # not contiguous
+        "half": torch.randn(5).bfloat16(),
+        "empty": torch.zeros(4, 0),
+        "number": torch.tensor(7),
+        "double": torch.randn(2).double(),
+    }
+    write_tensors(tmp_path / "deep" / "x.safetensors", tensors, {"mode": "strict", "eps": 0.97, "side": ["input"]})
+    back, metadata = read_tensors(tmp_path / "deep" / "x.safetensors")
+    assert metadata == {"mode": "strict", "eps": 0.97, "side": ["input"]}
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor), name
+
+
+def test_json_comes_back_as_it_went(tmp_path):
+    value = {"name": "Größe", "values": [1, 2.5, None, True]}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "x", b"old")
+
+    def full_disk(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_json_refuses_what_other_readers_would_not_read(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"score": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("read", [read_json, read_tensors])
+class TestDamage:
+    def test_a_missing_file_is_named(self, read, tmp_path):
+        with pytest.raises(CheckpointError, match=r"gone: no such file"):
+            read(tmp_path / "gone")
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe" + b"x" * 40])
+    def test_a_damaged_file_is_named(self, read, content, tmp_path):
+        (tmp_path / "torn").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"torn: not a whole"):
+            read(tmp_path / "torn")
+
+
+def test_tensors_come_back_where_matrix_products_round_as_they_did(tmp_path):
+    """Torch's own memory is aligned to 64 bytes; a file's is not, and products of unaligned matrices differ in bits."""
+    tensors = {f"t{i}": torch.randn(3, 7 + i) for i in range(6)}
+    write_tensors(tmp_path / "x.safetensors", tensors, {})
+    assert all(x.data_ptr() % 64 == 0 for x in read_tensors(tmp_path / "x.safetensors")[0].values())

@@ -1,0 +1,78 @@
+"""A tiny project on disk: a saved model, two tasks, a YAML; and what is there afterwards."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.models_small import tiny_llama, tiny_t5
+from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
+
+
+def make_project(folder: Path, *, family: str = "t5", **changes: Any) -> Path:
+    """Write model, rows and `run.yaml` into `folder`; returns the YAML's path.
+
+    Args:
+        folder: Made when it does not exist.
+        family: "t5" or "llama".
+        changes: Blocks of the YAML that replace those below.
+    """
+    save_model(folder / "model", family=family)
+    for number, name in enumerate(("one", "two"), 1):
+        write_rows(folder / f"{name}.jsonl", number, 24)
+        write_rows(folder / f"{name}_eval.jsonl", number, 6)
+    return write_config(folder, **changes)
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """Write `run.yaml` anew, with blocks replaced; a block that is None is left out."""
+    blocks = {
+        "model": {"path": "model"},
+        "method": {"name": "gorp", "rank": 4, "refresh_every": 3},
+        "training": {"per_device_train_batch_size": 4, "learning_rate": 5e-3, "save_steps": 2, "num_train_epochs": 1},
+        "encoding": {"max_prompt_tokens": 48, "max_completion_tokens": 8},
+        "eval": {"max_new_tokens": 4},
+        "tasks": [task("one"), task("two")],
+        "seed": 0,
+    } | changes
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in blocks.items() if value is not None}))
+    return path
+
+
+def task(name: str, **changes: Any) -> dict[str, Any]:
+    """One entry of `tasks:`."""
+    labels = ["true", "false"]
+    entry = {"name": name, "train": f"{name}.jsonl", "eval": f"{name}_eval.jsonl", "labels": labels, "dev_rows": 0}
+    return entry | {"metric": "label_ranking"} | changes
+
+
+def save_model(folder: Path, *, family: str = "t5", seed: int = 0) -> None:
+    """A tiny random model and its tokenizer."""
+    tokenizer = t5_tokenizer() if family == "t5" else llama_tokenizer()
+    (tiny_t5 if family == "t5" else tiny_llama)(tokenizer, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_rows(path: Path, task_number: int, count: int) -> None:
+    """Rows whose label one word decides, another word for each task."""
+    words = [("green", "red"), ("World", "Sports"), ("early", "late")][task_number - 1]
+    rows = [{"text": f"{words[i % 2]} light {i}", "label": ("true", "false")[i % 2]} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tree_hash(folder: Path) -> str:
+    """One number for every name and byte below `folder`."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def weights(workspace: Path, version: str) -> dict[str, bytes]:
+    """The tensors of a version, byte for byte."""
+    folder = workspace / "versions" / version
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}

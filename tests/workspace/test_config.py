@@ -1,0 +1,154 @@
+"""The YAML: what is read is what was written, every mistake is named with its place and the nearest right key."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gorp.data import ORDERS
+from gorp.errors import ConfigError
+from gorp.methods import METHODS
+from gorp.workspace import build_method, effective, load_config, parse_config
+from gorp.workspace.blocks import read_yaml
+
+
+BASE = {"model": {"path": "some/model"}, "method": {"name": "gorp"}, "tasks": [{"name": "a", "train": "a.jsonl"}]}
+
+
+def refused(message: str, folder: Path = Path("/nowhere"), **changes) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_config(BASE | changes, folder)
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model: {path: org/model, revision: abc, dtype: bfloat16}\n"
+        "method: {name: gorp, mode: paper, energy: 0.9, full_modules: [wi_0]}\n"
+        "lora: {r: 4, target_modules: all-linear}\n"
+        "training: {learning_rate: 2e-4, weight_decay: '1e-2', save_steps: 5}\n"
+        "encoding: {truncation: end}\n"
+        "tasks:\n"
+        "  - {name: a, train: data/a.jsonl, eval: data/b.jsonl, metric: label_ranking, labels: ['yes', 'no']}\n"
+        "  - {name: b, train: org/data, subset: small, columns: {question: text}}\n"
+        "eval: {limit: 7}\n"
+        "seed: 3\n"
+    )
+    config = load_config(path)
+    assert (config.model.path, config.model.revision, config.model.dtype) == ("org/model", "abc", "bfloat16")
+    assert (config.method, config.options.mode, config.options.full_modules) == ("gorp", "paper", ("wi_0",))
+    assert config.lora is not None and (config.lora.r, config.lora.target_modules) == (4, "all-linear")
+    assert config.training == {"learning_rate": 2e-4, "weight_decay": 1e-2, "save_steps": 5}
+    assert (config.encoding.truncation, config.eval.limit, config.seed) == ("end", 7, 3)
+    assert config.tasks[0].train == str(tmp_path / "data/a.jsonl")
+    assert config.tasks[0].eval == str(tmp_path / "data/b.jsonl")
+    assert (config.tasks[1].train, config.tasks[1].subset) == ("org/data", "small")
+
+
+@given(st.integers(1, 9), st.integers(-9, 9), st.sampled_from("eE"))
+def test_a_number_with_an_exponent_is_a_number(tmp_path_factory, digit, exponent, letter):
+    path = tmp_path_factory.mktemp("yaml") / "x.yaml"
+    path.write_text(f"x: {digit}{letter}{exponent}\ny: [-{digit}.5{letter}{exponent}]\nz: {digit}\nt: {digit}e\n")
+    expected = {"x": float(f"{digit}e{exponent}"), "y": [-float(f"{digit}.5e{exponent}")], "z": digit, "t": f"{digit}e"}
+    assert read_yaml(path) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_effective_configuration_gives_the_same_run_again(method):
+    config = parse_config(BASE | {"method": {"name": method}}, Path("/nowhere"))
+    again = parse_config(effective(config), Path("/elsewhere"))
+    assert effective(again) == effective(config)
+    assert build_method(again).config == build_method(config).config
+
+
+def test_the_effective_configuration_states_what_the_mode_decided():
+    method = effective(parse_config(BASE, Path("/nowhere")))["method"]
+    assert (method["mode"], method["projection"], method["budget"]) == ("strict", "both", 0.5)
+
+
+def test_a_published_order_is_a_list_of_tasks(tmp_path):
+    config = parse_config(BASE | {"tasks": {"order": "order1", "data": "./cl", "limit_train": 9}}, tmp_path)
+    assert tuple(spec.name for spec in config.tasks) == ORDERS["order1"]
+    assert {(s.train, s.format, s.limit_train) for s in config.tasks} == {(str(tmp_path / "cl"), "cl_benchmark", 9)}
+
+
+def test_a_model_folder_beside_the_yaml_wins_over_a_hub_id(tmp_path):
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    assert parse_config(BASE, tmp_path).model.path == str(tmp_path / "some" / "model")
+    assert parse_config(BASE, tmp_path / "some").model.path == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"traning": {}}, "traning: unknown key; known keys: model, method"),
+        ({"traning": {}}, "Did you mean `training`?"),
+        ({"model": {"pth": "x"}}, "model.pth: unknown key; known keys: path, revision, dtype, trust_remote_code."),
+        ({"model": {}}, "model.path is missing"),
+        ({"model": {"path": "x", "dtype": "float16"}}, "model.dtype is 'float16'"),
+        ({"model": {"path": "./x", "revision": "abc"}}, "model.revision is for hub models"),
+        ({"method": "gorp"}, "method is 'gorp'; wanted a mapping with `name:`"),
+        ({"method": {"name": "olroa"}}, "unknown method `olroa`; known are gorp"),
+        ({"method": {"name": "olroa"}}, "Did you mean `olora`?"),
+        ({"method": {"name": "gorp", "enrgy": 0.9}}, "method.enrgy: unknown key"),
+        ({"method": {"name": "gorp", "mode": "loose"}}, "method.mode is 'loose'"),
+        ({"method": {"name": "gorp", "energy": 1.5}}, "method.energy is 1.5"),
+        ({"method": {"name": "sequential_full", "r": 8}}, "method.r: unknown key; it takes none."),
+        ({"method": {"name": "sequential_full"}, "lora": {}}, "lora: the method `sequential_full` trains no adapters"),
+        ({"lora": {"rank": 8}}, "lora.rank: unknown key"),
+        ({"lora": {"r": "eight"}}, "lora.r is 'eight'"),
+        ({"training": {"lerning_rate": 1}}, "Did you mean `learning_rate`?"),
+        ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast'"),
+        ({"training": {"seed": 1}}, "training.seed is set by gorp itself"),
+        ({"training": [1]}, "training is [1]"),
+        ({"encoding": {"max_prompt_tokens": 0}}, "encoding: max_prompt_tokens is 0"),
+        ({"eval": {"limit": 0}}, "eval: limit is 0"),
+        ({"eval": {"batch_sise": 1}}, "Did you mean `batch_size`?"),
+        ({"seed": -1}, "seed is -1"),
+        ({"tasks": []}, "at least one task"),
+        ({"tasks": {"order": "order9", "data": "x"}}, "unknown order `order9`"),
+        ({"tasks": {"order": "order1"}}, "tasks.data is None"),
+        ({"tasks": {"order": "order1", "data": "x", "name": "y"}}, "tasks.name: unknown key"),
+        ({"tasks": [{"name": "a"}]}, "tasks[0].train is missing"),
+        ({"tasks": [{"name": "a", "train": "x", "fromat": "auto"}]}, "tasks[0].fromat: unknown key"),
+        ({"tasks": [{"name": 2024, "train": "x"}]}, "tasks[0].name is 2024: input should be a valid string. Write quo"),
+        ({"tasks": [{"name": "a", "train": "x", "labels": [True]}]}, "tasks[0].labels[0] is True"),
+        ({"tasks": [{"name": "a", "train": "x", "dev_rows": -1}]}, "tasks[0]: task a: dev_rows is -1"),
+        ({"tasks": [{"name": "a", "train": "x"}, {"name": "A", "train": "y"}]}, "two tasks are called `a` and `A`"),
+        ({"tasks": [{"name": "../a", "train": "x"}]}, "it becomes a file name"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(changes, message):
+    refused(message, **changes)
+
+
+@pytest.mark.parametrize("block", ["model", "method", "tasks"])
+def test_a_missing_block_is_named(block):
+    with pytest.raises(ConfigError, match=f"`{block}:` is missing"):
+        parse_config({key: value for key, value in BASE.items() if key != block}, Path("/nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a: [", "not YAML"),
+        (b"- 1", "holds a list"),
+        (b"", "holds empty"),
+        (b"seed: 1\nseed: 2", "the key `seed` occurs twice"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"a: !!python/object/apply:os.system [ls]", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_named(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match=re.escape(str(path))) as caught:
+        load_config(path)
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"missing\.yaml: cannot be read"):
+        load_config(tmp_path / "missing.yaml")

@@ -1,0 +1,338 @@
+"""A sequence from YAML to versions: what is on disk, what a second run does, and that no interruption changes a bit."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from gorp.data import load_task
+from gorp.delta import unpack_deltas
+from gorp.errors import CheckpointError, ConfigError, DataError, GorpError, ModelError, TrainingError
+from gorp.evaluation import AccuracyMatrix, score_task
+from gorp.models import load_model, weights_sha256
+from gorp.storage import read_tensors
+from gorp.weights import BaseWeights
+from gorp.workspace import Workspace, effective, evaluate_version, load_config, plan, run_sequence, status
+from gorp.workspace import run as run_module
+from tests.workspace.project import make_project, save_model, task, tree_hash, weights, write_config, write_rows
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two tasks, not to be changed: its YAML and its workspace."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = make_project(folder)
+    torch.use_deterministic_algorithms(True)
+    run_sequence(load_config(path), folder / "work")
+    return path, folder / "work"
+
+
+def test_the_files_are_those_that_were_promised(finished):
+    _, work = finished
+    names = {str(path.relative_to(work)) for path in work.rglob("*") if path.is_file()}
+    files = ("delta.safetensors", "memory.safetensors", "method.safetensors", "training.json", "version.json")
+    assert names == {
+        "CURRENT",
+        "ledger.jsonl",
+        "eval/matrix.csv",
+        "eval/scores.json",
+        "versions/v0/version.json",
+        *(f"versions/{version}/{file}" for version in ("v1", "v2") for file in files),
+        *(f"eval/samples/{version}-{name}.jsonl" for version in ("v0", "v1", "v2") for name in ("one", "two")),
+    }
+    assert (work / "CURRENT").read_text() == "v2\n"
+
+
+def test_the_record_says_where_a_version_comes_from(finished):
+    path, work = finished
+    record = json.loads((work / "versions/v2/version.json").read_text())
+    assert (record["parent"], record["task"], record["contains"], record["seed"]) == ("v1", "two", ["one", "two"], 0)
+    assert record["config"] == effective(load_config(path))
+    assert record["base"]["sha256"] == weights_sha256(path.parent / "model")
+    assert set(record["metrics"]["scores"]) == {"one", "two"}
+    assert 0 <= record["leak"] <= 1e-5 and record["footprint_bytes"] > 0
+    assert {"gorp", "torch", "transformers", "peft"} <= set(record["packages"])
+
+
+def test_the_memory_is_orthonormal_and_says_what_it_is(finished):
+    path, work = finished
+    file = work / "versions/v2/memory.safetensors"
+    tensors, header = read_tensors(file)
+    shapes = {name: tuple(p.shape) for name, p in load_model(load_config(path).model, "cpu")[0].named_parameters()}
+    assert tensors
+    for name, basis in tensors.items():
+        assert basis.dtype == torch.float32 and basis.shape[0] == shapes[name][1]
+        torch.testing.assert_close(basis.mT @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
+    assert (header["mode"], header["side"], header["energy"], header["budget"]) == ("strict", "input", 0.97, 0.5)
+    with safe_open(work / "versions/v2/delta.safetensors", framework="pt") as delta:
+        assert {key.removesuffix("::left").removesuffix("::right") for key in delta.keys()} <= set(shapes)  # noqa: SIM118
+
+
+def test_the_matrix_is_what_base_plus_delta_scores(finished):
+    path, work = finished
+    config = load_config(path)
+    matrix = AccuracyMatrix.from_csv(work / "eval/matrix.csv")
+    assert matrix.tasks == ["one", "two"] and not np.isnan(matrix.R).any()
+    tasks = [load_task(spec) for spec in config.tasks]
+    for row, version in enumerate(("v0", "v1", "v2")):
+        model, tokenizer = load_model(config.model, "cpu")
+        if row:
+            BaseWeights(model).load(unpack_deltas(read_tensors(work / f"versions/{version}/delta.safetensors")[0]))
+        for column, item in enumerate(tasks):
+            score = score_task(model, tokenizer, item, encoding=config.encoding, config=config.eval)
+            assert score.score == matrix.R[row, column]
+            lines = (work / f"eval/samples/{version}-{item.name}.jsonl").read_text().splitlines()
+            assert [json.loads(line) for line in lines] == score.samples
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    path, work = finished
+    before = tree_hash(work)
+    run_sequence(load_config(path), work)
+    run_sequence(load_config(path), work, restart=True)
+    assert tree_hash(work) == before
+
+
+def test_planning_writes_nothing(tmp_path):
+    path = make_project(tmp_path)
+    before = tree_hash(tmp_path)
+    pending, treatments, total = plan(load_config(path), tmp_path / "work")
+    assert pending == ["one", "two"] and total == 56448
+    # Tiny T5: q and v of 4 self-attentions with pairs of rank 8, of 2 cross-attentions with 4 x 4 cores.
+    assert {(t.treatment, t.trainable) for t in treatments} == {("LoRA", 2 * 8 * 32), ("core", 2 * 16)}
+    assert tree_hash(tmp_path) == before
+
+
+def test_evaluating_a_version_again_gives_its_row_again(finished):
+    _, work = finished
+    matrix = AccuracyMatrix.from_csv(work / "eval/matrix.csv")
+    before = tree_hash(work)
+    for row, version in enumerate(("v0", "v1", "v2")):
+        result = evaluate_version(work, version=version)
+        assert result["version"] == version
+        assert [result["scores"][name]["score"] for name in matrix.tasks] == matrix.R[row].tolist()
+    assert list(evaluate_version(work, task="two")["scores"]) == ["two"]
+    assert tree_hash(work) == before
+    with pytest.raises(ConfigError, match="no task `tow`.* Did you mean `two`"):
+        evaluate_version(work, task="tow")
+
+
+def test_status_reads_without_a_model(finished):
+    _, work = finished
+    state = status(work)
+    R = np.array(state["matrix"]["R"])
+    assert (state["current"], state["pending"]) == ("v2", [])
+    assert state["measures"]["ap"] == R[2].mean() and state["measures"]["bwt"] == R[2, 0] - R[1, 0]
+    assert state["measures"]["fwt"] == R[1, 1] - R[0, 1]
+    assert [version["version"] for version in state["versions"]] == ["v0", "v1", "v2"]
+
+
+@pytest.mark.parametrize("method", ["sequential_lora", "ewc", "olora", "sequential_full", "gorp"])
+def test_two_runs_of_one_task_end_as_one_run_of_both(tmp_path, method):
+    """The state on disk is all that the next task needs."""
+    block = {"name": method} | ({"fisher_examples": 4} if method == "ewc" else {})
+    path = make_project(tmp_path, family="llama" if method == "olora" else "t5", method=block)
+    run_sequence(load_config(path), tmp_path / "whole")
+    run_sequence(load_config(write_config(tmp_path, method=block, tasks=[task("one")])), tmp_path / "parts")
+    matrix = run_sequence(load_config(write_config(tmp_path, method=block)), tmp_path / "parts")
+    assert weights(tmp_path / "parts", "v2") == weights(tmp_path / "whole", "v2")
+    assert matrix.to_dict() == AccuracyMatrix.from_dict(status(tmp_path / "whole")["matrix"]).to_dict()
+    assert not np.isnan(matrix.R).any()  # the new task's column was filled in for v0 and v1
+
+
+class Stop(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [
+        ("score_row", 1),  # before v0
+        ("write_state", 1),  # trained, not written
+        ("write_json", 2),  # tensors written, training.json not
+        ("score_row", 2),  # training.json written, not scored
+        ("version_record", 2),
+        ("Workspace.publish", 2),
+        ("Workspace.settle", 1),
+        ("Workspace.settle", 2),
+        ("Workspace.log", 2),  # CURRENT written, ledger not
+        ("train_task", 2),
+    ],
+)
+def test_wherever_a_run_ends_the_next_one_ends_the_same(finished, tmp_path, monkeypatch, where, call):
+    path, whole = finished
+    owner, name = (Workspace, where.split(".")[1]) if "." in where else (run_module, where)
+    original, calls = getattr(owner, name), []
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise Stop
+        return original(*args, **kwargs)
+
+    work = tmp_path / "work"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(owner, name, stopping)
+        run_sequence(load_config(path), work)
+    if (work / "CURRENT").exists():
+        status(work)
+    run_sequence(load_config(path), work)
+    for version in ("v1", "v2"):
+        assert weights(work, version) == weights(whole, version)
+    assert (work / "eval/matrix.csv").read_bytes() == (whole / "eval/matrix.csv").read_bytes()
+    assert not list((work / "run").rglob("*.*")) and not list((work / "versions").glob(".tmp*"))
+    assert [e["version"] for e in Workspace(work).ledger()] == ["v0", "v1", "v2"]
+
+
+def test_a_finished_training_is_not_repeated(finished, tmp_path, monkeypatch):
+    path, whole = finished
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(run_module, "version_record", lambda *a, task, **k: {"x": 1} if task is None else stop())
+        patch.setattr(Workspace, "publish", lambda *a: None)
+        patch.setattr(Workspace, "lineage", lambda self: [Workspace(whole).version("v0")])
+        run_sequence(load_config(path), tmp_path / "work")
+    monkeypatch.setattr(run_module, "train_task", lambda *a, name, **k: stop() if name == "one" else None)
+    with pytest.raises(AttributeError):  # task two, which was told to train nothing
+        run_sequence(load_config(path), tmp_path / "work")
+    assert weights(tmp_path / "work", "v1") == weights(whole, "v1")
+
+
+def stop() -> None:
+    raise Stop
+
+
+def test_a_joint_method_trains_once_on_all_tasks(tmp_path):
+    path = make_project(tmp_path, method={"name": "multi_task"})
+    matrix = run_sequence(load_config(path), tmp_path / "work")
+    assert np.isnan(matrix.R[1]).all() and not np.isnan(matrix.R[[0, 2]]).any()
+    assert Workspace(tmp_path / "work").current().contains == ["one", "two"]
+    training = json.loads((tmp_path / "work/versions/v1/training.json").read_text())
+    assert training["steps"] == 48 // 4
+    assert status(tmp_path / "work")["measures"]["bwt"] is None
+
+
+def test_a_joint_method_starts_again_from_the_base_model_when_a_task_comes(tmp_path):
+    block = {"name": "multi_task"}
+    run_sequence(load_config(make_project(tmp_path, method=block)), tmp_path / "whole")
+    run_sequence(load_config(write_config(tmp_path, method=block, tasks=[task("one")])), tmp_path / "work")
+    run_sequence(load_config(write_config(tmp_path, method=block)), tmp_path / "work")
+    current = Workspace(tmp_path / "work").current()
+    assert (current.name, current.record["parent"]) == ("v2", "v0")
+    assert weights(tmp_path / "work", "v2") == weights(tmp_path / "whole", "v1")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A workspace that has learned the first of two tasks: folder of the YAML, workspace, hash."""
+    folder = tmp_path_factory.mktemp("begun")
+    torch.use_deterministic_algorithms(True)
+    run_sequence(load_config(make_project(folder, tasks=[task("one")])), folder / "work")
+    return folder, folder / "work", tree_hash(folder / "work")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed is 1, but this workspace was made with 0"),
+        ({"method": {"name": "gorp", "rank": 2, "refresh_every": 3}}, "method.rank is 2"),
+        ({"method": {"name": "ewc"}}, "method.name is 'ewc'"),
+        ({"lora": {"r": 2}}, "lora.r is 2"),
+        ({"training": {"learning_rate": 1e-2}}, "training.learning_rate is 0.01"),
+        ({"encoding": {"max_prompt_tokens": 40}}, "encoding.max_prompt_tokens is 40"),
+        ({"model": {"path": "model", "dtype": "bfloat16"}}, "model.dtype is 'bfloat16'"),
+        ({"tasks": [task("two"), task("one")]}, "New tasks go behind the learned ones"),
+        ({"tasks": [task("one", labels=["false", "true"])]}, "tasks[0].labels is ['false', 'true']"),
+    ],
+)
+def test_a_workspace_goes_on_as_it_began(begun, changes, message):
+    folder, work, before = begun
+    path = write_config(folder, **({"tasks": [task("one"), task("two")]} | changes))
+    with pytest.raises(ConfigError) as caught:
+        run_sequence(load_config(path), work)
+    assert message in str(caught.value)
+    assert tree_hash(work) == before
+
+
+def test_other_rows_of_a_learned_task_are_refused(begun):
+    folder, work, before = begun
+    old = (folder / "one.jsonl").read_bytes()
+    write_rows(folder / "one.jsonl", 3, 24)
+    try:
+        with pytest.raises(DataError, match="task one: its rows are not those that v1 was made with"):
+            run_sequence(load_config(write_config(folder)), work)
+    finally:
+        (folder / "one.jsonl").write_bytes(old)
+    assert tree_hash(work) == before
+
+
+def test_another_base_model_is_refused(begun):
+    folder, work, before = begun
+    save_model(folder / "other", seed=1)
+    with pytest.raises(CheckpointError, match="made for another base model"):
+        run_sequence(load_config(write_config(folder, model={"path": "other"})), work)
+    assert tree_hash(work) == before
+
+
+def test_rows_of_a_task_in_training_may_change_only_with_a_restart(tmp_path, monkeypatch):
+    path, work = make_project(tmp_path, tasks=[task("one")]), tmp_path / "work"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(run_module, "write_state", lambda *a: stop())
+        run_sequence(load_config(path), work)
+    assert list((work / "run/one").glob("checkpoint-*"))
+    write_rows(tmp_path / "one.jsonl", 3, 24)
+    with pytest.raises(CheckpointError, match="--restart"):
+        run_sequence(load_config(path), work)
+    run_sequence(load_config(path), work, restart=True)
+    run_sequence(load_config(path), tmp_path / "anew")
+    assert weights(work, "v1") == weights(tmp_path / "anew", "v1")
+
+
+def test_eval_settings_may_change_and_only_what_they_touch_is_measured_again(tmp_path, monkeypatch):
+    path = make_project(tmp_path)
+    run_sequence(load_config(path), tmp_path / "work")
+    scored = []
+    monkeypatch.setattr("gorp.workspace.scoring.score_task", lambda *a, **k: scored.append(1) or score_task(*a, **k))
+    run_sequence(load_config(write_config(tmp_path, eval={"max_new_tokens": 4, "batch_size": 2})), tmp_path / "work")
+    assert not scored
+    run_sequence(load_config(write_config(tmp_path, eval={"max_new_tokens": 4, "limit": 3})), tmp_path / "work")
+    assert len(scored) == 6
+    assert status(tmp_path / "work")["matrix"]["rows"] == {"one": 3, "two": 3}
+
+
+def test_a_loss_that_is_not_finite_leaves_all_versions_whole(tmp_path):
+    hopeless = {"per_device_train_batch_size": 4, "learning_rate": 1e30, "save_strategy": "no", "max_grad_norm": 0}
+    path = make_project(tmp_path, training=hopeless, method={"name": "sequential_full"})
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ of task `one`"):
+        run_sequence(load_config(path), tmp_path / "work")
+    assert [version.name for version in Workspace(tmp_path / "work").versions()] == ["v0"]
+    before = tree_hash(tmp_path / "work")
+    with pytest.raises(TrainingError):
+        run_sequence(load_config(path), tmp_path / "work")
+    assert tree_hash(tmp_path / "work") == before
+    state = status(tmp_path / "work")
+    assert state["pending"] == ["one", "two"] and state["measures"] == {} and not math.isnan(state["matrix"]["R"][0][0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"lora": {"target_modules": ["q_prj"]}}, ModelError, "the lora target `q_prj` matches no linear layer"),
+        ({"method": {"name": "gorp", "full_modules": ["wj"]}}, ModelError, "the full target `wj` matches no"),
+        ({"model": {"path": "./nothing"}}, ModelError, "no such folder"),
+        ({"encoding": {"max_completion_tokens": 1}}, DataError, "task one, train: row 0"),
+        ({"training": {"optim": "adamw_bnb_8bt"}}, ConfigError, "adamw_bnb_8bt"),
+        ({"training": {"lr_scheduler_type": "constnt"}}, ConfigError, "constnt"),
+        ({"tasks": [task("one", labels=["true"])]}, DataError, "one.jsonl, line 2: label `false` is not one of"),
+        ({"tasks": [task("one"), task("three")]}, DataError, "three.jsonl"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, changes, kind, message):
+    path = make_project(tmp_path, **changes)
+    before = tree_hash(tmp_path)
+    with pytest.raises(GorpError) as caught:
+        run_sequence(load_config(path), tmp_path / "work")
+    assert isinstance(caught.value, kind) and message in str(caught.value)
+    assert tree_hash(tmp_path) == before

@@ -1,0 +1,166 @@
+"""The workspace on disk: whole versions or none, a ledger that survives a torn line, damage that is named."""
+
+import json
+
+import pytest
+import torch
+
+from gorp.errors import CheckpointError, ConfigError
+from gorp.storage import write_json, write_tensors
+from gorp.workspace import Workspace
+from gorp.workspace.state import DELTA, MEMORY, METHOD, file_sha256, read_state
+
+
+BASE = "b" * 64
+RECORD = {
+    "parent": None,
+    "task": None,
+    "contains": [],
+    "base": {"path": "m", "revision": None, "sha256": BASE},
+    "config": {},
+    "tasks": {},
+}
+
+
+def publish(store: Workspace, name: str, **changes) -> None:
+    """A version with small files of the right kinds; v0 has none."""
+    folder = store.prepared(name)
+    if name != "v0":
+        header = {"side": "input", "base_sha256": BASE}
+        write_tensors(folder / DELTA, {"w": torch.ones(2, 2)}, {})
+        write_tensors(folder / MEMORY, {"w": torch.eye(2)}, header)
+        write_tensors(folder / METHOD, {"step": torch.tensor(1)}, {})
+    store.publish(name, RECORD | changes)
+
+
+@pytest.fixture
+def store(tmp_path) -> Workspace:
+    store = Workspace(tmp_path / "work")
+    publish(store, "v0")
+    publish(store, "v1", parent="v0", task="one", contains=["one"])
+    return store
+
+
+def test_opening_touches_nothing(tmp_path):
+    store = Workspace(tmp_path / "none")
+    assert (store.exists(), store.versions(), store.ledger(), store.unsettled()) == (False, [], [], [])
+    assert not store.root.exists()
+
+
+def test_a_version_exists_from_its_rename_on(store):
+    (store.root / "versions" / "v2").mkdir()
+    (store.prepared("v3")).mkdir()
+    assert [version.name for version in store.versions()] == ["v0", "v1"]
+    assert store.current().name == "v1" and [v.name for v in store.lineage()] == ["v0", "v1"]
+    assert store.next_name() == "v2"
+
+
+def test_versions_are_ordered_by_number(store):
+    for number in range(2, 12):
+        publish(store, f"v{number}", parent=f"v{number - 1}")
+    assert [version.name for version in store.versions()] == [f"v{number}" for number in range(12)]
+    assert store.next_name() == "v12"
+
+
+def test_state_comes_back_as_it_was(store):
+    state = store.current().method_state(BASE)
+    assert torch.equal(state["delta/w"], torch.ones(2, 2)) and int(state["step"]) == 1
+    assert store.version("v0").method_state(BASE) == {}
+
+
+@pytest.mark.parametrize("name", [DELTA, MEMORY, METHOD])
+def test_a_flipped_bit_is_found_and_the_file_named(store, name):
+    path = store.current().folder / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        store.current().method_state(BASE)
+
+
+def test_a_missing_file_is_named(store):
+    (store.current().folder / DELTA).unlink()
+    with pytest.raises(CheckpointError, match=DELTA):
+        store.current().verify(BASE)
+
+
+def test_another_base_model_is_refused(store):
+    with pytest.raises(CheckpointError, match="another base model"):
+        store.current().verify("c" * 64)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"side": "output", "base_sha256": BASE}, "the output side of the weights"),
+        ({"side": "input", "base_sha256": "c" * 64}, "another model"),
+        ({}, "wanted the input side"),
+    ],
+)
+def test_a_memory_of_another_model_or_side_is_refused(store, header, message):
+    folder = store.current().folder
+    write_tensors(folder / MEMORY, {"w": torch.eye(2)}, header)
+    with pytest.raises(CheckpointError, match=message):
+        read_state(folder, BASE)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_record_is_named(store, content):
+    path = store.current().folder / "version.json"
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=r"version\.json"):
+        store.versions()
+
+
+def test_current_may_not_point_nowhere(store):
+    (store.root / "CURRENT").write_text("v7\n")
+    with pytest.raises(CheckpointError, match="CURRENT"):
+        store.current()
+
+
+def test_an_unknown_version_is_answered_with_the_nearest(store):
+    with pytest.raises(ConfigError, match=r"no version `v11`; there are v0, v1\. Did you mean `v1`\?"):
+        store.version("v11")
+    with pytest.raises(ConfigError, match="no version"):
+        store.version("../versions/v1")
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b'{"event": "version", "version": "v9"}', b"\xff"])
+def test_a_torn_last_line_of_the_ledger_is_no_event(store, torn):
+    before = store.ledger()
+    with open(store.root / "ledger.jsonl", "ab") as file:
+        file.write(torn)
+    assert store.ledger() == before
+    store.log("note", text="after")
+    assert [event["event"] for event in store.ledger()] == ["version", "version", "note"]
+
+
+def test_a_damaged_line_before_the_last_is_named(store):
+    path = store.root / "ledger.jsonl"
+    path.write_bytes(b"{\n" + path.read_bytes())
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl, line 1"):
+        store.ledger()
+
+
+def test_a_version_that_the_ledger_does_not_know_yet_is_current(store):
+    publish(store, "v2", parent="v1")
+    lines = (store.root / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (store.root / "ledger.jsonl").write_text("".join(lines[:-1]))
+    (store.root / "CURRENT").write_text("v1\n")
+    assert [version.name for version in store.unsettled()] == ["v2"]
+    assert store.current().name == "v2"
+    store.settle(store.current())
+    assert (store.root / "CURRENT").read_text() == "v2\n" and store.unsettled() == []
+
+
+def test_the_record_holds_the_digest_of_every_other_file(store):
+    folder = store.current().folder
+    digests = json.loads((folder / "version.json").read_text())["sha256"]
+    assert digests == {p.name: file_sha256(p) for p in folder.iterdir() if p.name != "version.json"}
+    assert set(digests) == {DELTA, MEMORY, METHOD}
+
+
+def test_publishing_drops_the_checkpoints_of_the_task(store):
+    write_json(store.run_folder("two") / "checkpoint-2" / "x.json", {})
+    publish(store, "v2", parent="v1", task="two")
+    assert not store.run_folder("two").exists()
