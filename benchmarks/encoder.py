@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from gorp.benchmark.cell import Cell, build_method, environment, load_tasks, peak_bytes
 from gorp.evaluation import AccuracyMatrix, summary
@@ -50,12 +51,12 @@ class LabelMatcher(nn.Module):
         mask = attention_mask[:, :, None].float()
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, own: Tensor) -> dict[str, Tensor]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, own: Tensor) -> SequenceClassifierOutput:
         """Cross entropy over the labels of each row's task: `own` (N x 2) is their range in `classes`."""
         logits = TEMPERATURE * self.embed(input_ids, attention_mask) @ self.classes.mT
         place = torch.arange(len(self.classes))
         logits = logits.masked_fill((place < own[:, :1]) | (place >= own[:, 1:]), -1e4)
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+        return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
 
 
 class Rows:
@@ -91,7 +92,7 @@ class Rows:
         for start in range(0, len(rows), 64):
             batch = self.collate([rows[i] for i in range(start, min(start + 64, len(rows)))])
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                right += int((model(**batch)["logits"].argmax(1) == batch["labels"]).sum())
+                right += int((model(**batch).logits.argmax(1) == batch["labels"]).sum())
         return 100 * right / len(rows), len(rows)
 
 

@@ -35,6 +35,9 @@ SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """What is fetched of a hub model: weights, configuration, tokenizer. No pickles."""
 
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model")
+"""A folder with none of these has no tokenizer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -94,6 +97,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         ModelError: If there is none, or it has no eos token.
     """
     folder = locate(config)
+    if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):  # transformers makes an empty one
+        raise ModelError(f"{folder}: no tokenizer beside the model. Save it with `tokenizer.save_pretrained(folder)`.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # each kind of tokenizer fails in its own way

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import save
 
+from gorp.storage import read_tensors
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
 
@@ -72,7 +74,10 @@ def tree_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def weights(workspace: Path, version: str) -> dict[str, bytes]:
-    """The tensors of a version, byte for byte."""
-    folder = workspace / "versions" / version
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+def weights(workspace: Path, version: str) -> dict[str, tuple[dict[str, bytes], dict[str, Any]]]:
+    """The tensors of a version, bit for bit, and their headers; the order of keys in a header is not fixed."""
+    contents = {}
+    for path in sorted((workspace / "versions" / version).glob("*.safetensors")):
+        tensors, header = read_tensors(path)
+        contents[path.name] = ({name: save({"x": tensor}) for name, tensor in tensors.items()}, header)
+    return contents

@@ -69,6 +69,12 @@ def is_encoder_decoder(model: Module) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
+def device_of(model: Module) -> torch.device:
+    """Where the model reads its inputs."""
+    device: Any = model.device
+    return device
+
+
 def without_peft(model: Module) -> Any:
     """The transformers model inside a PEFT model, or the model itself."""
     inner: Any = model
@@ -95,7 +101,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         ModelError: If the tokenizer has neither.
     """
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad: Any = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if pad is None:
         raise ModelError("the tokenizer has neither a pad nor an eos token. Set `tokenizer.eos_token`.")
     return pad

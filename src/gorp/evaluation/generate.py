@@ -13,6 +13,7 @@ from gorp.evaluation.batches import (
     EvalConfig,
     Progress,
     batches_by_length,
+    device_of,
     evaluating,
     is_encoder_decoder,
     pad_rows,
@@ -58,8 +59,8 @@ def generate_answers(
         for batch in batches_by_length(rows, config.batch_size):
             input_ids, attention_mask = pad_rows([rows[index] for index in batch], pad, encoder_decoder=encoder_decoder)
             output: Tensor = generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
+                input_ids=input_ids.to(device_of(model)),
+                attention_mask=attention_mask.to(device_of(model)),
                 generation_config=settings,
             )
             new = output if encoder_decoder else output[:, input_ids.shape[1] :]  # a decoder alone repeats the prompt
@@ -85,14 +86,16 @@ def _stored_aside(model: Any, settings: GenerationConfig) -> Iterator[None]:
 def _greedy(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
     """Plain greedy decoding; of what is stored with the model, only its special tokens count."""
     stored = model.generation_config
-    own = stored.eos_token_id if isinstance(stored.eos_token_id, list | tuple) else [stored.eos_token_id]
+    own: Any = stored.eos_token_id  # None, an id, or several
+    end: Any = tokenizer.eos_token_id
+    ends = {end, *(own if isinstance(own, list | tuple) else [own])} - {None}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
         pad_token_id=pad_token_id(tokenizer),
-        eos_token_id=sorted({tokenizer.eos_token_id, *own} - {None}) or None,
+        eos_token_id=sorted(ends) or None,
         bos_token_id=stored.bos_token_id,
         decoder_start_token_id=stored.decoder_start_token_id,
         forced_bos_token_id=stored.forced_bos_token_id,

@@ -17,6 +17,7 @@ from gorp.evaluation.batches import (
     EvalConfig,
     Progress,
     batches_by_length,
+    device_of,
     evaluating,
     is_encoder_decoder,
     pad_rows,
@@ -94,14 +95,14 @@ def _by_ending(prompts: Sequence[str]) -> dict[bool, tuple[str, list[int]]]:
 def _score(rows: list[list[int]], answers: list[list[int]], model: Module, pad: int) -> Tensor:
     """ℓ of every answer after every row, B x len(answers)."""
     encoder_decoder = is_encoder_decoder(model)
-    input_ids, mask = (part.to(model.device) for part in pad_rows(rows, pad, encoder_decoder=encoder_decoder))
+    input_ids, mask = (part.to(device_of(model)) for part in pad_rows(rows, pad, encoder_decoder=encoder_decoder))
     read = (_read_by_encoder if encoder_decoder else _read_by_decoder)(model, input_ids, mask)
     first = _log_softmax(read.logits)  # B x V
     columns = []
     for answer in answers:
         column = first[:, answer[0]]
         if len(answer) > 1:
-            tokens = torch.tensor(answer, device=model.device)
+            tokens = torch.tensor(answer, device=device_of(model))
             following = _log_softmax(read.go_on(tokens[:-1]))  # B x (n - 1) x V
             column = column + following[:, torch.arange(len(answer) - 1), tokens[1:]].sum(dim=1)
         columns.append(column)

@@ -1,0 +1,270 @@
+"""The command line: exit codes, what goes where, and that whatever is wrong touches nothing."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gorp.cli import app
+from gorp.storage import read_tensors, write_json, write_tensors
+from gorp.workspace.state import file_sha256
+from tests.workspace.project import make_project, save_model, task, tree_hash, weights, write_config
+
+
+def gorp(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-m", "gorp", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two tasks by the command line, in the default workspace."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = make_project(folder)
+    result = gorp("train", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    return path, folder / "run", result
+
+
+def test_help_needs_no_heavy_library():
+    heavy = "torch transformers datasets matplotlib peft numpy pydantic".split()
+    code = f"import gorp.cli, sys; print(sorted(set(sys.modules) & set({heavy})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_flags_are_these():
+    flags = {}
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        text = plain(gorp(name, "--help").output)
+        flags[name] = set(re.findall(r"--[a-z-]+", text)) - {"--help", "--workspace."}
+    assert flags == {
+        "demo": {"--json", "--seed", "--out", "--model", "--train-rows", "--eval-rows", "--epochs"},
+        "train": {"--workspace", "--restart", "--dry-run", "--json"},
+        "status": {"--json"},
+        "eval": {"--version", "--task", "--json"},
+        "methods": {"--json"},
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["train"], ["train", "x.yaml", "--rank", "8"], ["demo", "--epochs", "0"]]
+)
+def test_wrong_usage_is_2(arguments):
+    assert gorp(*arguments).exit_code == 2
+
+
+def test_methods_lists_them_all():
+    from gorp.methods import METHODS
+
+    listed = json.loads(gorp("methods", "--json").stdout)
+    assert set(listed) == set(METHODS) and all(set(about) == {"title", "keeps", "paper"} for about in listed.values())
+    table = gorp("methods").stdout
+    assert all(re.search(rf"^ {name} ", table, re.MULTILINE) for name in METHODS)
+
+
+def test_train_prints_one_json_object_and_logs_elsewhere(finished):
+    _, work, result = finished
+    state = json.loads(result.stdout)
+    assert (state["current"], state["pending"], state["workspace"]) == ("v2", [], str(work))
+    assert "trainable numbers" in result.stderr and "encoder.block.*.layer.*.SelfAttention.q A" in result.stderr
+    assert "v2 is written: two" in result.stderr
+
+
+def test_status_shows_matrix_formulas_and_versions(finished):
+    _, work, result = finished
+    assert json.loads(gorp("status", work, "--json").stdout) == json.loads(result.stdout)
+    text = gorp("status", work).stdout
+    assert "AP = " in text and "R[i, j]" in text and "pending: nothing" in text
+    assert re.search(r"\* +v2 +v1 +two", text)
+
+
+def test_eval_scores_one_version_and_task(finished):
+    _, work, result = finished
+    R = json.loads(result.stdout)["matrix"]["R"]
+    scored = json.loads(gorp("eval", work, "--version", "v1", "--task", "two", "--json").stdout)
+    assert scored["version"] == "v1" and scored["scores"]["two"]["score"] == R[1][1]
+    assert gorp("eval", work, "--version", "v9").exit_code == 2
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    path = make_project(tmp_path)
+    before = tree_hash(tmp_path)
+    result = gorp("train", path, "--dry-run", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {
+        "pending": ["one", "two"],
+        "trainable": 4 * 2 * 512 + 4 * 16,
+        "parameters": 56448,
+    }
+    assert "SelfAttention.q A" in result.stderr
+    assert tree_hash(tmp_path) == before
+
+
+def lines(*rows: str) -> str:
+    return "".join(row + "\n" for row in rows)
+
+
+GOOD = '{"text": "green", "label": "true"}'
+LONG = {"train": "long.jsonl", "labels": None, "metric": None}
+
+BAD = {
+    "unknown key": ({"traning": {}}, {}, 2, ["run.yaml: traning: unknown key", "Did you mean `training`?"]),
+    "unknown method": ({"method": {"name": "grop"}}, {}, 2, ["unknown method `grop`", "Did you mean `gorp`?"]),
+    "unknown mode": ({"method": {"name": "gorp", "mode": "exact"}}, {}, 2, ["method.mode is 'exact'"]),
+    "two tasks of one name": ({"tasks": [task("one"), task("one")]}, {}, 2, ["two tasks are called `one` and `one`"]),
+    "label outside the set": ({}, {"one.jsonl": lines(GOOD, GOOD.replace("true", "treu"))}, 1,
+                              ["one.jsonl, line 2: label `treu`", "Did you mean `true`?"]),
+    "empty file": ({}, {"two.jsonl": ""}, 1, ["two.jsonl"]),
+    "empty line": ({}, {"two.jsonl": lines(GOOD, "", GOOD)}, 1, ["two.jsonl, line 2: empty"]),
+    "malformed line": ({}, {"two_eval.jsonl": lines(GOOD, GOOD, "{")}, 1, ["two_eval.jsonl, line 3: not JSON"]),
+    "completion too long": ({"tasks": [task("one", **LONG)]},
+                            {"long.jsonl": lines(*[GOOD] * 3, GOOD.replace("true", "x y z " * 9))}, 1, ["task one, train: row 3", "max_completion_tokens = 8"]),
+    "pattern matches nothing": ({"lora": {"target_modules": ["q_proj"]}}, {}, 1, ["`q_proj` matches no linear layer"]),
+    "no such model": ({"model": {"path": "./modle"}}, {}, 1, ["modle: no such folder"]),
+    "no such file": ({"tasks": [task("three")]}, {}, 1, ["three.jsonl"]),
+    "wrong optimizer": ({"training": {"optim": "adamm"}}, {}, 2, ["training"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_and_touches_nothing(tmp_path, case):
+    changes, files, code, messages = BAD[case]
+    path = make_project(tmp_path, **changes)
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    before = tree_hash(tmp_path)
+    result = gorp("train", path)
+    assert result.exit_code == code, result.output
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    for message in messages:
+        assert message in result.stderr
+    assert tree_hash(tmp_path) == before
+
+
+def copied(finished, folder: Path) -> tuple[Path, Path]:
+    path, work, _ = finished
+    shutil.copytree(path.parent, folder, dirs_exist_ok=True)
+    return folder / path.name, folder / work.name
+
+
+def refused(path: Path, message: str, *, code: int = 1) -> None:
+    before = tree_hash(path.parent)
+    result = gorp("train", path)
+    assert result.exit_code == code and message in result.stderr and result.stdout == ""
+    assert tree_hash(path.parent) == before
+
+
+@pytest.mark.parametrize("change", [{"side": "output"}, {"base_sha256": "c" * 64}])
+def test_a_memory_of_another_side_or_model_is_refused(finished, tmp_path, change):
+    path, work = copied(finished, tmp_path)
+    folder = work / "versions/v2"
+    tensors, header = read_tensors(folder / "memory.safetensors")
+    write_tensors(folder / "memory.safetensors", tensors, header | change)
+    record = json.loads((folder / "version.json").read_text())
+    record["sha256"]["memory.safetensors"] = file_sha256(folder / "memory.safetensors")
+    write_json(folder / "version.json", record)
+    refused(path, "memory.safetensors: the memory was made for")
+
+
+def test_a_workspace_of_another_model_is_refused(finished, tmp_path):
+    path, _ = copied(finished, tmp_path)
+    save_model(tmp_path / "model", seed=1)
+    refused(path, "made for another base model")
+
+
+def test_a_damaged_version_is_refused_and_the_file_named(finished, tmp_path):
+    path, work = copied(finished, tmp_path)
+    delta = work / "versions/v1/delta.safetensors"
+    delta.write_bytes(delta.read_bytes()[:-1] + b"\x00")
+    refused(path, str(delta))
+
+
+def test_a_changed_configuration_is_refused_and_the_field_named(finished, tmp_path):
+    copied(finished, tmp_path)
+    refused(write_config(tmp_path, seed=5), "seed is 5, but this workspace was made with 0", code=2)
+
+
+def test_a_loss_that_is_not_finite_is_1_and_leaves_versions_alone(tmp_path):
+    hopeless = {"per_device_train_batch_size": 4, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "no"}
+    path = make_project(tmp_path, training=hopeless, method={"name": "sequential_full"})
+    result = gorp("train", path)
+    assert result.exit_code == 1 and "the loss is" in result.stderr and "Traceback" not in result.stderr
+    refused(path, "the loss is")
+    assert json.loads(gorp("status", tmp_path / "run", "--json").stdout)["pending"] == ["one", "two"]
+
+
+def test_no_workspace_is_1(tmp_path):
+    for command in ("status", "eval"):
+        result = gorp(command, tmp_path)
+        assert result.exit_code == 1 and "no gorp workspace" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workspace_that_is_a_file_is_2(tmp_path):
+    path = make_project(tmp_path)
+    assert gorp("train", path, "--workspace", path).exit_code == 2
+
+
+def until(condition, process: subprocess.Popen) -> None:
+    """Wait for what a process does; it must not end before."""
+    limit = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_path):
+    """SIGINT in the first task, SIGKILL in the second; the third run finishes."""
+    training = {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_steps": 2, "num_train_epochs": 4}
+    path = make_project(tmp_path, training=training)
+    whole = start("train", path, "--workspace", tmp_path / "whole", "--json")
+    stdout, stderr = whole.communicate()
+    assert whole.returncode == 0, stderr
+    for name, number in (("one", signal.SIGINT), ("two", signal.SIGKILL)):
+        process = start("train", path, "--workspace", tmp_path / "work")
+        until(lambda n=name: list((tmp_path / "work/run" / n).glob("checkpoint-*/complete.json")), process)
+        os.kill(process.pid, number)
+        error = process.communicate()[1]
+        assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), error
+        assert "Traceback" not in error
+    last = start("train", path, "--workspace", tmp_path / "work", "--json")
+    again, stderr = last.communicate()
+    assert last.returncode == 0, stderr
+    for version in ("v1", "v2"):
+        assert weights(tmp_path / "work", version) == weights(tmp_path / "whole", version)
+        resumed = json.loads((tmp_path / f"work/versions/{version}/training.json").read_text())["resumed_at"]
+        assert 0 < resumed < 48
+    assert json.loads(again)["matrix"] == json.loads(stdout)["matrix"]
+
+
+def test_the_demo_prints_one_json_object_and_writes_a_page(tmp_path):
+    save_model(tmp_path / "model")
+    page = tmp_path / "page.html"
+    options = ["--train-rows", 8, "--eval-rows", 2, "--epochs", 1, "--seed", 7, "--out", page]
+    result = gorp("demo", "--model", tmp_path / "model", "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    assert set(value) == {"gorp", "sequential_lora"}
+    assert all(set(item) == {"matrix", "ap", "bwt", "la", "seconds"} for item in value.values())
+    assert "seed 7" in result.stderr
+    text = page.read_text()
+    assert "sequential_lora" in text and 'http-equiv="refresh' not in text and "<script" not in text

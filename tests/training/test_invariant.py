@@ -1,0 +1,63 @@
+"""The promise of strict mode, measured on what is left on disk: a later task's change does not act on what S holds."""
+
+import pytest
+
+from gorp.adapters import LoraSettings
+from gorp.delta import pack_deltas, unpack_deltas
+from gorp.linalg import leak, orthonormality_error
+from tests.runs import fresh, through_a_file, tiny, train
+
+
+TARGETS = {
+    "auto": ("auto", "auto"),
+    "all-linear": ("all-linear", "all-linear"),
+    "cores everywhere": ("none", "all-linear"),
+    "adapters everywhere": ("all-linear", "none"),
+}
+
+
+def leaks(family: str, targets: str, folder, **options) -> dict[str, float]:
+    """‖ΔW S₁‖ / ‖ΔW‖ of task 2 for every weight protected by task 1; AdamW, clipping and weight decay 0.1."""
+    model, (lora, full) = tiny(family), TARGETS[targets]
+    method = fresh("gorp", model, lora=LoraSettings(target_modules=lora), full_modules=full, **options)
+    versions = []
+    for task in (1, 2):
+        train(model, method, task, folder, num_train_epochs=4, weight_decay=0.1, max_grad_norm=1.0)
+        versions.append(unpack_deltas(through_a_file(pack_deltas(method.deltas), folder / f"delta{task}")))
+        if task == 1:
+            protected = through_a_file(method.memory_tensors(), folder / "memory")
+    result = {}
+    for name in set(protected) & set(versions[1]):
+        basis, change = protected[name], versions[1][name].dense() - versions[0][name].dense()
+        assert basis.shape[1] > 0 and orthonormality_error(basis) < 1e-5
+        assert change.norm() > 0.01 * versions[0][name].dense().norm()
+        result[name] = leak(change, basis)
+    assert set(result) == set(versions[1]) or options
+    return result
+
+
+@pytest.mark.parametrize("source", ["moment", "sketch"])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_strict_mode_leaves_every_protected_direction_alone(family, targets, source, tmp_path):
+    worst = max(leaks(family, targets, tmp_path, memory_source=source).values())
+    print(f"\nstrict, {family}, {targets}, {source}: {worst:.1e}")
+    assert worst <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_paper_mode_gives_no_such_promise(family, tmp_path):
+    figures = leaks(family, "auto", tmp_path, mode="paper").values()
+    print(f"\npaper, {family}: {min(figures):.1e} to {max(figures):.1e}")
+    assert min(figures) > 1e-3
+
+
+def test_what_the_run_reports_is_what_the_files_say(tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model, mode="paper")
+    train(model, method, 1, tmp_path)
+    protected, before = method.memory_tensors(), {n: d.dense().clone() for n, d in method.deltas.items()}
+    result = train(model, method, 2, tmp_path)
+    shared = set(protected) & set(before)
+    expected = max(leak(method.deltas[n].dense() - before[n], protected[n]) for n in shared)
+    assert result.facts["leak"] == pytest.approx(expected, rel=1e-3)
