@@ -123,8 +123,10 @@ def lines(*rows: str) -> str:
 
 
 GOOD = '{"text": "green", "label": "true"}'
-LONG = {"train": "long.jsonl", "labels": None, "metric": None}
+TOO_LONG = lines(*[GOOD] * 3, GOOD.replace("true", "one two three four five six seven"))
+FREE = {"labels": None, "metric": None, "eval": "one.jsonl"}
 
+# fmt: off
 BAD = {
     "unknown key": ({"traning": {}}, {}, 2, ["run.yaml: traning: unknown key", "Did you mean `training`?"]),
     "unknown method": ({"method": {"name": "grop"}}, {}, 2, ["unknown method `grop`", "Did you mean `gorp`?"]),
@@ -135,13 +137,14 @@ BAD = {
     "empty file": ({}, {"two.jsonl": ""}, 1, ["two.jsonl"]),
     "empty line": ({}, {"two.jsonl": lines(GOOD, "", GOOD)}, 1, ["two.jsonl, line 2: empty"]),
     "malformed line": ({}, {"two_eval.jsonl": lines(GOOD, GOOD, "{")}, 1, ["two_eval.jsonl, line 3: not JSON"]),
-    "completion too long": ({"tasks": [task("one", **LONG)]},
-                            {"long.jsonl": lines(*[GOOD] * 3, GOOD.replace("true", "x y z " * 9))}, 1, ["task one, train: row 3", "max_completion_tokens = 8"]),
+    "completion too long": ({"tasks": [task("one", **FREE)]}, {"one.jsonl": TOO_LONG}, 1,
+                            ["task one, train: row 3", "max_completion_tokens = 8"]),
     "pattern matches nothing": ({"lora": {"target_modules": ["q_proj"]}}, {}, 1, ["`q_proj` matches no linear layer"]),
     "no such model": ({"model": {"path": "./modle"}}, {}, 1, ["modle: no such folder"]),
     "no such file": ({"tasks": [task("three")]}, {}, 1, ["three.jsonl"]),
     "wrong optimizer": ({"training": {"optim": "adamm"}}, {}, 2, ["training"]),
-}  # fmt: skip
+}
+# fmt: on
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -84,7 +84,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train the tasks that are pending, and score all tasks after each. Interrupted runs go on where they were."""
-    with _errors():
+    with _errors(interrupted=" The same command goes on where it was."):
         console, progress = _start()
         from gorp.workspace import load_config, plan, run_sequence, status
 
@@ -164,7 +164,7 @@ def _start() -> tuple[Any, Any]:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(*, interrupted: str = "") -> Iterator[None]:
     """Errors meant for a user become a message and an exit code; others are ours and keep their traceback."""
     try:
         yield
@@ -172,7 +172,7 @@ def _errors() -> Iterator[None]:
         typer.echo(f"gorp: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     except KeyboardInterrupt:
-        typer.echo("gorp: interrupted. The same command goes on where it was.", err=True)
+        typer.echo(f"gorp: interrupted.{interrupted}", err=True)
         raise typer.Exit(130) from None
 
 

@@ -132,7 +132,7 @@ def versions_table(versions: Sequence[Mapping[str, Any]], current: str) -> Table
         capacity = "–" if item["capacity_max"] is None else f"{100 * item['capacity_max']:.1f} %"
         kept = f"{item['footprint_bytes'] / 2**20:.1f} MiB"
         mark = "*" if item["version"] == current else ""
-        names = (item["version"], item["parent"] or "–", item["task"] or "base model", item["created"])
+        names = (item["version"], item["parent"] or "–", item["task"] or "base model", item["created"][:16])
         _add(table, mark, *names, leak, capacity, kept, f"{item['seconds']:.1f}")
     return table
 

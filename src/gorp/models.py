@@ -153,7 +153,7 @@ def _fetch(config: ModelConfig) -> Path:
     """A snapshot of a hub model in the local cache."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.path) or config.path.startswith("."):
         raise ModelError(f"model.path: {config.path}: no such folder, and no hub id either.")
-    patterns = [*FILES, "*.py"] if config.trust_remote_code else list(FILES)
+    patterns: list[str] = [*FILES, "*.py"] if config.trust_remote_code else [*FILES]
     try:
         return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
     except Exception as error:  # network, hub and cache: each has errors of its own

@@ -36,8 +36,9 @@ def leaks(family: str, targets: str, folder, **options) -> dict[str, float]:
     return result
 
 
-@pytest.mark.parametrize("source", ["moment", "sketch"])
-@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(
+    ("targets", "source"), [*((name, "moment") for name in TARGETS), ("auto", "sketch"), ("adapters everywhere", "sketch")]
+)
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_strict_mode_leaves_every_protected_direction_alone(family, targets, source, tmp_path):
     worst = max(leaks(family, targets, tmp_path, memory_source=source).values())

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gorp.adapters import LoraSettings
 from gorp.data import Encoding, Task, load_cl_benchmark
 from gorp.evaluation import AccuracyMatrix, EvalConfig, score_task, summary
 from gorp.method import Method
 from gorp.methods import METHODS
+from gorp.models import ModelConfig, load_model
 from gorp.training import train_task
 
 
@@ -71,7 +72,7 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     tasks = load_tasks(cell, data)
-    model, tokenizer = load_pretrained(cell.model, random_weights=cell.random_weights, seed=cell.seed)
+    model, tokenizer = load(cell)
     method = build_method(cell.method, cell.options, cell.lora)
     method.setup(model)
     matrix, results, evaluating = AccuracyMatrix([task.name for task in tasks]), [], 0.0
@@ -130,13 +131,13 @@ def build_method(name: str, options: Mapping[str, Any], lora: Mapping[str, Any])
     return method_class(config, LoraSettings(**lora)) if method_class.uses_lora else method_class(config)  # pyright: ignore[reportCallIssue]
 
 
-def load_pretrained(path: str, *, random_weights: bool = False, seed: int = 0) -> tuple[Any, Any]:
-    """Model, on the GPU where there is one, and tokenizer, of either family."""
-    config = AutoConfig.from_pretrained(path)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    torch.manual_seed(seed)
-    model = auto.from_config(config) if random_weights else auto.from_pretrained(path, dtype=torch.float32)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(path)
+def load(cell: Cell) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The cell's model in float32, on the GPU where there is one, and its tokenizer."""
+    model, tokenizer = load_model(ModelConfig(path=cell.model), "cuda" if torch.cuda.is_available() else "cpu")
+    if cell.random_weights:
+        torch.manual_seed(cell.seed)
+        model = type(model)(model.config).to(model.device)
+    return model, tokenizer
 
 
 def environment() -> dict[str, Any]:

@@ -91,15 +91,18 @@ def run_demo(settings: DemoSettings, *, progress: Progress | None = None) -> dic
         model, tokenizer = load_model(ModelConfig(path=settings.model), device)
         run = _Run(settings, METHODS[name](), model, tokenizer, tasks, progress)
         started = time.perf_counter()
-        base = base or run.scores(0, tasks)
+        if not base:
+            progress.say("scoring the base model")
+            base = run.scores(0, tasks)
+        scores = base
         for score in base.values():
             run.matrix.set(0, score.task, score.score, score.rows)
         for index in range(1, len(tasks) + 1):
             run.learn(index)
-            last = run.scores(index, tasks[:index])
+            scores = run.scores(index, tasks[:index])
             progress.matrix(run.matrix)
         seconds = time.perf_counter() - started
-        results[name] = DemoResult(matrix=run.matrix, seconds=seconds, samples=last[tasks[0].name].samples)
+        results[name] = DemoResult(matrix=run.matrix, seconds=seconds, samples=scores[tasks[0].name].samples)
     return results
 
 

@@ -1,0 +1,198 @@
+"""GORP: S is out of reach at every step, within its budget, and whatever the method cannot keep it refuses."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback
+
+from gorp.adapters import LoraSettings
+from gorp.errors import ConfigError, ModelError
+from tests.runs import fresh, tiny, train
+
+
+class EachStep(TrainerCallback):
+    """Calls `look` when the gradients are ready, and after the step."""
+
+    def __init__(self, look):
+        self.look, self.calls = look, 0
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.look()
+        self.calls += 1
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.look()
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_in_strict_mode_nothing_that_is_trained_touches_s_at_any_step(family, tmp_path):
+    model = tiny(family)
+    method = fresh("gorp", model, lora=LoraSettings(target_modules="all-linear"), full_modules="all-linear")
+    train(model, method, 1, tmp_path)
+
+    def look():
+        for name in method.memory:
+            pair, layer = method._pairs[name], method._cores[name]
+            basis = method.memory.basis(name, pair.down)
+            assert basis.shape[1] > 0
+            assert (pair.down @ basis).norm() < 1e-6 * pair.down.norm()
+            assert (layer.right.mT @ basis).norm() < 1e-5
+
+    watch = EachStep(look)
+    train(model, method, 2, tmp_path, callbacks=(watch,))
+    assert watch.calls == 8
+
+
+@pytest.mark.parametrize("mode", ["strict", "paper"])
+def test_no_base_weight_ever_has_a_gradient(mode, tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model, mode=mode, full_modules="all-linear")
+    base = dict(model.named_parameters())
+    watch = EachStep(lambda: [pytest.fail(name) for name, p in base.items() if p.grad is not None])
+    train(model, method, 1, tmp_path, callbacks=(watch,))
+    assert watch.calls == 8 and method.deltas
+
+
+@pytest.mark.parametrize("source", ["moment", "sketch"])
+def test_the_budget_is_never_exceeded(source, tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model, budget=0.25, energy=0.999, memory_source=source)
+    for task in (1, 2, 1):
+        facts = train(model, method, task, tmp_path).facts
+        assert facts["capacity_mean"] <= facts["capacity_max"] <= 0.25
+    assert facts["capacity_max"] == 0.25
+
+
+def test_a_full_memory_leaves_nothing_to_learn(tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model, budget=1.0, energy=0.999999)
+    train(model, method, 1, tmp_path)
+    for name in method.memory:
+        n = method.weights.parameter(name).shape[1]
+        method.memory.extend(name, torch.eye(n))
+        assert method.memory.capacity(name) == 1.0
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    facts = train(model, method, 2, tmp_path).facts
+    assert facts["leak"] == 0.0
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("mode", ["strict", "paper"])
+@pytest.mark.parametrize(("lora", "full"), [("none", "auto"), ("auto", "none")])
+def test_either_branch_works_alone(mode, lora, full, tmp_path):
+    model = tiny("t5")
+    method = fresh("gorp", model, lora=LoraSettings(target_modules=lora), full_modules=full, mode=mode)
+    for task in (1, 2):
+        train(model, method, task, tmp_path)
+    kinds = {name.split(".")[-3] for name in method.deltas}
+    assert kinds == ({"EncDecAttention"} if lora == "none" else {"SelfAttention"})
+    assert len(method.memory) == len(method.deltas)
+
+
+def test_without_any_branch_there_is_nothing_to_train():
+    with pytest.raises(ConfigError, match="nothing to train"):
+        fresh("gorp", tiny("llama"), lora=LoraSettings(target_modules="none"), full_modules="none")
+
+
+@pytest.mark.parametrize("side", ["input", "rank"])
+def test_paper_mode_keeps_s_in_the_coordinates_it_is_told(side, tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model, lora=LoraSettings(r=6), mode="paper", adapter_side=side)
+    for task in (1, 2):
+        train(model, method, task, tmp_path)
+    dimensions = {name.partition("weight")[2]: x.shape[0] for name, x in method.memory_tensors().items()}
+    assert dimensions == ({"": 32, "::core": 4} if side == "input" else {"::rank": 6, "::core": 4})
+
+
+def test_a_memory_of_another_model_is_refused_and_named(tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model)
+    train(model, method, 1, tmp_path, max_steps=2)
+    state, other = method.state_dict(), tiny("t5")
+    stranger = fresh("gorp", other)
+    stranger.load_state_dict(state)
+    with pytest.raises(ModelError, match=r"model\.layers\.0.* this base model has no such parameter.*memory made for"):
+        train(other, stranger, 2, tmp_path)
+
+
+def test_a_memory_of_the_other_side_is_refused_and_named(tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model)
+    name = "model.layers.0.self_attn.v_proj.weight"  # 16 outputs, 32 inputs
+    method.memory.extend(name, torch.randn(3, 16))
+    with pytest.raises(ValueError, match=rf"{name}: the memory holds directions of R\^16, but .* 32 inputs.*output side"):
+        train(model, method, 2, tmp_path)
+
+
+class Steps(TrainerCallback):
+    """Counts finished optimizer steps."""
+
+    count = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.count += 1
+
+
+class TestOptimizers:
+    @pytest.mark.parametrize("options", [{}, {"mode": "paper"}, {"mode": "paper", "memory_source": "sketch"}])
+    def test_one_without_a_first_moment_is_refused_after_one_step(self, options, tmp_path):
+        model, steps = tiny("llama"), Steps()
+        with pytest.raises(ConfigError, match=r"but SGD keeps none\. Use an optimizer with momentum"):
+            train(model, fresh("gorp", model, **options), 1, tmp_path, optim="sgd", callbacks=(steps,))
+        assert steps.count == 1
+
+    @pytest.mark.parametrize(
+        ("training", "options"),
+        [
+            ({"optim": "adamw_torch"}, {}),
+            ({"optim": "adafactor"}, {"memory_source": "sketch"}),
+            ({"optim": "sgd"}, {"memory_source": "sketch"}),
+        ],
+    )
+    def test_trains_and_protects_with_any_other(self, training, options, tmp_path):
+        self.two_tasks(tmp_path, training, options)
+
+    def test_momentum_is_a_first_moment(self, tmp_path, monkeypatch):
+        momentum = staticmethod(lambda args, model: (torch.optim.SGD, {"lr": args.learning_rate, "momentum": 0.9}))
+        monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", momentum)
+        self.two_tasks(tmp_path, {}, {})
+
+    def two_tasks(self, folder, training, options):
+        model = tiny("llama")
+        method = fresh("gorp", model, **options)
+        for task in (1, 2):
+            facts = train(model, method, task, folder, learning_rate=2e-2, **training).facts
+            assert facts["capacity_max"] > 0
+        assert 0 < facts["leak"] <= 1e-5
+        assert all(delta.dense().norm() > 0 for delta in method.deltas.values())
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_old_frame_and_the_sketch(tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model, memory_source="sketch", staggered=False, refresh_every=1)
+
+    class Overflow(TrainerCallback):
+        """In step 3 the loss is finite and gradients are not, as happens under float16; the step is left out."""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.overflows = state.global_step == 2
+            if self.overflows:
+                self.before = self.frame()
+                self.handle = model.model.layers[0].mlp.down_proj.register_forward_hook(blow_up)
+
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if self.overflows:
+                self.handle.remove()
+                assert all(torch.equal(x, y) for x, y in zip(self.frame(), self.before, strict=True))
+                assert all(torch.isfinite(sketch.rows).all() for sketch in method._sketches.values())
+                model.zero_grad()
+
+        def frame(self):
+            layer = method._cores["model.layers.0.mlp.gate_proj.weight"]
+            return layer.left.clone(), layer.right.clone()
+
+    def blow_up(module, args, output):
+        output.register_hook(lambda gradient: gradient * torch.inf)
+
+    result = train(model, method, 1, tmp_path, callbacks=(Overflow(),), max_grad_norm=0.0)
+    assert result.steps == 8
+    assert all(torch.isfinite(p).all() for p in model.parameters())
