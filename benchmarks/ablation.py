@@ -39,7 +39,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def cells(rate: float, seeds: tuple[int, ...]) -> dict[str, list[Cell]]:
     """The runs of each change."""
-    comparison = Comparison("minilm", training={"bf16": True}, lora={"target_modules": TARGETS}, full=TARGETS, tokens=64)
+    comparison = Comparison(
+        "minilm", training={"bf16": True}, lora={"target_modules": TARGETS}, full=TARGETS, tokens=64
+    )
     fields: dict[str, Any] = {"order": TUNED_ON, "split": "dev", "cells": "ends", "train_rows": 300, "dev_rows": 150}
     runs = {}
     for name, change in CHANGES.items():

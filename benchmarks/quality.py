@@ -1,11 +1,12 @@
-"""What each method keeps and learns on a real sequence of tasks: learning rates tuned on dev rows, then test rows, seeds.
+"""What each method keeps and learns on a real sequence of tasks: tuned on development rows, reported on test rows.
 
     python benchmarks/quality.py tune  --model MODEL --data CL15 --out DIR      trials, scored on development rows
-    python benchmarks/quality.py final --model MODEL --data CL15 --out DIR      the best trial of each method, 3 seeds, test rows
+    python benchmarks/quality.py final --model MODEL --data CL15 --out DIR      best trial of each method, 3 seeds
     python benchmarks/quality.py table --model MODEL --out DIR                  Markdown, from what is there
 
 Run the first two in as many processes as there are cores; they share the work. Trials use another order of the same
-tasks than the one reported, one seed, and the same number of settings for every method.
+tasks than the one reported, and one seed. Every method gets the same learning rates; those with a strength of their own
+get more trials, over that.
 """
 
 import argparse
@@ -42,11 +43,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name in the table -> method and options."""
 
 
+STRENGTHS: dict[str, tuple[float, ...]] = {"ewc": (1.0, 10.0), "olora": (0.05,)}
+"""Further values of `strength` beside the method's default, each tried with the two higher learning rates."""
+
+
 def trials(name: str) -> Iterator[tuple[dict[str, Any], float]]:
-    """(method options, learning rate) of each of a method's trials; the same number for every method."""
+    """(method options, learning rate) of each of a method's trials."""
     method, options = VARIANTS[name]
     for rate in FULL_RATES if method == "sequential_full" else RATES:
         yield options, rate
+    for strength in STRENGTHS.get(name, ()):
+        for rate in RATES[1:]:
+            yield {**options, "strength": strength}, rate
 
 
 class Comparison:
@@ -82,7 +90,13 @@ class Comparison:
     def tuning(self, name: str) -> list[Cell]:
         """The trials of one method: development rows, one seed, another order, fewer training rows."""
         method = VARIANTS[name][0]
-        fields: dict[str, Any] = {"order": TUNED_ON, "split": "dev", "cells": "ends", "train_rows": 300, "dev_rows": 150}
+        fields: dict[str, Any] = {
+            "order": TUNED_ON,
+            "split": "dev",
+            "cells": "ends",
+            "train_rows": 300,
+            "dev_rows": 150,
+        }
         return [self.cell(method, options, rate, **fields) for options, rate in trials(name)]
 
     def final(self, name: str, out: Path) -> list[Cell]:
@@ -92,7 +106,10 @@ class Comparison:
             return []
         best = best_trial(results)["cell"]
         rate = best["training"]["learning_rate"]
-        return [self.cell(best["method"], best["options"], rate, order=REPORTED, seed=seed, train_rows=400, eval_rows=150) for seed in SEEDS]
+        return [
+            self.cell(best["method"], best["options"], rate, order=REPORTED, seed=seed, train_rows=400, eval_rows=150)
+            for seed in SEEDS
+        ]
 
 
 def main(
@@ -116,13 +133,19 @@ def main(
     torch.set_num_threads(args.threads)
     comparison = Comparison(args.model, training=training or {}, lora=lora or {}, full=full, tokens=tokens)
     if args.stage == "tune":
-        run_grid([c for m in args.methods for c in comparison.tuning(m)], args.out / "trials", args.data, report=say, run=run)
+        run_grid(
+            [c for m in args.methods for c in comparison.tuning(m)], args.out / "trials", args.data, report=say, run=run
+        )
     elif args.stage == "final":
         cells = [cell for name in args.methods for cell in comparison.final(name, args.out)]
         run_grid(sorted(cells, key=lambda c: c.seed), args.out / "final", args.data, report=say, run=run)
     else:
         rows = {name: collect(comparison.final(name, args.out), args.out / "final") for name in args.methods}
-        print(comparison_markdown({name: [AccuracyMatrix.from_dict(r["matrix"]) for r in rs] for name, rs in rows.items() if rs}))
+        print(
+            comparison_markdown(
+                {name: [AccuracyMatrix.from_dict(r["matrix"]) for r in rs] for name, rs in rows.items() if rs}
+            )
+        )
 
 
 def say(number: int, cell: Cell, result: dict[str, Any]) -> None:

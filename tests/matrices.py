@@ -36,7 +36,7 @@ def basis(n: int, s: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def decaying(m: int, n: int, *, rate: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    """An m x n matrix with random singular vectors and the singular values 1, rate, rate², …"""
+    """An m x n matrix with random singular vectors and the singular values 1, rate, rate² and so on."""
     r = min(m, n)
     sigma = rate ** torch.arange(r, dtype=dtype)
     return (basis(m, r, dtype=dtype) * sigma) @ basis(n, r, dtype=dtype).mT

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gorp.adapters import LoraSettings
+from gorp.method import TaskContext
 from gorp.methods.gorp import Gorp
 from gorp.methods.gorp_config import GorpConfig
-from gorp.method import TaskContext
 from gorp.reference import ReferenceSettings, ReferenceWeight, adam_direction
 from tests.matrices import projector
 

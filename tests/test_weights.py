@@ -55,7 +55,9 @@ def test_the_difference_leads_back_to_the_trained_weight(model):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_right_one(model):
-    with pytest.raises(ModelError, match=r"0\.weigth: this base model has no such parameter\. Did you mean `0\.weight`"):
+    with pytest.raises(
+        ModelError, match=r"0\.weigth: this base model has no such parameter\. Did you mean `0\.weight`"
+    ):
         BaseWeights(model).load({"0.weigth": factored(torch.Size([5, 6]))})
 
 

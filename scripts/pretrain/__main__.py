@@ -70,10 +70,19 @@ def train(args: argparse.Namespace) -> None:
     model = build(args.architecture, args.seed, vocabulary).to(args.device)
     args.run.mkdir(parents=True, exist_ok=True)
     machine = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {args.threads} thread(s)"
-    write_json(args.run / "run.json", {
-        "architecture": args.architecture, "packed": str(args.packed.resolve()), "machine": machine,
-        "rows": args.rows, "rate": args.rate, "seed": args.seed, "vocabulary": vocabulary, "torch": torch.__version__,
-    })
+    write_json(
+        args.run / "run.json",
+        {
+            "architecture": args.architecture,
+            "packed": str(args.packed.resolve()),
+            "machine": machine,
+            "rows": args.rows,
+            "rate": args.rate,
+            "seed": args.seed,
+            "vocabulary": vocabulary,
+            "torch": torch.__version__,
+        },
+    )
     settings = Settings(rate=args.rate, save_seconds=args.save_seconds, compiled=not args.eager, seed=args.seed)
     held_out = batches(args, [args.packed / "valid.npy"], learn=False)
     files = sorted(args.packed.glob("train-*.npy"))

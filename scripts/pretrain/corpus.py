@@ -125,8 +125,9 @@ class PackedTokens:
         """
         self.arrays = [np.load(file, mmap_mode="r") for file in files]
         self.length, self.seed = length, seed
-        self.starts = [(part, at) for part, array in enumerate(self.arrays)
-                       for at in range(0, len(array) - length + 1, length)]
+        self.starts = [
+            (part, at) for part, array in enumerate(self.arrays) for at in range(0, len(array) - length + 1, length)
+        ]
         if not self.starts:
             raise ValueError(f"The packed files hold no window of {length} tokens; pack more text.")
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)

@@ -69,8 +69,13 @@ def title(source: Passage, other: Passage, draw: random.Random) -> Pair | None:
     """Ask for the title of an article, against the title of another."""
     if not (source.title and other.title) or "," in source.title + other.title:
         return None
-    return ask("What is the title of the following paragraph?", (source.title, other.title), _excerpt(source, draw),
-               source.title, draw)
+    return ask(
+        "What is the title of the following paragraph?",
+        (source.title, other.title),
+        _excerpt(source, draw),
+        source.title,
+        draw,
+    )
 
 
 def topic_word(source: Passage, other: Passage, draw: random.Random) -> Pair | None:
@@ -89,8 +94,9 @@ def follows(source: Passage, other: Passage, draw: random.Random) -> Pair:
     at = draw.randrange(len(source.sentences) - 1)
     true = draw.random() < 0.5
     second = source.sentences[at + 1] if true else draw.choice(other.sentences)
-    return _verdict("Does the second sentence continue the first?", f"first: {source.sentences[at]}\nsecond: {second}",
-                    true, draw)
+    return _verdict(
+        "Does the second sentence continue the first?", f"first: {source.sentences[at]}\nsecond: {second}", true, draw
+    )
 
 
 def order(source: Passage, other: Passage, draw: random.Random) -> Pair:
@@ -127,8 +133,13 @@ def define(source: Passage, other: Passage, draw: random.Random) -> Pair | None:
     if form == 0:
         return ask("Which word has the following definition?", [word, *(one[0] for one in rest)], meaning, word, draw)
     if form == 1:
-        return ask("Of which class is the following word?", ("noun", "verb", "adjective", "adverb"),
-                   f"{word}: {meaning}", word_class, draw)
+        return ask(
+            "Of which class is the following word?",
+            ("noun", "verb", "adjective", "adverb"),
+            f"{word}: {meaning}",
+            word_class,
+            draw,
+        )
     wrong = [one for one in rest if one[0] != word]
     true = draw.random() < 0.5 or not wrong
     text = f"word: {word}\nmeaning: {meaning if true else wrong[0][2]}"
@@ -142,7 +153,14 @@ def go_on(source: Passage, other: Passage, draw: random.Random) -> Pair:
 
 
 MAKERS: tuple[tuple[Maker, int], ...] = (
-    (kind_of_text, 2), (cloze, 4), (title, 3), (topic_word, 3), (follows, 3), (order, 1), (stated, 3), (go_on, 1),
+    (kind_of_text, 2),
+    (cloze, 4),
+    (title, 3),
+    (topic_word, 3),
+    (follows, 3),
+    (order, 1),
+    (stated, 3),
+    (go_on, 1),
 )
 """Makers for any passage, with their weights; `define` serves the dictionary."""
 

@@ -68,8 +68,12 @@ def passage(document: str, draw: random.Random, most: int = 12) -> Passage | Non
     if len(sentences) < 3:
         return None
     start = 0 if titled and draw.random() < 0.6 else draw.randrange(max(1, len(sentences) - most))
-    return Passage(kind=_kind(text, titled), title=title if titled else "",
-                   sentences=tuple(sentences[start : start + most]), entries=())
+    return Passage(
+        kind=_kind(text, titled),
+        title=title if titled else "",
+        sentences=tuple(sentences[start : start + most]),
+        entries=(),
+    )
 
 
 def _kind(text: str, titled: bool) -> str:

@@ -114,8 +114,12 @@ class Run:
             self.progress.budget = self.budget.ended_early(self.spent).total
             (self.folder / "STOP").unlink()
         if self.progress.budget and self.progress.budget < self.budget.total:
-            self.budget = Budget(unit=self.budget.unit, total=self.progress.budget, decay=self.budget.decay,
-                                 warmup_steps=self.budget.warmup_steps)
+            self.budget = Budget(
+                unit=self.budget.unit,
+                total=self.progress.budget,
+                decay=self.budget.decay,
+                warmup_steps=self.budget.warmup_steps,
+            )
 
     def _step(self) -> None:
         began, progress, spent = time.monotonic(), self.progress, self.spent
@@ -128,9 +132,15 @@ class Run:
         progress.step += 1
         progress.tokens += (tokens := tokens_of(batch))
         if progress.step % self.settings.log_steps == 0 or progress.step <= 5:
-            self._log(step=progress.step, kind=kind, loss=round(loss.item(), 4), norm=round(norm.item(), 3),
-                      tokens=progress.tokens, fraction=round(self.budget.fraction(spent), 4),
-                      tokens_per_second=round(tokens / (time.monotonic() - began)))
+            self._log(
+                step=progress.step,
+                kind=kind,
+                loss=round(loss.item(), 4),
+                norm=round(norm.item(), 3),
+                tokens=progress.tokens,
+                fraction=round(self.budget.fraction(spent), 4),
+                tokens_per_second=round(tokens / (time.monotonic() - began)),
+            )
 
     def _next_batch(self, spent: float) -> tuple[str, Batch]:
         progress = self.progress
@@ -154,10 +164,15 @@ class Run:
         losses = [self._loss(self.model, self.held_out.text(number)).item() for number in range(batches)]
         loss = sum(losses) / len(losses)
         progress = self.progress
-        progress.curve.append({
-            "step": progress.step, "tokens": progress.tokens, "seconds": round(time.time() - progress.began, 1),
-            "loss": round(loss, 4), "perplexity": round(math.exp(loss), 3),
-        })
+        progress.curve.append(
+            {
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "seconds": round(time.time() - progress.began, 1),
+                "loss": round(loss, 4),
+                "perplexity": round(math.exp(loss), 3),
+            }
+        )
         checkpoint.save(self.folder, self.model, self.optimizers, progress)
         write_json(self.folder / "curve.json", progress.curve)
         self._log(held_out=progress.curve[-1])

@@ -46,6 +46,8 @@ def sketched_frame(
         pairs: This rank's (X, D).
         basis: S, n x s. The dtype of the result; X and D are converted to it.
         rank: k.
+        oversampling: Columns of the sketch beyond k; q = k + oversampling, at most min(m, n).
+        power_steps: How often Q is refined; each costs two more products.
         generator: A CPU generator, the same on every rank.
 
     Returns:
@@ -78,6 +80,7 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
     Args:
         gradient: G, m x n.
         basis: S, n x s.
+        rank: k.
     """
     left, sigma, right_t = torch.linalg.svd(project_out_rows(gradient, basis), full_matrices=False)
     return _finish(left[:, :rank], sigma[:rank], right_t[:rank].mT, basis, rank=rank)

@@ -107,7 +107,9 @@ class ReferenceWeight:
         reduced = self.frame.left.mT @ gradient @ self.frame.right  # G' = Uᵀ G V
         reduced = project_out(reduced, self.core_basis)  # P = G' - S Sᵀ G'      (paper mode; empty in strict)
         normalized = self._adam(reduced, *self.core_moments.values())  # N
-        self.weight = self.weight - s.core_rate * self.frame.left @ normalized @ self.frame.right.mT  # W ← W - η α U N Vᵀ
+        self.weight = (
+            self.weight - s.core_rate * self.frame.left @ normalized @ self.frame.right.mT
+        )  # W ← W - η α U N Vᵀ
 
     def _lora_branch(self, grad_down: Tensor, grad_up: Tensor) -> None:
         s = self.settings

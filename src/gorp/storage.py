@@ -73,7 +73,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. Was the folder moved, or the run never finished?") from None
     except (SafetensorError, json.JSONDecodeError) as error:

@@ -31,7 +31,7 @@ def family_of(model: nn.Module) -> str:
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if model_type not in FAMILIES:
         raise ModelError(
-            f"there is no target preset for model type `{model_type}`; presets exist for {', '.join(sorted(FAMILIES))}. "
+            f"no target preset for model type `{model_type}`; presets exist for {', '.join(sorted(FAMILIES))}. "
             "Name the modules yourself: `lora.target_modules` and `method.full_modules`, or `all-linear`."
         )
     return FAMILIES[model_type]

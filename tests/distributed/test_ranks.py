@@ -44,7 +44,10 @@ def test_two_ranks_train_what_one_does(name, family, tmp_path):
         assert_equal(read_tensors(two / f"{file}1.safetensors")[0], read_tensors(two / f"{file}0.safetensors")[0])
     alone, shared = (read_tensors(folder / "model0.safetensors")[0] for folder in (one, two))
     start = {key: p.detach() for key, p in tiny(family).named_parameters()}
-    norms = [torch.cat([(a[key] - b[key]).flatten() for key in start]).norm().item() for a, b in ((alone, shared), (alone, start))]
+    norms = [
+        torch.cat([(a[key] - b[key]).flatten() for key in start]).norm().item()
+        for a, b in ((alone, shared), (alone, start))
+    ]
     size = torch.cat([x.flatten() for x in alone.values()]).norm().item()
     print(f"\n{name}, {family}: {norms[0] / size:.1e} of the weights, {norms[0] / norms[1]:.1e} of their change")
     assert norms[1] > 0.01 * size

@@ -1,6 +1,6 @@
 """Two tasks on as many ranks as torchrun starts; each rank writes what it holds. Run by `test_ranks.py`.
 
-    torchrun --nproc-per-node 2 train_two_tasks.py FOLDER METHOD FAMILY
+torchrun --nproc-per-node 2 train_two_tasks.py FOLDER METHOD FAMILY
 """
 
 import sys

@@ -21,7 +21,9 @@ EARLIER = [[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]
 NOW = [[3.0, -1.0, 0.0], [0.0, 2.0, 1.0]]  # overlaps: 3, 2; -1, 2
 
 
-@pytest.mark.parametrize(("penalty", "by_hand"), [("squared", 9.0 + 4.0 + 1.0 + 4.0), ("absolute", 3.0 + 2.0 + 1.0 + 2.0)])
+@pytest.mark.parametrize(
+    ("penalty", "by_hand"), [("squared", 9.0 + 4.0 + 1.0 + 4.0), ("absolute", 3.0 + 2.0 + 1.0 + 2.0)]
+)
 def test_the_penalty_is_the_hand_computed_overlap(penalty, by_hand):
     method = with_rows(EARLIER, NOW, strength=0.5, penalty=penalty)
     assert method.extra_loss(nn.Identity(), {}).item() == pytest.approx(0.5 * by_hand)

@@ -37,7 +37,8 @@ def leaks(family: str, targets: str, folder, **options) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("targets", "source"), [*((name, "moment") for name in TARGETS), ("auto", "sketch"), ("adapters everywhere", "sketch")]
+    ("targets", "source"),
+    [*((name, "moment") for name in TARGETS), ("auto", "sketch"), ("adapters everywhere", "sketch")],
 )
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_strict_mode_leaves_every_protected_direction_alone(family, targets, source, tmp_path):

@@ -83,7 +83,9 @@ def test_clipping_sees_the_edited_gradient_and_groups_keep_their_rate(tmp_path):
     assert spy.moved == pytest.approx(2 * 1e-2 * 0.5, rel=1e-4)
 
 
-@pytest.mark.parametrize("training", [{}, {"num_train_epochs": 0.5}, {"max_steps": 5}, {"gradient_accumulation_steps": 3}])
+@pytest.mark.parametrize(
+    "training", [{}, {"num_train_epochs": 0.5}, {"max_steps": 5}, {"gradient_accumulation_steps": 3}]
+)
 def test_the_method_is_told_how_many_steps_there_will_be(training, tmp_path):
     spy, result = spied(tmp_path, **training)
     assert spy.task.num_steps == result.steps == spy.step
@@ -190,5 +192,3 @@ def test_seeds_differ_from_task_to_task(tmp_path):
         orders.append([row for ids in seen for row in ids.tolist()])
     assert len(orders[0]) == len(orders[1]) == 8
     assert orders[0] != orders[1]
-
-

@@ -22,7 +22,7 @@ from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
 from gorp.errors import ConfigError
 from gorp.frame import Frame, Pairs, gradient_rows, is_due, reduced_gradient, rotate_moments, sketched_frame
 from gorp.layers import GradientTap, LowRankUpdate, unwrap, wrap
-from gorp.linalg import project_out, project_out_rows
+from gorp.linalg import project_out
 from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
@@ -226,7 +226,8 @@ class Gorp(Method):
         self._changes[name].append(*layer.fold(new))
         self._rebuild(name)
         assert layer.core.grad is not None
-        layer.core.grad.copy_(reduced_gradient(pairs, new))  # G' = Uᵀ G V
+        # G' = Uᵀ G V = Σ. Off the diagonal stands rounding alone, and Adam would blow it up to full steps.
+        layer.core.grad.copy_(reduced_gradient(pairs, new).diagonal().diag())
         state = optimizer.state.get(layer.core, {})
         if config.moments == "rotate":
             rotate_moments(state, old, new)

@@ -76,7 +76,13 @@ class GorpConfig(MethodConfig):
             raise ConfigError(f"method.energy is {self.energy}; it is a fraction, at least 0 and below 1.")
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             raise ConfigError(f"method.budget is {self.budget}; it is a fraction, above 0 and at most 1.")
-        for name, low in (("rank", 1), ("refresh_every", 1), ("sketch_size", 1), ("oversampling", 0), ("power_steps", 0)):
+        for name, low in (
+            ("rank", 1),
+            ("refresh_every", 1),
+            ("sketch_size", 1),
+            ("oversampling", 0),
+            ("power_steps", 0),
+        ):
             if getattr(self, name) < low:
                 raise ConfigError(f"method.{name} is {getattr(self, name)}; it must be at least {low}.")
         if self.mode == "strict" and self.adapter == "shared":

@@ -5,4 +5,11 @@ from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
 
 
-__all__ = ["ContinualSeq2SeqTrainer", "ContinualTrainer", "TaskResult", "train_encoded", "train_task", "training_arguments"]
+__all__ = [
+    "ContinualSeq2SeqTrainer",
+    "ContinualTrainer",
+    "TaskResult",
+    "train_encoded",
+    "train_task",
+    "training_arguments",
+]

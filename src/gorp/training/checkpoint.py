@@ -1,8 +1,8 @@
 """What a task in progress leaves on disk, beside the Trainer's own optimizer, scheduler and random states.
 
-    checkpoint-N/trainable.safetensors   every parameter that is being trained, by its name in the wrapped model
-    checkpoint-N/method.safetensors      the method's state: frames, folds, sketches, what it carries between tasks
-    checkpoint-N/complete.json           written last; a folder without it was interrupted and is never read
+checkpoint-N/trainable.safetensors   every parameter that is being trained, by its name in the wrapped model
+checkpoint-N/method.safetensors      the method's state: frames, folds, sketches, what it carries between tasks
+checkpoint-N/complete.json           written last; a folder without it was interrupted and is never read
 """
 
 import re

@@ -61,11 +61,16 @@ def train_task(
 
     Args:
         model: The base model, on its device, known to the method through `method.setup`.
+        tokenizer: The model's.
+        method: As the previous task left it.
         rows: Columns `prompt` and `completion`.
+        name: Of the task, for messages.
         index: Of the task in the sequence, from 1.
         seed: Of the whole sequence; each task derives its own.
         training: The `training:` block.
+        encoding: How long prompts and answers may be.
         folder: For checkpoints.
+        callbacks: Of the Trainer, for progress.
         on_ready: Told which weights are trained, before the first step.
     """
     encoded = encode(rows, tokenizer, encoder_decoder=_is_encoder_decoder(model), encoding=encoding)
@@ -100,9 +105,8 @@ def train_encoded(
 ) -> TaskResult:
     """`train_task` for rows that are token ids already: any model whose forward pass returns a loss.
 
-    Args:
-        encoded: What `collator` makes batches of.
-        collator: A list of rows to the keyword arguments of the model's forward pass.
+    `encoded` holds what `collator` makes batches of; `collator` turns a list of rows into the keyword arguments of the
+    model's forward pass. All other arguments are those of `train_task`.
     """
     encoder_decoder = _is_encoder_decoder(model)
     arguments = training_arguments(training, folder=folder, seed=seed * 1000 + index, encoder_decoder=encoder_decoder)

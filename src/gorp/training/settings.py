@@ -54,6 +54,7 @@ def training_arguments(
         block: The `training:` block; Hugging Face's names.
         folder: Where checkpoints go.
         seed: Of this task: data order, dropout, fresh adapters.
+        encoder_decoder: Whether the Trainer is a Seq2SeqTrainer.
 
     Raises:
         ConfigError: For unknown keys and values that Hugging Face refuses, bf16 on a device without it among them.

@@ -1,9 +1,9 @@
 """A method's seams on Hugging Face's Trainer: one mixin, unforked, for encoder-decoder and decoder-only models.
 
-    compute_loss    + extra_loss, weighed once a step however the batch is cut
-    training_step   after the last micro-batch: edit_gradients, so that clipping sees the edited gradients
-    optimizer       the class the Trainer's arguments ask for, on the method's groups; after each step: after_step
-    checkpoints     the trainable weights and the method's state, in safetensors, marked complete when they are
+compute_loss    + extra_loss, weighed once a step however the batch is cut
+training_step   after the last micro-batch: edit_gradients, so that clipping sees the edited gradients
+optimizer       the class the Trainer's arguments ask for, on the method's groups; after each step: after_step
+checkpoints     the trainable weights and the method's state, in safetensors, marked complete when they are
 """
 
 from pathlib import Path
@@ -70,8 +70,8 @@ class ContinualTrainerMixin(Trainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(optimizer_class, type):
                 raise ConfigError(
-                    f"training.optim: `{self.args.optim}` chooses its own parameters and cannot train a method's groups. "
-                    "Use a plain optimizer such as adamw_torch, sgd or adafactor."
+                    f"training.optim: `{self.args.optim}` chooses its own parameters and cannot train a method's "
+                    "groups. Use a plain optimizer such as adamw_torch, sgd or adafactor."
                 )
             options = {"weight_decay": self.args.weight_decay, **options}
             self.optimizer = optimizer_class(self.method.parameter_groups(self.model, options["lr"]), **options)

@@ -1,0 +1,63 @@
+"""The README's code runs as it stands, with a user's files beside it and, for the hub model, a small local one."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gorp.models import SHIPPED_FOLDER
+from gorp.workspace import load_config, run_sequence
+from tests.models_small import tiny_llama
+from tests.tokenizers_small import llama_tokenizer
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    """The first code block in `language` that is a file or a program, not the two make commands."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+    return next(text for text in blocks if "make demo" not in text)
+
+
+@pytest.fixture
+def months(tmp_path, monkeypatch):
+    for name in ("october", "november"):
+        rows = [{"prompt": f"Case {i} of {name}. Answer:", "completion": ("yes", "no")[i % 2]} for i in range(40)]
+        for part in (name, f"{name}_test"):
+            lines = "\n".join(json.dumps(row | {"prompt": f"{part}: {row['prompt']}"}) for row in rows)
+            (tmp_path / f"{part}.jsonl").write_text(lines + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_yaml_trains_both_months(months):
+    tokenizer = llama_tokenizer()
+    tiny_llama(tokenizer).save_pretrained("small")
+    tokenizer.save_pretrained("small")
+    config = yaml.safe_load(block("yaml"))
+    config["model"]["path"] = "small"  # no hub here
+    Path("bot.yaml").write_text(yaml.safe_dump(config))
+    matrix = run_sequence(load_config(Path("bot.yaml")), Path("bot"))
+    assert matrix.tasks == ["october", "november"]
+    assert (months / "bot/versions/v2/version.json").exists()
+
+
+@pytest.mark.skipif(not (SHIPPED_FOLDER / "gorp-tiny-t5").exists(), reason="the package has no gorp-tiny-t5")
+def test_the_python_runs_and_prints_leaks_below_the_promise(months, capsys):
+    exec(compile(block("python"), "README.md", "exec"), {})
+    leaks = [float(line) for line in capsys.readouterr().out.split()]
+    assert len(leaks) == 2
+    assert leaks[0] == 0.0  # nothing was protected in the first task
+    assert 0.0 < leaks[1] <= 1e-5
+
+
+def test_every_file_of_the_source_tree_is_named():
+    tree = re.search(r"```\nsrc/gorp/\n(.*?)```", README, flags=re.S)
+    assert tree is not None
+    named = set(re.findall(r"── ([\w./]+?)/?\s", tree[1]))
+    source = Path(__file__).parent.parent / "src/gorp"
+    there = {p.name for p in source.iterdir() if not p.name.startswith("_") and p.name != "py.typed"}
+    assert there == named
