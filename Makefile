@@ -4,9 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-export OMP_NUM_THREADS ?= 1
-
-.PHONY: install demo test check bench
+.PHONY: install demo test check
 
 install: $(INSTALLED)
 
@@ -16,14 +14,11 @@ demo: $(INSTALLED)  ## teach a small model four tasks, with protection and witho
 test: $(INSTALLED)  ## floors, lint, tests
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/ruff check --quiet
-	$(BIN)/pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 
 check: test  ## also types and the slow tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest -q -n 2 -m "slow and not gpu"
-
-bench: $(INSTALLED)  ## ARGS="..." go to the command
-	$(BIN)/gorp bench run $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "slow and not gpu"
 
 # torch by itself first: pip then takes a CPU build that is at hand, and the rest is content with it.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -72,7 +72,7 @@ TASKS = (
         name="dbpedia",
         folder="cl15/dbpedia",
         column="sentence",
-        instruction="What is the topic of the following paragraph? Choose one from the option.",
+        instruction="What is the topic of the following paragraph?",
         labels=_themselves(
             "Company, Educational Institution, Artist, Athlete, Office Holder, Mean of Transportation, Building, "
             "Natural Place, Village, Animal, Plant, Album, Film, Written Work"
@@ -89,7 +89,7 @@ TASKS = (
         name="snips",
         folder="unseen/snips",
         column="input",
-        instruction="What is the intent of the following utterance? Choose one from the option.",
+        instruction="What is the intent of the following utterance?",
         labels={
             "AddToPlaylist": "add to playlist",
             "BookRestaurant": "book restaurant",
@@ -111,7 +111,7 @@ TASKS = (
         name="clinc150",
         folder="unseen/clinc150",
         column="input",
-        instruction="What is the intent of the following query? Choose one from the option.",
+        instruction="What is the intent of the following query?",
         labels=_themselves(
             "book flight, calories, credit score, flip coin, lost luggage, pto request, recipe, shopping list, "
             "spelling, tell joke, thank you, timer, tire pressure, traffic, translate"
@@ -128,7 +128,7 @@ TASKS = (
         name="banking77",
         folder="unseen/banking77",
         column="input",
-        instruction="What is the intent of the following customer question? Choose one from the option.",
+        instruction="What is the intent of the following customer question?",
         labels=_themselves(
             "activate my card, age limit, apple pay or google pay, card arrival, card swallowed, change pin, "
             "edit personal details, exchange rate, lost or stolen phone, request refund, terminate account, "
@@ -196,7 +196,7 @@ def make(task: DemoTask, root: Path) -> dict[str, bytes]:
     about = {
         "name": task.name,
         "labels": list(task.labels.values()),
-        "template": f"{task.instruction}\nOption: {{labels}} \n{{text}}\nAnswer:",
+        "template": f"{task.instruction}\n{{text}}\nAnswer:",
         "metric": "label_ranking",
         "rows": {"train": len(train), "eval": len(held_out)},
         "licence": task.licence,

@@ -44,18 +44,21 @@ def demo(
     seed: Annotated[int, typer.Option(help="Decides fresh adapters and the order of rows.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("gorp-demo.html"),
     model: Annotated[str, typer.Option(help="A shipped model, a folder, or a hub id.")] = "gorp-tiny-t5",
-    train_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to train on, at most.")] = 210,
+    train_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to train on, at most.")] = 420,
     eval_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to score, at most.")] = 100,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over a task's rows.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over a task's rows.")] = 6,
 ) -> None:
     """Teach a small model four tasks, once as usual and once with GORP, and compare. Takes a few minutes."""
     with _errors():
         console, progress = _start()
+        import torch
+
         from gorp.demo import DemoSettings, run_demo
         from gorp.report import comparison_table, matrix_table, write_page
 
         settings = DemoSettings(model=model, seed=seed, train_rows=train_rows, eval_rows=eval_rows, epochs=epochs)
         progress.say(f"seed {seed}, model {model}, {train_rows} rows a task to train on, {epochs} epochs")
+        torch.set_num_threads(1)  # matrices this small gain nothing from more threads, and lose much on a busy machine
         results = run_demo(settings, progress=progress)
         write_page(_demo_page(settings, results), out)
         progress.say(f"wrote {out}")

@@ -40,6 +40,7 @@ def main(folder: Path, name: str, family: str) -> None:
         train(
             model, method, task, folder / f"task{task}", callbacks=(keep,), data=rows(task, 40),
             per_device_train_batch_size=GLOBAL_BATCH // ranks, gradient_accumulation_steps=1, max_steps=STEPS,
+            learning_rate=1e-3,
         )  # fmt: skip
     assert num_ranks() == ranks
     rank = dist.get_rank() if ranks > 1 else 0

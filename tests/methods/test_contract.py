@@ -127,7 +127,7 @@ class TestAfterTwoTasks:
 def test_learns_its_first_task(name, family, tmp_path):
     losses, model = Losses(), tiny(family)
     lora = LoraSettings(target_modules="all-linear") if METHODS[name].uses_lora else None
-    options = {"num_train_epochs": 12, "learning_rate": 1e-2, "weight_decay": 0.0, "logging_steps": 1}
+    options = {"num_train_epochs": 8, "learning_rate": 1e-2, "weight_decay": 0.0, "logging_steps": 1}
     train(model, fresh(name, model, lora=lora), 1, tmp_path, callbacks=(losses,), **options)
     print(f"\n{name}, {family}: {losses.values[0]:.2f} to {losses.values[-1]:.2f}")
     assert sum(losses.values[-4:]) / 4 < 0.5 * losses.values[0]

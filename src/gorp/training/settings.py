@@ -60,7 +60,7 @@ def training_arguments(
         ConfigError: For unknown keys and values that Hugging Face refuses, bf16 on a device without it among them.
     """
     check_training_block(block)
-    options = DEFAULTS | {"use_cpu": not torch.accelerator.is_available()} | dict(block)
+    options: dict[str, Any] = DEFAULTS | {"use_cpu": not torch.accelerator.is_available()} | dict(block)
     if options.get("bf16") and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ConfigError("training.bf16 is on, but this GPU has no bfloat16. Use fp16, or float32 (bf16: false).")
     cls = Seq2SeqTrainingArguments if encoder_decoder else TrainingArguments

@@ -7,11 +7,11 @@ checkpoints     the trainable weights and the method's state, in safetensors, ma
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from typing_extensions import override
 
 from gorp.errors import ConfigError, TrainingError
@@ -47,7 +47,7 @@ class ContinualTrainerMixin(Trainer):
             loss, outputs = super().compute_loss(
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
-        extra = self.method.extra_loss(self.model, inputs) if model.training else None
+        extra = self.method.extra_loss(self.plain_model, inputs) if model.training else None
         if extra is not None:
             loss = loss + (extra / self.current_gradient_accumulation_steps if scaled else extra)
         return (loss, outputs) if return_outputs else loss
@@ -61,20 +61,20 @@ class ContinualTrainerMixin(Trainer):
                 "after the last checkpoint was kept. Try a lower learning rate, or look at the rows of this step."
             )
         if self.accelerator.sync_gradients:
-            self.method.edit_gradients(self.model, self.plain_optimizer)
+            self.method.edit_gradients(self.plain_model, self.plain_optimizer)
         return loss
 
     @override
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.plain_model)
             if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(optimizer_class, type):
                 raise ConfigError(
                     f"training.optim: `{self.args.optim}` chooses its own parameters and cannot train a method's "
                     "groups. Use a plain optimizer such as adamw_torch, sgd or adafactor."
                 )
             options = {"weight_decay": self.args.weight_decay, **options}
-            self.optimizer = optimizer_class(self.method.parameter_groups(self.model, options["lr"]), **options)
+            self.optimizer = optimizer_class(self.method.parameter_groups(self.plain_model, options["lr"]), **options)
             self.optimizer.register_step_post_hook(lambda *_: self._after_step())
         return self.optimizer
 
@@ -83,13 +83,18 @@ class ContinualTrainerMixin(Trainer):
         """The optimizer without Accelerate's wrapper."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
+    @property
+    def plain_model(self) -> PreTrainedModel:
+        """The model itself, not a data-parallel wrapper."""
+        return cast(PreTrainedModel, self.model)
+
     def _after_step(self) -> None:
         with torch.no_grad():
-            self.method.after_step(self.model)
+            self.method.after_step(self.plain_model)
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        save_checkpoint(Path(output_dir or self.args.output_dir or "."), self.model, self.method)
+        save_checkpoint(Path(output_dir or self.args.output_dir or "."), self.plain_model, self.method)
 
     @override
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -99,7 +104,7 @@ class ContinualTrainerMixin(Trainer):
 
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_checkpoint(Path(resume_from_checkpoint), self.model, self.method)
+        load_checkpoint(Path(resume_from_checkpoint), self.plain_model, self.method)
 
 
 class ContinualTrainer(ContinualTrainerMixin, Trainer):
