@@ -25,6 +25,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "energy 0.99": {"energy": 0.99},
     "sketch, energy 0.90": {"memory_source": "sketch", "energy": 0.90},
     "sketch, energy 0.97": {"memory_source": "sketch", "energy": 0.97},
+    "sketch of 128 rows, energy 0.995, budget 0.95": {
+        "memory_source": "sketch",
+        "sketch_size": 128,
+        "energy": 0.995,
+        "budget": 0.95,
+    },
     "no core": {"full_modules": "none"},
     "core on every linear layer": {"full_modules": ("query", "key", "value", "dense")},
     "core learning rate x 0.3": {"core_learning_rate": 0.3},
