@@ -43,7 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name in the table -> method and options."""
 
 
-STRENGTHS: dict[str, tuple[float, ...]] = {"ewc": (1.0,)}
+STRENGTHS: dict[str, tuple[float, ...]] = {"ewc": (0.1, 1.0)}
 """Further values of `strength` beside the method's default, each tried with the two higher learning rates."""
 
 
