@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gorp.frame import exact_frame, gradient_rows, is_due, reduced_gradient, rotate_moments, sketched_frame
-from gorp.linalg import orthonormality_error
+from gorp.linalg import orthonormality_error, orthonormalize
 from tests.matrices import basis, decaying, projector
 
 
@@ -167,3 +167,16 @@ def test_a_layer_is_due_once_in_every_period_from_its_offset_on():
     assert [step for step in range(1, 13) if is_due(step, every=5, offset=7)] == [3, 8]
     for step in range(1, 20):
         assert sum(is_due(step, every=5, offset=o) for o in range(5)) == 1
+
+
+def test_a_gradient_that_lies_in_the_protected_space_has_no_frame():
+    """What projection leaves of it is rounding, and Adam would make full steps of that."""
+    basis = orthonormalize(torch.randn(64, 20))
+    x, d = torch.randn(100, 20) @ basis.mT, torch.randn(100, 32)
+    frame = sketched_frame(
+        [(x, d)], basis, rank=8, oversampling=8, power_steps=1, generator=torch.Generator().manual_seed(0)
+    )
+    assert frame is not None
+    assert not frame.left.any()
+    assert not frame.right.any()
+    assert not exact_frame(d.mT @ x, basis, rank=8).right.any()

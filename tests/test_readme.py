@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gorp.models import SHIPPED_FOLDER
 from gorp.workspace import load_config, run_sequence
 from tests.models_small import tiny_llama
 from tests.tokenizers_small import llama_tokenizer
@@ -45,7 +44,6 @@ def test_the_yaml_trains_both_months(months):
     assert (months / "bot/versions/v2/version.json").exists()
 
 
-@pytest.mark.skipif(not (SHIPPED_FOLDER / "gorp-tiny-t5").exists(), reason="the package has no gorp-tiny-t5")
 def test_the_python_runs_and_prints_leaks_below_the_promise(months, capsys):
     exec(compile(block("python"), "README.md", "exec"), {})
     leaks = [float(line) for line in capsys.readouterr().out.split()]

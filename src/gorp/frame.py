@@ -1,8 +1,8 @@
 """The gradient's frame U, V from layer inputs and output gradients; the gradient itself is never formed.
 
-    X, N x n   inputs of the layer, one row a token          D, N x m   gradients of its outputs
-    G = Dᵀ X   gradient of the weight, m x n: 2·N·m·n flops and m·n floats, which is what is avoided here
-    U, m x k   and   V, n x k   its leading singular vectors, V orthogonal to the protected directions S
+X, N x n   inputs of the layer, one row a token          D, N x m   gradients of its outputs
+G = Dᵀ X   gradient of the weight, m x n: 2·N·m·n flops and m·n floats, which is what is avoided here
+U, m x k   and   V, n x k   its leading singular vectors, V orthogonal to the protected directions S
 """
 
 from collections.abc import Sequence
@@ -69,9 +69,10 @@ def sketched_frame(
     for _ in range(power_steps):
         z = project_out(_transposed_times(pairs, left), basis)
         left = _range(_times(pairs, z))
-    b = project_out_rows(_transposed_times(pairs, left).mT, basis)  # (D Q)ᵀ X (I - S Sᵀ), q x n
+    whole = _transposed_times(pairs, left).mT  # (D Q)ᵀ X, q x n
+    b = project_out_rows(whole, basis)  # (D Q)ᵀ X (I - S Sᵀ)
     small_left, sigma, right_t = torch.linalg.svd(b, full_matrices=False)
-    return _finish(left @ small_left[:, :rank], sigma[:rank], right_t[:rank].mT, basis, rank=rank)
+    return _finish(left @ small_left[:, :rank], sigma[:rank], right_t[:rank].mT, basis, rank=rank, size=whole.norm())
 
 
 def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
@@ -83,17 +84,18 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
         rank: k.
     """
     left, sigma, right_t = torch.linalg.svd(project_out_rows(gradient, basis), full_matrices=False)
-    return _finish(left[:, :rank], sigma[:rank], right_t[:rank].mT, basis, rank=rank)
+    return _finish(left[:, :rank], sigma[:rank], right_t[:rank].mT, basis, rank=rank, size=gradient.norm())
 
 
-def _finish(left: Tensor, sigma: Tensor, right: Tensor, basis: Tensor, *, rank: int) -> Frame:
+def _finish(left: Tensor, sigma: Tensor, right: Tensor, basis: Tensor, *, rank: int, size: Tensor) -> Frame:
     """Drop directions without signal, make V exactly orthogonal to S, pad to k columns, agree among ranks.
 
     Singular vectors are unique but for the sign of each pair, which libraries choose as they like. Whatever lives in
     the frame's coordinates and outlives it (paper mode's S, moments that are kept) depends on it, so it is fixed: the
     largest entry of each column of V is positive.
     """
-    floor = torch.finfo(sigma.dtype).eps * max(*left.shape, *right.shape) * sigma.max() if len(sigma) else 0.0
+    # Rounding is measured against the gradient before projection: what is left of one that lies in S is noise.
+    floor = torch.finfo(sigma.dtype).eps * max(*left.shape, *right.shape) * size
     alive = int((sigma > floor).sum())
     right = orthonormalize(right[:, :alive], away_from=basis)
     largest = right.gather(0, right.abs().argmax(dim=0, keepdim=True)) if alive else right[:1]
@@ -112,7 +114,7 @@ def reduced_gradient(pairs: Pairs, frame: Frame) -> Tensor:
 def gradient_rows(pairs: Pairs, *, count: int, generator: torch.Generator) -> Tensor:
     """`count` random combinations R of the gradient's rows, with E[Rᵀ R] = Gᵀ G: what a row sketch is fed.
 
-        R = Ψᵀ Dᵀ X,   Ψ Gaussian m x count, entries of variance 1 / count        4·N·count·(m + n) flops
+    R = Ψᵀ Dᵀ X,   Ψ Gaussian m x count, entries of variance 1 / count        4·N·count·(m + n) flops
     """
     pairs = [(x.float(), d.float()) for x, d in pairs]
     m = pairs[0][1].shape[1]

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
 from gorp.delta import WeightDelta
+from gorp.errors import ConfigError
 from gorp.method import Method, MethodConfig, TaskContext, prefixed, without_prefix
 from gorp.targets import resolve
 
@@ -27,6 +28,10 @@ class LoraMethod(Method):
     def setup(self, model: nn.Module) -> None:
         super().setup(model)
         self.layers: list[str] = resolve(model, self.lora.target_modules, role="lora")
+        if not self.layers:
+            raise ConfigError(
+                f"{self.name} has nothing to train: lora.target_modules is `none`. Name layers, or `auto`."
+            )
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:

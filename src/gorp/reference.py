@@ -73,7 +73,7 @@ class ReferenceWeight:
         k, n = settings.k, weight.shape[1]
         self.basis = torch.zeros(n, 0).double() if basis is None else basis.double()
         self.core_basis = torch.zeros(k, 0).double() if core_basis is None else core_basis.double()
-        self.step_count = 0
+        self.step_count = self.core_step = 0
         self.frame = None
         self.core_moments = {"exp_avg": torch.zeros(k, k).double(), "exp_avg_sq": torch.zeros(k, k).double()}
         self.down_moments = (torch.zeros_like(self.down), torch.zeros_like(self.down))
@@ -100,13 +100,17 @@ class ReferenceWeight:
             if self.frame is not None and s.moments == "rotate":
                 rotate_moments(self.core_moments, self.frame, new)
             elif s.moments == "reset":
+                self.core_step = 0
                 for moment in self.core_moments.values():
                     moment.zero_()
             self.frame = new
         assert self.frame is not None
         reduced = self.frame.left.mT @ gradient @ self.frame.right  # G' = Uᵀ G V
+        if is_due(self.step_count, every=s.T, offset=0):
+            reduced = reduced.diagonal().diag()  # = Σ; the rounding beside it is nothing for Adam to divide by
         reduced = project_out(reduced, self.core_basis)  # P = G' - S Sᵀ G'      (paper mode; empty in strict)
-        normalized = self._adam(reduced, *self.core_moments.values())  # N
+        self.core_step += 1
+        normalized = self._adam(reduced, *self.core_moments.values(), step=self.core_step)  # N
         self.weight = (
             self.weight - s.core_rate * self.frame.left @ normalized @ self.frame.right.mT
         )  # W ← W - η α U N Vᵀ
@@ -115,14 +119,14 @@ class ReferenceWeight:
         s = self.settings
         grad_down = project_out_rows(grad_down, self.basis)  # G_A ← G_A (I - S Sᵀ)
         shrink = 1 - s.lora_rate * s.weight_decay
-        self.down = shrink * self.down - s.lora_rate * self._adam(grad_down, *self.down_moments)
-        self.up = shrink * self.up - s.lora_rate * self._adam(grad_up, *self.up_moments)
+        self.down = shrink * self.down - s.lora_rate * self._adam(grad_down, *self.down_moments, step=self.step_count)
+        self.up = shrink * self.up - s.lora_rate * self._adam(grad_up, *self.up_moments, step=self.step_count)
         if s.mode == "strict":
             self.down = project_out_rows(self.down, self.basis)  # A ← A (I - S Sᵀ): what Adam leaked comes out
 
-    def _adam(self, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> Tensor:
+    def _adam(self, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, step: int) -> Tensor:
         s = self.settings
-        return adam_direction(grad, exp_avg, exp_avg_sq, step=self.step_count, betas=s.betas, eps=s.eps)
+        return adam_direction(grad, exp_avg, exp_avg_sq, step=step, betas=s.betas, eps=s.eps)
 
     def grown_basis(self) -> Tensor:
         """S after this task, strict mode, from the first moments of both branches, each of norm 1."""

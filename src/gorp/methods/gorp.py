@@ -68,6 +68,9 @@ class Gorp(Method):
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
         self._seed, self._task = task.seed, task.index
+        self._period = min(
+            self.config.refresh_every, task.num_steps
+        )  # so that in a short task too each layer has a turn
         self.weights.load(self._folded)
         self._pairs = add_lora(model, self._lora_layers, self.lora) if self._lora_layers else {}
         for name, pair in self._pairs.items():
@@ -88,7 +91,8 @@ class Gorp(Method):
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         factors = [p for pair in self._pairs.values() for p in (pair.down, pair.up)]
         cores = [layer.core for layer in self._cores.values()]
-        core_rate = (self.config.core_learning_rate or learning_rate) * self.config.scale  # η α
+        own = self.config.core_learning_rate
+        core_rate = (learning_rate if own is None else own) * self.config.scale  # η α
         groups = [{"params": factors}, {"params": cores, "lr": core_rate, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
@@ -232,7 +236,7 @@ class Gorp(Method):
         if config.moments == "rotate":
             rotate_moments(state, old, new)
         elif config.moments == "reset":
-            for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"):
+            for key in ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"):  # step: bias correction
                 if torch.is_tensor(state.get(key)):
                     state[key].zero_()
 
@@ -293,6 +297,8 @@ class Gorp(Method):
         for key in ("exp_avg", "momentum_buffer"):
             if torch.is_tensor(state.get(key)):
                 return state[key]
+        if not state and parameter.grad is None:  # a layer that this task never used: nothing to remember
+            return torch.zeros_like(parameter)
         raise ConfigError(
             f"gorp remembers a task by the optimizer's first moment (method.memory_source: moment, and the cores in "
             f"paper mode), but {type(optimizer).__name__} keeps none. Use an optimizer with momentum, or strict mode "
@@ -312,7 +318,7 @@ class Gorp(Method):
         """Watch, in the coming step, the layers whose turn it is."""
         for index, tap in enumerate(self._taps.values()):
             offset = index if self.config.staggered else 0
-            tap.open = is_due(self.step + 1, every=self.config.refresh_every, offset=offset)
+            tap.open = is_due(self.step + 1, every=self._period, offset=offset)
 
     def _generator(self, name: str) -> torch.Generator:
         """Randomness that depends on the place alone, so that a resumed run draws the same numbers."""

@@ -49,7 +49,8 @@ class GorpConfig(MethodConfig):
     budget: float | None = None
     """Largest share of a weight's inputs that may be protected, in (0, 1]."""
     memory_source: Literal["moment", "sketch"] | None = None
-    """What of a task is remembered: Adam's first moment at its end (paper), or a sketch of all its gradients."""
+    """What of a task is remembered: Adam's first moment at its end (paper), or a sketch of its gradients,
+    fed at each refresh."""
     sketch_size: int = 64
     """Rows that the sketch keeps for a weight."""
     projection: Literal["gradient", "both"] | None = None

@@ -1,6 +1,6 @@
 """Incremental LoRA: a fresh pair for each task, folded into the weights at its end. O-LoRA without its penalty.
 
-    W x + s Bₜ Aₜ x,   W ← W + s Bₜ Aₜ after task t                       (Wang et al. 2023, arXiv:2310.14152, IncLoRA)
+W x + s Bₜ Aₜ x,   W ← W + s Bₜ Aₜ after task t                       (Wang et al. 2023, arXiv:2310.14152, IncLoRA)
 """
 
 from typing import final

@@ -1,6 +1,6 @@
 """Sequential LoRA: one adapter, trained on every task in turn. Hu et al. 2021, arXiv:2106.09685.
 
-    W₀ x + s B A x,   the same A and B from the first task to the last
+W₀ x + s B A x,   the same A and B from the first task to the last
 """
 
 from typing import final

@@ -27,8 +27,21 @@ DEFAULTS: dict[str, Any] = {
 """Where they differ from Hugging Face's own. Constant learning rate and one epoch: the practice of the field. Two
 checkpoints, so that one is whole while the other is written. Frames are buffers, the same on every rank already."""
 
-OURS = ("output_dir", "seed", "data_seed", "remove_unused_columns", "load_best_model_at_end", "do_train")
-"""Set by gorp: paths by the workspace, seeds by `seed`."""
+OURS = (
+    "output_dir",
+    "seed",
+    "data_seed",
+    "remove_unused_columns",
+    "load_best_model_at_end",
+    "do_train",
+    "resume_from_checkpoint",
+    "save_only_model",
+    "ignore_data_skip",
+    "eval_strategy",
+    "fsdp",
+    "deepspeed",
+)
+"""Set by gorp: paths by the workspace, seeds by `seed`, resume and evaluation by itself; sharding is not supported."""
 
 
 def check_training_block(block: Mapping[str, Any]) -> None:
@@ -40,9 +53,13 @@ def check_training_block(block: Mapping[str, Any]) -> None:
     known = {f.name for f in fields(TrainingArguments)}
     for key in block:
         if key in OURS:
-            raise ConfigError(f"training.{key} is set by gorp itself. Remove it; seeds come from `seed:`.")
+            raise ConfigError(f"training.{key} is set by gorp itself, or not supported. Remove it.")
         if key not in known:
             raise ConfigError(f"training.{key} is not a field of transformers.TrainingArguments.{nearest(key, known)}")
+    if block.get("save_total_limit") == 1:
+        raise ConfigError(
+            "training.save_total_limit is 1: the old checkpoint would be deleted before the new one is whole. Use 2."
+        )
 
 
 def training_arguments(

@@ -28,7 +28,7 @@ class ContinualTrainerMixin(Trainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ConfigError(
                 "gorp trains whole matrices; DeepSpeed and FSDP hand the optimizer flattened or sharded ones. "
-                "Run with plain data parallelism (torchrun), or on one device."
+                "Run on one device, or call train_task under plain data parallelism (torchrun)."
             )
 
     @override

@@ -5,6 +5,7 @@ versions/.tmp-vN; its scores, one by one; version.json and the rename; CURRENT; 
 on from the last of these that is whole, and ends with the same weights.
 """
 
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +63,11 @@ def run_sequence(
             all earlier versions are whole.
     """
     progress = progress or Progress()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "a workspace has one writer, and this is one of several ranks. Run `gorp train` without torchrun; with "
+            "several ranks use `gorp.training.train_task`."
+        )
     session = prepare(config, Workspace(workspace))
     store = session.workspace
     for version in store.unsettled():
