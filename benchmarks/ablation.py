@@ -18,40 +18,41 @@ from quality import TUNED_ON, Comparison, say
 from gorp.benchmark import Cell, collect, run_grid
 
 
+EVERY = ("query", "key", "value", "dense")
+MOMENT: dict[str, Any] = {"memory_source": "moment", "energy": 0.97, "budget": 0.5}
+SKETCH: dict[str, Any] = {"memory_source": "sketch", "energy": 0.995, "budget": 0.95, "sketch_size": 128}
+
 CHANGES: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "energy 0.80": {"energy": 0.80},
-    "energy 0.90": {"energy": 0.90},
-    "energy 0.99": {"energy": 0.99},
-    "sketch, energy 0.90": {"memory_source": "sketch", "energy": 0.90},
-    "sketch, energy 0.97": {"memory_source": "sketch", "energy": 0.97},
-    "sketch of 128 rows, energy 0.995, budget 0.95": {
-        "memory_source": "sketch",
-        "sketch_size": 128,
-        "energy": 0.995,
-        "budget": 0.95,
-    },
-    "no core": {"full_modules": "none"},
-    "core on every linear layer": {"full_modules": ("query", "key", "value", "dense")},
-    "core learning rate x 0.3": {"core_learning_rate": 0.3},
-    "core learning rate x 3": {"core_learning_rate": 3.0},
-    "core 16 x 16": {"rank": 16},
-    "moments kept": {"moments": "keep"},
-    "frames every 5 steps": {"refresh_every": 5},
-    "frames every 40 steps": {"refresh_every": 40},
+    "S from the first moment, energy 0.97": MOMENT,
+    "energy 0.80": {**MOMENT, "energy": 0.80},
+    "energy 0.90": {**MOMENT, "energy": 0.90},
+    "energy 0.99": {**MOMENT, "energy": 0.99},
+    "no core": {**MOMENT, "full_modules": "none"},
+    "core on every linear layer": {**MOMENT, "full_modules": EVERY},
+    "core learning rate x 0.3": {**MOMENT, "core_learning_rate": 0.3},
+    "core learning rate x 3": {**MOMENT, "core_learning_rate": 3.0},
+    "core 16 x 16": {**MOMENT, "rank": 16},
+    "moments kept": {**MOMENT, "moments": "keep"},
+    "frames every 5 steps": {**MOMENT, "refresh_every": 5},
+    "frames every 40 steps": {**MOMENT, "refresh_every": 40},
+    "S from a sketch of 128 rows, energy 0.995": SKETCH,
+    "sketch of 64 rows, energy 0.90": {**SKETCH, "sketch_size": 64, "energy": 0.90, "budget": 0.5},
+    "sketch of 64 rows, energy 0.97": {**SKETCH, "sketch_size": 64, "energy": 0.97, "budget": 0.5},
+    "sketch of 128 rows, core on every linear layer": {**SKETCH, "full_modules": EVERY},
+    "sketch of 128 rows, core and adapter on every linear layer": {**SKETCH, "full_modules": EVERY, "lora": EVERY},
+    "sketch of 128 rows, adapter on every linear layer, no core": {**SKETCH, "full_modules": "none", "lora": EVERY},
 }
-"""Name -> options; `core_learning_rate` here is a factor of the learning rate."""
+"""Name -> options; `core_learning_rate` is a factor of the learning rate here, `lora` the layers that have adapters."""
 
 
 def cells(rate: float, seeds: tuple[int, ...]) -> dict[str, list[Cell]]:
     """The runs of each change."""
-    comparison = Comparison(
-        "minilm", training={"bf16": True}, lora={"target_modules": TARGETS}, full=TARGETS, tokens=64
-    )
     fields: dict[str, Any] = {"order": TUNED_ON, "split": "dev", "cells": "ends", "train_rows": 300, "dev_rows": 150}
     runs = {}
     for name, change in CHANGES.items():
         options = dict(change)
+        lora = {"target_modules": options.pop("lora", TARGETS)}
+        comparison = Comparison("minilm", training={"bf16": True}, lora=lora, full=TARGETS, tokens=64)
         if "core_learning_rate" in options:
             options["core_learning_rate"] = round(options["core_learning_rate"] * rate, 8)
         runs[name] = [comparison.cell("gorp", options, rate, seed=seed, **fields) for seed in seeds]

@@ -25,8 +25,8 @@ from gorp.report import comparison_markdown
 
 REPORTED = ("dbpedia", "yelp", "agnews", "QQP", "amazon", "SST-2")
 TUNED_ON = ("SST-2", "agnews", "amazon", "dbpedia", "QQP", "yelp")
-RATES = (3e-4, 1e-3, 3e-3)
-FULL_RATES = (3e-5, 1e-4, 3e-4)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+FULL_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 SEEDS = (0, 1, 2)
 BATCH = {"per_device_train_batch_size": 16}
 
@@ -44,7 +44,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 STRENGTHS: dict[str, tuple[float, ...]] = {"ewc": (0.1, 1.0)}
-"""Further values of `strength` beside the method's default, each tried with the two higher learning rates."""
+"""Further values of `strength` beside the method's default, each tried with the two middle learning rates."""
 
 
 def trials(name: str) -> Iterator[tuple[dict[str, Any], float]]:
@@ -53,7 +53,7 @@ def trials(name: str) -> Iterator[tuple[dict[str, Any], float]]:
     for rate in FULL_RATES if method == "sequential_full" else RATES:
         yield options, rate
     for strength in STRENGTHS.get(name, ()):
-        for rate in RATES[1:]:
+        for rate in RATES[1:3]:
             yield {**options, "strength": strength}, rate
 
 

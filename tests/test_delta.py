@@ -5,9 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
-from gorp.linalg import leak, project_out
+from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
+from gorp.linalg import project_out
 from tests.matrices import basis
+
+
+def added_to(base, delta):
+    """round(W₀ + delta)."""
+    total = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
+    delta.add_to(total, slice(None))
+    return total.to(base.dtype)
 
 
 def factors(m, n, r, dtype=torch.float64):
@@ -78,7 +85,7 @@ class TestRecompress:
             left, right = factors(40, 30, 4, torch.float32)
             delta.append(left, project_out(project_out(right, away_from), away_from))
         delta.recompress(tolerance)
-        assert leak(delta.dense(), away_from) < 1e-6
+        assert leak(delta, away_from) < 1e-6
 
     def test_a_dense_delta_is_left_as_it_is(self):
         delta = WeightDelta.of(torch.randn(4, 3))
@@ -96,13 +103,35 @@ class TestAdding:
             delta.append(torch.full((8, 1), 1e-6), torch.ones(8, 1))
         assert torch.equal(base + torch.tensor(1e-6).bfloat16(), base)
         expected = (base.float() + 1e-3).bfloat16()
-        assert torch.equal(delta.added_to(base), expected)
+        assert torch.equal(added_to(base, delta), expected)
         assert not torch.equal(expected, base)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
     def test_an_empty_delta_changes_no_bit(self, dtype):
         base = torch.randn(5, 4, dtype=dtype)
-        assert torch.equal(WeightDelta(base.shape).added_to(base), base)
+        assert torch.equal(added_to(base, WeightDelta(base.shape)), base)
+
+
+def test_leak_of_a_change_within_and_beside_the_basis():
+    basis = torch.tensor([[1.0], [0.0]])
+    assert leak(WeightDelta.of(torch.tensor([[3.0, 4.0]])), basis) == pytest.approx(0.6)
+    assert leak(WeightDelta(torch.Size([1, 2])), basis) == 0.0
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 9), st.integers(0, 2**32))
+def test_its_norm_is_that_of_the_matrix(m, n, r, seed):
+    torch.manual_seed(seed)
+    delta = WeightDelta(torch.Size([m, n]))
+    delta.append(*factors(m, n, r))
+    assert delta.norm() == pytest.approx(delta.dense().norm().item(), rel=1e-9, abs=1e-12)
+
+
+def test_a_block_of_rows_is_that_of_the_whole():
+    delta, total = WeightDelta(torch.Size([12, 10])), torch.zeros(12, 10).double()
+    delta.append(*factors(12, 10, 2))
+    delta.add_to(total[3:7], slice(3, 7))
+    torch.testing.assert_close(total[3:7], delta.dense()[3:7])
+    assert not total[:3].any() and not total[7:].any()
 
 
 class TestFiles:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gorp.adapters import LoraSettings, add_lora
 from gorp.frame import Frame, exact_frame, reduced_gradient
 from gorp.layers import GradientTap, LowRankUpdate, linear_of, unwrap, wrap
 from tests.matrices import basis
@@ -39,6 +40,55 @@ def test_answers_and_core_gradient_are_those_of_the_dense_weight(model):
     dense(x).square().sum().backward()
     torch.testing.assert_close(layer.core.grad, layer.left.mT @ dense.weight.grad @ layer.right)
     assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_fused_operation_is_the_sum_of_its_branches(lora, bias):
+    model = nn.Sequential(nn.Linear(6, 5, bias=bias)).double().requires_grad_(False)
+    pair = add_lora(model, ["0"], LoraSettings(r=2, target_modules=["0"]))["0.weight"] if lora else None
+    layer = wrap(model, ["0"], rank=3)["0"]
+    layer.fold(frame(5, 6, 3))
+    trained = [layer.core, *([pair.down, pair.up] if pair else [])]
+    for parameter in trained:
+        parameter.data.normal_()
+    x, mix = torch.randn(2, 7, 6).double().requires_grad_(True), torch.randn(2, 7, 5).double()
+    fast, slow = layer(x), layer.branch_by_branch(x)
+    torch.testing.assert_close(fast, slow)
+    gradients = [torch.autograd.grad((y * mix).sum(), [x, *trained]) for y in (fast, slow)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_fused_operation_keeps_thin_products_instead_of_inputs():
+    layer, kept = LowRankUpdate(nn.Linear(64, 48).requires_grad_(False), rank=3), []
+    x = torch.randn(100, 64)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    assert sum(t.numel() for t in kept if len(t) == 100) == 100 * 3
+
+
+def test_dropout_of_the_adapter_takes_the_way_branch_by_branch():
+    model = nn.Sequential(nn.Linear(64, 48)).requires_grad_(False)
+    pair = add_lora(model, ["0"], LoraSettings(r=2, lora_dropout=0.5, target_modules=["0"]))["0.weight"]
+    layer, x = wrap(model, ["0"], rank=3)["0"], torch.ones(1, 64)
+    pair.up.data.normal_()
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+def test_under_autocast_products_run_in_bfloat16_and_gradients_stay_float32(model):
+    model.float()
+    layer = wrap(model, ["0"], rank=3)["0"]
+    layer.fold(frame(5, 6, 3))
+    layer.core.data.normal_()
+    x = torch.randn(4, 6, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fast, slow = layer(x), layer.branch_by_branch(x)
+    assert fast.dtype == slow.dtype == torch.bfloat16
+    torch.testing.assert_close(fast, slow, rtol=0.02, atol=0.05)
+    fast.float().sum().backward()
+    assert layer.core.grad.dtype == x.grad.dtype == torch.float32
 
 
 def test_a_fold_moves_the_core_out_and_the_answer_stays(model):

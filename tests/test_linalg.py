@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from gorp.linalg import (
     extend_basis,
-    leak,
     orthonormality_error,
     orthonormalize,
     principal_angles,
@@ -145,8 +144,3 @@ class TestMeasures:
 
     def test_an_empty_basis_is_perfect(self):
         assert orthonormality_error(torch.zeros(4, 0)) == 0.0
-
-    def test_leak_is_the_share_inside(self):
-        change = torch.tensor([[3.0, 4.0]])
-        assert leak(change, torch.tensor([[1.0], [0.0]])) == pytest.approx(0.6)
-        assert leak(torch.zeros(1, 2), torch.tensor([[1.0], [0.0]])) == 0.0

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gorp.errors import ModelError
 from gorp.linalg import orthonormality_error
 from gorp.memory import SubspaceMemory
 from gorp.storage import read_tensors, write_tensors
@@ -93,9 +94,9 @@ def test_refuses_a_weight_of_another_width_and_says_which():
     memory = SubspaceMemory(energy=0.9)
     memory.extend("layers.0.q_proj.weight", torch.randn(3, 8))
     message = r"layers\.0\.q_proj\.weight: the memory holds directions of R\^8, but this weight has 9 inputs"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         memory.extend("layers.0.q_proj.weight", torch.randn(3, 9))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         memory.basis("layers.0.q_proj.weight", torch.zeros(4, 9))
 
 

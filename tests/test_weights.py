@@ -43,6 +43,30 @@ def test_several_deltas_are_summed_before_rounding(model):
     assert torch.equal(model[0].weight, (base.float() + 8e-3).bfloat16())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_folds_add_up_to_what_the_exact_parts_say(model, dtype):
+    model.to(dtype)
+    weights, delta = BaseWeights(model), WeightDelta(torch.Size([5, 6]))
+    base = weights.base("0.weight").clone()
+    for _ in range(200):
+        left, right = 1e-4 * torch.ones(5, 1, dtype=dtype), torch.ones(6, 1, dtype=dtype)
+        delta.append(left, right)
+        weights.fold("0.weight", left, right, [delta])
+    rounding = {torch.float32: 1e-5, torch.float64: 1e-9, torch.bfloat16: 0}[dtype]
+    expected = (base.to(delta.dense().dtype) + delta.dense()).to(dtype)
+    torch.testing.assert_close(model[0].weight.detach(), expected, rtol=0, atol=rounding)
+    assert not torch.equal(model[0].weight, base)
+
+
+def test_a_large_weight_is_summed_in_blocks(model, monkeypatch):
+    weights, delta = BaseWeights(model), factored(torch.Size([5, 6]))
+    weights.load({"0.weight": delta})
+    whole = model[0].weight.clone()
+    monkeypatch.setattr("gorp.weights.BLOCK", 7)
+    weights.load({"0.weight": delta})
+    torch.testing.assert_close(model[0].weight, whole)
+
+
 def test_the_difference_leads_back_to_the_trained_weight(model):
     weights = BaseWeights(model)
     weights.base("1.bias")

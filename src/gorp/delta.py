@@ -10,7 +10,8 @@ class WeightDelta:
     """W - W₀ of one parameter: factored (L Rᵀ) while that is smaller than dense, dense once it is not.
 
     A base weight is never modified in place: a bfloat16 weight of 0.02 loses an update of 1e-6 entirely. Folds
-    append to the delta exactly; the working weight is round(W₀ + delta), computed from the exact parts.
+    append to the delta exactly; the working weight is round(W₀ + delta), computed from the exact parts. The task at
+    hand keeps its delta on the device of the weight, finished tasks keep theirs in main memory.
 
     Args:
         shape: Shape of the parameter. Only matrices can be factored.
@@ -90,16 +91,33 @@ class WeightDelta:
             return torch.zeros(self.shape)
         return self._left @ self._right.mT
 
-    def added_to(self, base: Tensor) -> Tensor:
-        """round(W₀ + delta) in the dtype of `base`; the sum is taken in float32 (float64 for a float64 base)."""
-        wide = torch.promote_types(base.dtype, torch.float32)
-        return (base.to(wide) + self.dense().to(base.device, wide)).to(base.dtype)
+    def add_to(self, total: Tensor, rows: slice) -> None:
+        """Add rows `rows` of the delta to `total`, in place, in the dtype and on the device of `total`."""
+        if self._dense is not None:
+            total += self._dense[rows].to(total)
+        elif self._left is not None and self._right is not None and self._left.shape[1]:
+            total.addmm_(self._left[rows].to(total), self._right.to(total).mT)
+
+    def to(self, device: torch.device | str) -> "WeightDelta":
+        """The same on `device`; sharing what is there already."""
+        moved = WeightDelta(self.shape)
+        moved._dense, moved._left, moved._right = (
+            None if x is None else x.to(device) for x in (self._dense, self._left, self._right)
+        )
+        return moved
 
     def times(self, x: Tensor) -> Tensor:
         """delta @ `x` without multiplying out; x is n x p."""
         if self._left is not None and self._right is not None:
             return self._left @ (self._right.mT @ x.to(self._right))
         return self.dense() @ x.to(self.dense())
+
+    def norm(self) -> float:
+        """‖delta‖, Frobenius: from the factors ‖L Rᵀ‖² = tr((LᵀL)(RᵀR)), in float64, without multiplying out."""
+        if self._left is not None and self._right is not None:
+            left, right = self._left.double(), self._right.double()
+            return ((left.mT @ left) * (right.mT @ right)).sum().clamp(min=0).sqrt().item()
+        return 0.0 if self._dense is None else self._dense.norm().item()
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """What goes into a file: `<name>` when dense, `<name>::left` and `<name>::right` when factored."""
@@ -111,6 +129,17 @@ class WeightDelta:
             return {name: self.dense()}
         # Still factored, with no column: a dense zero would add later factors in another order of rounding.
         return {f"{name}::left": torch.zeros(self.shape[0], 0), f"{name}::right": torch.zeros(self.shape[1], 0)}
+
+
+def leak(change: WeightDelta, basis: Tensor) -> float:
+    """The share of a weight's change that acts on protected inputs: ‖ΔW S‖ / ‖ΔW‖, Frobenius, in [0, 1].
+
+    Args:
+        change: ΔW, m x n.
+        basis: S, n x s.
+    """
+    size = change.norm()
+    return change.times(basis).norm().item() / size if size > 0 else 0.0
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The full-rank branch of a linear layer, and the tap that shows a layer's inputs and output gradients."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gorp.frame import Frame
+from gorp.fused import FusedBranches
 
 
 class LowRankUpdate(nn.Module):
@@ -30,12 +31,33 @@ class LowRankUpdate(nn.Module):
         m, n = weight.shape
         dtype = torch.promote_types(weight.dtype, torch.float32)  # bfloat16 would lose small steps of C
         self.inner = inner
+        self._lora = plain_lora(inner)
+        self._fusable = type(linear_of(inner)) is nn.Linear and (self._lora is not None or type(inner) is nn.Linear)
         self.core = nn.Parameter(torch.zeros(rank, rank, dtype=dtype, device=weight.device))
         self.register_buffer("left", torch.zeros(m, rank, dtype=dtype, device=weight.device))
         self.register_buffer("right", torch.zeros(n, rank, dtype=dtype, device=weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x`, ... x n, to ... x m; the thin products run in the dtype of `x`, the core in its own."""
+        """`x`, ... x n, to ... x m; the thin products run in the dtype of `x`, the core in its own.
+
+        In one fused operation where the layer below is a frozen `nn.Linear` with at most a plain LoRA pair; else branch
+        by branch.
+        """
+        linear = linear_of(self.inner)
+        if not self._fusable or linear.weight.requires_grad:
+            return self.branch_by_branch(x)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        down, up, scale = (None, None, 1.0) if self._lora is None else self._lora
+        bias = None if linear.bias is None else linear.bias.to(x.dtype)
+        with torch.autocast(device, enabled=False):
+            return FusedBranches.apply(
+                x, linear.weight.to(x.dtype), bias, self.core, self.left, self.right, down, up, scale
+            )
+
+    def branch_by_branch(self, x: Tensor) -> Tensor:
+        """The same, the obvious way: what is below, plus U (C (Vᵀ x))."""
         y = self.inner(x)
         inside = (x @ self.right.to(x.dtype)).to(self.core.dtype)  # Vᵀ x, ... x k
         return y + (inside @ self.core.mT).to(y.dtype) @ self.left.mT.to(y.dtype)  # U C Vᵀ x
@@ -91,6 +113,18 @@ class GradientTap:
             self._pairs.append((x.reshape(-1, x.shape[-1]), gradient.detach().reshape(-1, gradient.shape[-1])))
 
         output.register_hook(see)
+
+
+def plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:
+    """A, B and s of a PEFT layer that adds s B A x and nothing else: no dropout, no variant, no second adapter."""
+    factors = getattr(layer, "lora_A", {})
+    if len(factors) != 1:
+        return None
+    (name,) = factors
+    down, up, dropout = factors[name], layer.lora_B[name], layer.lora_dropout[name]
+    if not isinstance(dropout, nn.Identity) or layer.lora_variant or up.bias is not None:
+        return None
+    return down.weight, up.weight, layer.scaling[name]
 
 
 def linear_of(layer: nn.Module) -> nn.Linear:

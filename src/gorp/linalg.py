@@ -111,14 +111,3 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
         b: Orthonormal columns, n x s_b.
     """
     return torch.linalg.svdvals(a.mT @ b).clamp(max=1.0).arccos()
-
-
-def leak(change: Tensor, basis: Tensor) -> float:
-    """The share of a weight's change that acts on protected inputs: ‖ΔW S‖ / ‖ΔW‖, Frobenius, in [0, 1].
-
-    Args:
-        change: ΔW, m x n.
-        basis: S, n x s.
-    """
-    size = change.norm().item()
-    return (change @ basis.to(change.dtype)).norm().item() / size if size > 0 else 0.0

@@ -41,7 +41,7 @@ class LoraMethod(Method):
     @override
     def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
         for name, pair in self.pairs.items():
-            self.deltas.setdefault(name, WeightDelta(self.weights.base(name).shape)).add(pair.delta())
+            self.deltas.setdefault(name, WeightDelta(self.weights.base(name).shape)).add(pair.delta().to("cpu"))
         self._finish(model)
 
     def _finish(self, model: nn.Module) -> None:
@@ -69,7 +69,7 @@ class SharedLoraMethod(LoraMethod):
     def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
         for name, pair in self.pairs.items():
             self.weights.base(name)
-            self.deltas[name] = pair.delta()
+            self.deltas[name] = pair.delta().to("cpu")
             self.factors[name] = (pair.down.detach().cpu().clone(), pair.up.detach().cpu().clone())
         self._finish(model)
 

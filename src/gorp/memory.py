@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from gorp.errors import ModelError
 from gorp.linalg import extend_basis, project_out_rows
 
 
@@ -34,6 +35,7 @@ class SubspaceMemory:
         self.energy, self.budget = energy, budget
         self._basis: dict[str, Tensor] = {}
         self._energy: dict[str, Tensor] = {}
+        self._placed: dict[str, Tensor] = {}  # copies of the bases where and as they were last asked for
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._basis)
@@ -45,13 +47,16 @@ class SubspaceMemory:
         """S of `name`, n x s, on the device and in the dtype of `like` (whose last dimension is n); n x 0 if unknown.
 
         Raises:
-            ValueError: If the memory holds directions of another dimension than n.
+            ModelError: If the memory holds directions of another dimension than n.
         """
         n = like.shape[-1]
         if name not in self._basis:
             return torch.zeros(n, 0, device=like.device, dtype=like.dtype)
         self._check(name, n)
-        return self._basis[name].to(like.device, like.dtype)
+        placed = self._placed.get(name)
+        if placed is None or placed.device != like.device or placed.dtype != like.dtype:
+            placed = self._placed[name] = self._basis[name].to(like.device, like.dtype)
+        return placed
 
     def energies(self, name: str) -> Tensor:
         """The energy of each direction of `name`, s numbers in the order of the columns; a sum of fractions."""
@@ -73,21 +78,19 @@ class SubspaceMemory:
             name: The weight's name in the base model.
             rows: Summary of the finished task, p x n: Adam's first moment, or a sketch of the gradient's rows.
         """
-        matrix = rows.detach().to("cpu", torch.promote_types(rows.dtype, torch.float32)).mT
+        matrix = rows.detach().to(torch.promote_types(rows.dtype, torch.float32)).mT
         n = matrix.shape[0]
         total = matrix.square().sum()
-        if name in self._basis:
-            self._check(name, n)
-        before = self._basis.get(name, matrix.new_zeros(n, 0))
-        held = self._energy.get(name, matrix.new_zeros(0))
+        before = self.basis(name, matrix.mT)
+        held = self._energy.get(name, matrix.new_zeros(0)).to(matrix)
         if total == 0:
-            self._basis[name], self._energy[name] = before, held
+            self._keep(name, before, held)
             return 0
         basis, added = extend_basis(before, matrix, energy=self.energy)
         held = held + (before.mT @ matrix).square().sum(dim=1) / total  # old directions gain what this task used
         energies = torch.cat([held, added / total])
         keep = self._strongest(energies, cap=max(1, int(self.budget * n)))
-        self._basis[name], self._energy[name] = basis[:, keep].contiguous(), energies[keep].contiguous()
+        self._keep(name, basis[:, keep].contiguous(), energies[keep].contiguous())
         return self._basis[name].shape[1] - before.shape[1]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -99,18 +102,23 @@ class SubspaceMemory:
         """The inverse of `state_dict`."""
         self._basis = {name: value for name, value in state.items() if not name.endswith("::energy")}
         self._energy = {name: state[f"{name}::energy"] for name in self._basis}
+        self._placed = {}
+
+    def _keep(self, name: str, basis: Tensor, energies: Tensor) -> None:
+        self._basis[name], self._energy[name] = basis.cpu(), energies.cpu()
+        self._placed.pop(name, None)
 
     @staticmethod
     def _strongest(energies: Tensor, cap: int) -> Tensor:
         """Indices of the `cap` largest energies, in their old order."""
         if len(energies) <= cap:
-            return torch.arange(len(energies))
+            return torch.arange(len(energies), device=energies.device)
         return energies.argsort(descending=True, stable=True)[:cap].sort().values
 
     def _check(self, name: str, n: int) -> None:
         held = self._basis[name].shape[0]
         if held != n:
-            raise ValueError(
+            raise ModelError(
                 f"{name}: the memory holds directions of R^{held}, but this weight has {n} inputs. "
                 "Was the memory made for another model, or for the output side of the weight?"
             )

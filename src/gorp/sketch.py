@@ -27,9 +27,9 @@ class FrequentDirections:
         self._rows = torch.zeros(0, dimension)
 
     def insert(self, rows: Tensor) -> None:
-        """Feed `rows`, p x n. They are kept in float32 on the CPU."""
-        for part in rows.detach().float().cpu().split(self.size):
-            self._rows = torch.cat([self._rows, part])
+        """Feed `rows`, p x n; the sketch is float32, on the device of the rows."""
+        for part in rows.detach().float().split(self.size):
+            self._rows = torch.cat([self._rows.to(part), part])
             if len(self._rows) >= 2 * self.size:
                 self._shrink()
 
@@ -43,8 +43,11 @@ class FrequentDirections:
         self._rows = rows
 
     def _shrink(self) -> None:
-        _, sigma, right_t = torch.linalg.svd(self._rows, full_matrices=False)
-        squared = sigma.square()
-        floor = squared[self.size] if len(squared) > self.size else torch.zeros(())
-        kept = (squared - floor).clamp(min=0).sqrt()[: self.size]
-        self._rows = kept[:, None] * right_t[: self.size]
+        # From B Bᵀ = U Σ² Uᵀ, 2ℓ x 2ℓ, in float64: the rows √max(Σ² - δ, 0) Vᵀ are √max(1 - δ/Σ², 0) Uᵀ B.
+        wide = self._rows.double()
+        squared, vectors = torch.linalg.eigh(wide @ wide.mT)
+        squared, vectors = squared.flip(0).clamp(min=0), vectors.flip(1)
+        floor = squared[self.size] if len(squared) > self.size else squared.new_zeros(())
+        kept = squared[: self.size]
+        factor = torch.where(kept > floor, 1 - floor / kept, 0.0).sqrt()
+        self._rows = (factor[:, None] * (vectors[:, : self.size].mT @ wide)).float()

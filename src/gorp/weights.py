@@ -1,6 +1,6 @@
 """The base model's own values of every weight that training touches, and the working weights made from them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,16 @@ from gorp.delta import WeightDelta
 from gorp.errors import ModelError, nearest
 
 
+BLOCK = 2**22
+"""Numbers of a weight that are summed at a time: no second matrix of its size is ever made."""
+
+
 class BaseWeights:
     """W₀ of each touched parameter, by its name in the base model's `state_dict`.
 
-    Working weights are always round(W₀ + delta), computed from the exact parts, never by adding to what is there:
-    so a resumed run, a rolled-back version and an unbroken run hold the same bits.
+    Between tasks working weights are round(W₀ + delta), computed from the exact parts, never by adding to what is
+    there: so a resumed run, a rolled-back version and an unbroken run hold the same bits. W₀ is kept in main memory,
+    whatever device the model is on.
 
     Args:
         model: The base model as loaded, before any adapter is added.
@@ -38,7 +43,8 @@ class BaseWeights:
     def base(self, name: str) -> Tensor:
         """W₀ of `name`; the first call copies it, so it must come before the parameter is changed."""
         if name not in self._base:
-            self._base[name] = self.parameter(name).detach().clone()
+            parameter = self.parameter(name).detach()
+            self._base[name] = parameter.cpu().pin_memory() if parameter.is_cuda else parameter.clone()
         return self._base[name]
 
     @torch.no_grad()
@@ -50,18 +56,42 @@ class BaseWeights:
             self.set(name, [delta])
 
     @torch.no_grad()
-    def set(self, name: str, deltas: Iterable[WeightDelta]) -> None:
-        """Make one weight round(W₀ + Σ deltas)."""
-        total = WeightDelta(self.parameter(name).shape)
+    def set(self, name: str, deltas: Sequence[WeightDelta]) -> None:
+        """Make one weight round(W₀ + Σ deltas), summed in float32 (float64 in a float64 model)."""
+        parameter, base = self.parameter(name), self.base(name)
         for delta in deltas:
-            if delta.shape != total.shape:
+            if delta.shape != parameter.shape:
                 raise ModelError(
-                    f"{name}: the delta has shape {tuple(delta.shape)}, the base model's weight {tuple(total.shape)}. "
-                    "Was it made for another model?"
+                    f"{name}: the delta has shape {tuple(delta.shape)}, the base model's weight "
+                    f"{tuple(parameter.shape)}. Was it made for another model?"
                 )
-            total.add(delta)
-        self.parameter(name).copy_(total.added_to(self.base(name)))
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        for rows in _blocks(parameter.shape):
+            total = base[rows].to(parameter.device, wide, copy=True, non_blocking=True)
+            for delta in deltas:
+                delta.add_to(total, rows)
+            parameter[rows] = total
+
+    @torch.no_grad()
+    def fold(self, name: str, left: Tensor, right: Tensor, deltas: Sequence[WeightDelta]) -> None:
+        """Add `left` `right`ᵀ to a working weight that then stands for W₀ + Σ `deltas`.
+
+        In place where the weight is float32 or wider: one rank-k update. A narrower weight is made anew from the exact
+        parts, as `set` does: in place it would lose every fold smaller than its rounding.
+        """
+        parameter = self.parameter(name)
+        if parameter.dtype in (torch.float32, torch.float64):
+            parameter.addmm_(left.to(parameter.dtype), right.to(parameter.dtype).mT)
+        else:
+            self.set(name, deltas)
 
     def difference(self, name: str) -> WeightDelta:
-        """W - W₀ of a parameter that was trained in place, dense, float32."""
-        return WeightDelta.of(self.parameter(name).detach().float() - self.base(name).float())
+        """W - W₀ of a parameter that was trained in place, dense, float32, in main memory."""
+        return WeightDelta.of(self.parameter(name).detach().cpu().float() - self.base(name).float())
+
+
+def _blocks(shape: torch.Size) -> Iterator[slice]:
+    """Slices of the first dimension, of about `BLOCK` numbers each."""
+    rows = max(1, BLOCK // max(1, shape[1:].numel()))
+    for start in range(0, shape[0], rows):
+        yield slice(start, start + rows)

@@ -120,7 +120,7 @@ def test_a_memory_of_the_other_side_is_refused_and_named(tmp_path):
     name = "model.layers.0.self_attn.v_proj.weight"  # 16 outputs, 32 inputs
     method.memory.extend(name, torch.randn(3, 16))
     with pytest.raises(
-        ValueError, match=rf"{name}: the memory holds directions of R\^16, but .* 32 inputs.*output side"
+        ModelError, match=rf"{name}: the memory holds directions of R\^16, but .* 32 inputs.*output side"
     ):
         train(model, method, 2, tmp_path)
 

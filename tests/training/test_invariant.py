@@ -3,8 +3,8 @@
 import pytest
 
 from gorp.adapters import LoraSettings
-from gorp.delta import pack_deltas, unpack_deltas
-from gorp.linalg import leak, orthonormality_error
+from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
+from gorp.linalg import orthonormality_error
 from tests.runs import fresh, through_a_file, tiny, train
 
 
@@ -31,7 +31,7 @@ def leaks(family: str, targets: str, folder, **options) -> dict[str, float]:
         basis, change = protected[name], versions[1][name].dense() - versions[0][name].dense()
         assert basis.shape[1] > 0 and orthonormality_error(basis) < 1e-5
         assert change.norm() > 0.01 * versions[0][name].dense().norm()
-        result[name] = leak(change, basis)
+        result[name] = leak(WeightDelta.of(change), basis)
     assert set(result) == set(versions[1]) or options
     return result
 
@@ -61,5 +61,5 @@ def test_what_the_run_reports_is_what_the_files_say(tmp_path):
     protected, before = method.memory_tensors(), {n: d.dense().clone() for n, d in method.deltas.items()}
     result = train(model, method, 2, tmp_path)
     shared = set(protected) & set(before)
-    expected = max(leak(method.deltas[n].dense() - before[n], protected[n]) for n in shared)
+    expected = max(leak(WeightDelta.of(method.deltas[n].dense() - before[n]), protected[n]) for n in shared)
     assert result.facts["leak"] == pytest.approx(expected, rel=1e-3)

@@ -10,7 +10,7 @@ guarantee: the change ΔW of any later task satisfies ‖ΔW S‖ <= 1e-5 ‖ΔW
 x in span(S), whatever the optimizer. `paper` mode is literal. `docs/equations.md` maps every equation to its line.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
-from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
+from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
 from gorp.errors import ConfigError
-from gorp.frame import Frame, Pairs, gradient_rows, is_due, reduced_gradient, rotate_moments, sketched_frame
-from gorp.layers import GradientTap, LowRankUpdate, unwrap, wrap
+from gorp.frame import Pairs, gradient_rows, is_due
+from gorp.full_rank import FullRankBranch
+from gorp.layers import GradientTap, LowRankUpdate, unwrap
 from gorp.linalg import project_out
 from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
@@ -51,8 +52,7 @@ class Gorp(Method):
         self._folded: dict[str, WeightDelta] = {}  # what the working weights hold besides W₀ when a task starts
         # While a task runs:
         self._pairs: dict[str, LoraPair] = {}
-        self._cores: dict[str, LowRankUpdate] = {}
-        self._changes: dict[str, WeightDelta] = {}
+        self._full: FullRankBranch | None = None
         self._taps: dict[str, GradientTap] = {}
         self._sketches: dict[str, FrequentDirections] = {}
 
@@ -75,17 +75,26 @@ class Gorp(Method):
         self._pairs = add_lora(model, self._lora_layers, self.lora) if self._lora_layers else {}
         for name, pair in self._pairs.items():
             self._place(name, pair)
-        cores = wrap(model, self._full_layers, rank=self.config.rank)
-        self._cores = {f"{name}.weight": layer for name, layer in cores.items()}
-        for name in self._cores:
-            self.weights.base(name)
-        self._changes = {name: WeightDelta(self.weights.parameter(name).shape) for name in self._cores}
+        self._full = FullRankBranch(
+            model,
+            self._full_layers,
+            self.weights,
+            self._folded,
+            rank=self.config.rank,
+            oversampling=self.config.oversampling,
+            power_steps=self.config.power_steps,
+            moments=self.config.moments,
+        )
         watched = list(self._cores)
         if self.config.memory_source == "sketch":
             watched += [name for name in self._pairs if name not in self._cores]
         self._taps = {name: GradientTap(model.get_submodule(name.removesuffix(".weight"))) for name in watched}
         self._sketches = {name: self._new_sketch(name) for name in watched}
         self._open_taps()
+
+    @property
+    def _cores(self) -> Mapping[str, LowRankUpdate]:
+        return self._full.layers if self._full else {}
 
     @override
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
@@ -123,22 +132,26 @@ class Gorp(Method):
 
     @override
     def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
-        for name, layer in self._cores.items():
-            self._changes[name].append(*layer.fold())
+        assert self._full is not None
+        changes = self._full.finish()
         for name, pair in self._pairs.items():
-            change = self._changes.setdefault(name, WeightDelta(self.weights.parameter(name).shape))
+            change = changes.setdefault(name, WeightDelta(self.weights.parameter(name).shape))
             change.add(pair.delta())
             if name in self._shared:  # one pair for all tasks: this task's change is what it moved
                 down, up = self._shared[name]
                 change.append(-pair.scale * up.to(pair.up), down.to(pair.down).mT)
-        self.leak = {name: self._leak(name, change) for name, change in self._changes.items() if name in self.memory}
-        self._remember(optimizer)
-        self._keep()
+        self.leak = {
+            name: leak(change, self.memory.basis(name, self.weights.parameter(name).detach().float()))
+            for name, change in changes.items()
+            if name in self.memory
+        }
+        self._remember(optimizer, changes)
+        self._keep(changes)
         for tap in self._taps.values():
             tap.remove()
         unwrap(model)
         remove_lora(model)
-        self._pairs, self._cores, self._taps, self._sketches, self._changes = {}, {}, {}, {}, {}
+        self._pairs, self._full, self._taps, self._sketches = {}, None, {}, {}
         self.weights.load(self.deltas)
 
     @override
@@ -151,7 +164,7 @@ class Gorp(Method):
         mean = sum(capacities) / len(capacities) if capacities else 0.0
         return super().facts() | {
             "mode": self.config.mode,
-            "leak": max(self.leak.values(), default=0.0),
+            "leak": max(self.leak.values(), default=None),
             "capacity_mean": mean,
             "capacity_max": max(capacities, default=0.0),
         }
@@ -162,11 +175,8 @@ class Gorp(Method):
         state = super().state_dict() | prefixed("memory", self.memory.state_dict()) | prefixed("shared", shared)
         if self.config.adapter == "shared":
             state |= prefixed("folded", pack_deltas(self._folded))
-        for name, layer in self._cores.items():  # from here on: only in the middle of a task
-            state |= {f"frame/{name}::left": layer.left, f"frame/{name}::right": layer.right}
-        state |= prefixed("change", pack_deltas(self._changes))
         state |= {f"sketch/{name}": sketch.rows for name, sketch in self._sketches.items()}
-        return state
+        return state | (prefixed("full", self._full.state_dict()) if self._full else {})  # in the middle of a task
 
     @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -179,12 +189,8 @@ class Gorp(Method):
         self._folded = self.deltas if fresh else unpack_deltas(without_prefix("folded", state))
         for name, rows in without_prefix("sketch", state).items():
             self._sketches[name].load(rows)
-        changes = unpack_deltas(without_prefix("change", state))
-        for name, layer in self._cores.items():
-            layer.left.copy_(state[f"frame/{name}::left"])
-            layer.right.copy_(state[f"frame/{name}::right"])
-            self._changes[name] = changes[name]
-            self._rebuild(name)
+        if self._full:
+            self._full.load_state_dict(without_prefix("full", state))
         self._open_taps()
 
     def _place(self, name: str, pair: LoraPair) -> None:
@@ -204,50 +210,21 @@ class Gorp(Method):
 
     @torch.no_grad()
     def _refresh(self, name: str, pairs: Pairs, optimizer: torch.optim.Optimizer) -> None:
-        """At a layer's turn: feed the sketch; fold C; take a new frame; give C its gradient there."""
+        """At a layer's turn: feed its sketch, and give its core a new frame."""
         generator = self._generator(name)
         if self.config.memory_source == "sketch":
             count = self.config.rank + self.config.oversampling
             rows = gradient_rows(pairs, count=count, generator=generator)
             if torch.isfinite(rows).all():
                 self._sketches[name].insert(rows)
-        if name not in self._cores:
-            return
-        layer, config = self._cores[name], self.config
-        strict = config.mode == "strict"
-        basis = self.memory.basis(name, layer.right.mT) if strict else layer.right.new_zeros(layer.right.shape[0], 0)
-        new = sketched_frame(
-            pairs,
-            basis,
-            rank=config.rank,
-            oversampling=config.oversampling,
-            power_steps=config.power_steps,
-            generator=generator,
-        )
-        if new is None:  # a gradient that is not finite has no frame: the old one stays
-            return
-        old = Frame(left=layer.left.clone(), right=layer.right.clone())
-        self._changes[name].append(*layer.fold(new))
-        self._rebuild(name)
-        assert layer.core.grad is not None
-        # G' = Uᵀ G V = Σ. Off the diagonal stands rounding alone, and Adam would blow it up to full steps.
-        layer.core.grad.copy_(reduced_gradient(pairs, new).diagonal().diag())
-        state = optimizer.state.get(layer.core, {})
-        if config.moments == "rotate":
-            rotate_moments(state, old, new)
-        elif config.moments == "reset":
-            for key in ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"):  # step: bias correction
-                if torch.is_tensor(state.get(key)):
-                    state[key].zero_()
+        if self._full and name in self._cores:
+            like = self._cores[name].right.mT
+            basis = self.memory.basis(name, like) if self.config.mode == "strict" else like.new_zeros(like.shape[1], 0)
+            self._full.refresh(name, pairs, basis, optimizer, generator)
 
-    def _rebuild(self, name: str) -> None:
-        """Make the working weight round(W₀ + what earlier tasks added + what this task folded)."""
-        earlier = [self._folded[name]] if name in self._folded else []
-        self.weights.set(name, [*earlier, self._changes[name]])
-
-    def _remember(self, optimizer: torch.optim.Optimizer) -> None:
+    def _remember(self, optimizer: torch.optim.Optimizer, changed: Iterable[str]) -> None:
         """S grows by the energy rule, from the first moment or the sketch."""
-        for name in self._changes:
+        for name in changed:
             pair, layer = self._pairs.get(name), self._cores.get(name)
             if self.config.mode == "paper" and layer is not None:  # S in the k x k coordinates, as published
                 self.memory.extend(f"{name}::core", self._moment(optimizer, layer.core).mT)
@@ -268,28 +245,23 @@ class Gorp(Method):
             rows.append(self._moment(optimizer, layer.core) @ layer.right.mT)  # rows of U m Vᵀ, up to the isometry U
         return [r / r.norm().clamp(min=1e-30) for r in rows]
 
-    def _keep(self) -> None:
+    def _keep(self, changes: Mapping[str, WeightDelta]) -> None:
         """Fold the task's changes into what the model serves with."""
         shared = self.config.adapter == "shared"
-        for name, change in self._changes.items():
+        for name, change in changes.items():
             change.recompress(self.config.recompress)
-            self.deltas.setdefault(name, WeightDelta(change.shape)).add(change)
+            self.deltas.setdefault(name, WeightDelta(change.shape)).add(change.to("cpu"))
         if not shared:
             self._folded = self.deltas
             return
         pairs = {name: pair.delta() for name, pair in self._pairs.items()}
         self._shared = {n: (p.down.detach().cpu().clone(), p.up.detach().cpu().clone()) for n, p in self._pairs.items()}
         for name in self._cores:
-            folded = WeightDelta(self._changes[name].shape)
+            folded = WeightDelta(changes[name].shape)
             folded.add(self.deltas[name])
             if name in pairs:
                 folded.append(-self._pairs[name].scale * self._pairs[name].up, self._pairs[name].down.mT)
             self._folded[name] = folded
-
-    def _leak(self, name: str, change: WeightDelta) -> float:
-        basis = self.memory.basis(name, self.weights.parameter(name).detach().float())
-        size = change.dense().norm().item()
-        return (change.times(basis)).norm().item() / size if size > 0 else 0.0
 
     def _moment(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
         """Adam's first moment, or the momentum buffer of an optimizer that has only that."""
