@@ -19,8 +19,9 @@ from gorp.benchmark import Cell, collect, run_grid
 
 
 EVERY = ("query", "key", "value", "dense")
-MOMENT: dict[str, Any] = {"memory_source": "moment", "energy": 0.97, "budget": 0.5}
-SKETCH: dict[str, Any] = {"memory_source": "sketch", "energy": 0.995, "budget": 0.95, "sketch_size": 128}
+ON_TARGETS: dict[str, Any] = {"full_modules": TARGETS}
+MOMENT: dict[str, Any] = {**ON_TARGETS, "memory_source": "moment", "energy": 0.97, "budget": 0.5}
+SKETCH: dict[str, Any] = {**ON_TARGETS, "memory_source": "sketch", "energy": 0.995, "budget": 0.95, "sketch_size": 128}
 
 CHANGES: dict[str, dict[str, Any]] = {
     "S from the first moment, energy 0.97": MOMENT,
@@ -52,7 +53,7 @@ def cells(rate: float, seeds: tuple[int, ...]) -> dict[str, list[Cell]]:
     for name, change in CHANGES.items():
         options = dict(change)
         lora = {"target_modules": options.pop("lora", TARGETS)}
-        comparison = Comparison("minilm", training={"bf16": True}, lora=lora, full=TARGETS, tokens=64)
+        comparison = Comparison("minilm", training={"bf16": True}, lora=lora, full=None, tokens=64)
         if "core_learning_rate" in options:
             options["core_learning_rate"] = round(options["core_learning_rate"] * rate, 8)
         runs[name] = [comparison.cell("gorp", options, rate, seed=seed, **fields) for seed in seeds]

@@ -10,21 +10,20 @@ methods through the same Trainer glue as language models; sees the sentence alon
 
 import importlib.resources
 import re
-import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from gorp.benchmark.cell import Cell, build_method, environment, load_tasks, peak_bytes
-from gorp.evaluation import AccuracyMatrix, summary
-from gorp.training import train_encoded
+from gorp.benchmark import Cell, learn_in_turn
+from gorp.benchmark.cell import load_tasks
+from gorp.method import Method
+from gorp.training import TaskResult, train_encoded
 
 
 TARGETS = ("query", "value")
@@ -110,48 +109,14 @@ def run_encoder_cell(cell: Cell, data: Path) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     model, tokenizer = LabelMatcher(path), AutoTokenizer.from_pretrained(path)
     tasks = [Rows(task, tokenizer, model, cell.max_prompt_tokens) for task in load_tasks(cell, data)]
-    method = build_method(cell.method, cell.options, cell.lora)
-    method.setup(model)
-    matrix, results = AccuracyMatrix(list(cell.order)), []
-    last = len(tasks)
 
-    def score(row: int, columns: list[int]) -> None:
-        with method.serving(model):
-            for j in columns:
-                matrix.set(row, tasks[j].name, *tasks[j].score(model, cell.split))
+    def train(method: Method, task: Rows, rows: Dataset, **where: Any) -> TaskResult:
+        return train_encoded(model, method, rows, task.collate, **where)
 
-    if cell.cells == "needed":
-        score(0, list(range(last)))
-    stages = [(i + 1, t.train) for i, t in enumerate(tasks)]
-    if method.joint:
-        stages = [(last, concatenate_datasets([t.train for t in tasks]).shuffle(seed=cell.seed, keep_in_memory=True))]
-    for index, rows in stages:
-        task = tasks[index - 1]
-        with tempfile.TemporaryDirectory() as folder:
-            result = train_encoded(
-                model,
-                method,
-                rows,
-                task.collate,
-                name=task.name,
-                index=index,
-                seed=cell.seed,
-                training={"save_strategy": "no", **cell.training},
-                folder=Path(folder),
-            )
-        results.append(result)
-        score(index, cell.columns(index))
-    return {
-        "cell": asdict(cell),
-        **summary(matrix),
-        "matrix": matrix.to_dict(),
-        "train_seconds": sum(r.seconds for r in results),
-        "seconds": time.perf_counter() - started,
-        "peak_bytes": peak_bytes(),
-        "leak": max((r.facts.get("leak", 0.0) for r in results), default=0.0),
-        "facts": dict(results[-1].facts),
-        "environment": environment(),
-    }
+    def score(served: Any, task: Rows) -> tuple[float, int]:
+        return task.score(served, cell.split)
+
+    return learn_in_turn(cell, model, tasks, train=train, score=score, started=started)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ewc": ("ewc", {}),
     "olora": ("olora", {}),
     "gorp": ("gorp", {}),
+    "gorp_moment": ("gorp", {"memory_source": "moment", "energy": 0.97}),
     "gorp_paper": ("gorp", {"mode": "paper"}),
     "multi_task": ("multi_task", {}),
 }

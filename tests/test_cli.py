@@ -61,6 +61,7 @@ def test_the_flags_are_these():
         "status": {"--json"},
         "eval": {"--version", "--task", "--json"},
         "methods": {"--json"},
+        "estimate": {"--ranks", "--tflops", "--gbps", "--json"},
     }
 
 
@@ -143,6 +144,8 @@ BAD = {
     "no such model": ({"model": {"path": "./modle"}}, {}, 1, ["modle: no such folder"]),
     "no such file": ({"tasks": [task("three")]}, {}, 1, ["three.jsonl"]),
     "wrong optimizer": ({"training": {"optim": "adamm"}}, {}, 2, ["training"]),
+    "rate is no number": ({"training": {"learning_rate": float("nan")}}, {}, 2, ["training.learning_rate is nan"]),
+    "empty batches": ({"training": {"per_device_train_batch_size": 0}}, {}, 2, ["per_device_train_batch_size is 0"]),
 }
 # fmt: on
 
@@ -205,6 +208,35 @@ def test_a_changed_configuration_is_refused_and_the_field_named(finished, tmp_pa
     refused(write_config(tmp_path, seed=5), "seed is 5, but this workspace was made with 0", code=2)
 
 
+def test_a_lower_learning_rate_may_follow_a_loss_that_was_not_finite(tmp_path):
+    hopeless = {"per_device_train_batch_size": 4, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "no"}
+    method = {"name": "sequential_full"}
+    result = gorp("train", make_project(tmp_path, training=hopeless, method=method))
+    assert result.exit_code == 1 and "Try a lower learning rate" in result.stderr
+    path = write_config(tmp_path, training=hopeless | {"learning_rate": 1e-3}, method=method)
+    result = gorp("train", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["current"] == "v2"
+
+
+def test_eval_uses_the_yaml_as_it_is_now(finished, tmp_path):
+    """The copied workspace remembers where its YAML lay; a run that has nothing to do tells it of the copied one."""
+    copied(finished, tmp_path)
+    path = write_config(tmp_path, eval={"max_new_tokens": 4, "limit": 2})
+    assert gorp("train", path).exit_code == 0
+    write_config(tmp_path, eval={"max_new_tokens": 4, "limit": 5})
+    scored = json.loads(gorp("eval", tmp_path / "run", "--task", "two", "--json").stdout)
+    assert scored["scores"]["two"]["rows"] == 5
+
+
+def test_notes_on_the_rows_are_said_in_training_and_in_the_status(tmp_path):
+    path = make_project(tmp_path, tasks=[task("one", eval="one.jsonl", labels=None)])
+    result = gorp("train", path)
+    for text in (result.stderr, gorp("status", tmp_path / "run").stdout):
+        assert "one: eval holds the same rows as train: its score is a training score" in text
+        assert "one: the label set was taken from train: false, true" in text
+
+
 def test_a_loss_that_is_not_finite_is_1_and_leaves_versions_alone(tmp_path):
     hopeless = {"per_device_train_batch_size": 4, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "no"}
     path = make_project(tmp_path, training=hopeless, method={"name": "sequential_full"})
@@ -219,6 +251,12 @@ def test_no_workspace_is_1(tmp_path):
         result = gorp(command, tmp_path)
         assert result.exit_code == 1 and "no gorp workspace" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_no_workspace(tmp_path):
+    path = make_project(tmp_path)
+    for command in ("status", "eval"):
+        assert "run.yaml: a file; wanted the folder of a workspace" in gorp(command, path).stderr
 
 
 def test_a_workspace_that_is_a_file_is_2(tmp_path):

@@ -107,7 +107,7 @@ def compare(
     net, (lora, full) = Net(SIZES[sizes]), BOTH[where]
     config = GorpConfig(
         mode=mode, full_modules=full, rank=K, staggered=False, core_learning_rate=CORE_RATE, moments=moments,
-        energy=energy, recompress=0.0, **options,
+        energy=energy, recompress=0.0, memory_source="moment", **options,
     )  # fmt: skip
     method = Gorp(config, LoraSettings(r=3, lora_alpha=6.0, target_modules=lora))
     method.setup(net)

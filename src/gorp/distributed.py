@@ -9,11 +9,6 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def is_main() -> bool:
-    """Whether this rank writes the files."""
-    return num_ranks() == 1 or dist.get_rank() == 0
-
-
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Σ over ranks of `x`, the same on every rank. `x` itself is left alone."""
     if num_ranks() == 1:
@@ -35,9 +30,3 @@ def broadcast_from_owner(x: Tensor, owner: int = 0) -> Tensor:
     copy = x.contiguous().clone()
     dist.broadcast(copy, src=owner)
     return copy
-
-
-def wait_for_all() -> None:
-    """Return when every rank has come here."""
-    if num_ranks() > 1:
-        dist.barrier()

@@ -63,6 +63,14 @@ def test_text_and_label(reviews):
     assert inferred.notes[0] == "the label set was taken from train: bad, good"
 
 
+def test_a_note_names_a_dozen_labels_and_counts_the_rest(tmp_path):
+    rows = [{"text": f"x{i}", "label": f"l{i:02}"} for i in range(15)]
+    task = load_task(TaskSpec(name="t", train=write(tmp_path / "train.jsonl", rows), dev_rows=0))
+    named = ", ".join(f"l{i:02}" for i in range(12))
+    assert task.notes[0] == f"the label set was taken from train: {named}, … (15 in all)"
+    assert len(task.labels) == 15
+
+
 def test_templates_name_columns_and_labels(reviews):
     template = "{{{labels}}} {stars}: {text} ="
     task = load_task(TaskSpec(name="t", train=reviews, template=template, dev_rows=0))

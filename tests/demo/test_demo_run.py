@@ -2,12 +2,14 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from gorp.demo import DemoSettings, demo_tasks, run_demo
+from gorp.demo import run as run_module
 from gorp.demo.run import COMPARED, TASKS
-from gorp.evaluation import summary
+from gorp.evaluation import score_task, summary
 from tests.workspace.project import save_model
 
 
@@ -50,6 +52,20 @@ def test_the_json_is_the_promised_one(results):
         assert set(value) == {"matrix", "ap", "bwt", "la", "seconds"}
         assert [len(row) for row in value["matrix"]] == [4] * 5 and value["seconds"] > 0
         assert {name: value[name] for name in ("ap", "bwt", "la")}.items() <= summary(result.matrix).items()
+
+
+def test_seconds_count_the_same_work_for_both(settings, monkeypatch):
+    """On a clock that only scoring moves, one second a task: 1 + 2 + 3 + 4 for each method; the base model for none."""
+    clock = [0.0]
+
+    def scoring(*args, **kwargs):
+        clock[0] += 1
+        return score_task(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, "score_task", scoring)
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert [result.seconds for result in run_demo(settings).values()] == [10.0, 10.0]
+    assert clock == [24.0]
 
 
 def test_the_samples_are_the_first_tasks_after_the_last(results):

@@ -135,7 +135,7 @@ class Steps(TrainerCallback):
 
 
 class TestOptimizers:
-    @pytest.mark.parametrize("options", [{}, {"mode": "paper"}, {"mode": "paper", "memory_source": "sketch"}])
+    @pytest.mark.parametrize("options", [{"memory_source": "moment"}, {"mode": "paper"}, {"mode": "paper", "memory_source": "sketch"}])
     def test_one_without_a_first_moment_is_refused_after_one_step(self, options, tmp_path):
         model, steps = tiny("llama"), Steps()
         with pytest.raises(ConfigError, match=r"but SGD keeps none\. Use an optimizer with momentum"):
@@ -146,8 +146,8 @@ class TestOptimizers:
         ("training", "options"),
         [
             ({"optim": "adamw_torch"}, {}),
-            ({"optim": "adafactor"}, {"memory_source": "sketch"}),
-            ({"optim": "sgd"}, {"memory_source": "sketch"}),
+            ({"optim": "adafactor"}, {}),
+            ({"optim": "sgd"}, {}),
         ],
     )
     def test_trains_and_protects_with_any_other(self, training, options, tmp_path):
@@ -156,7 +156,7 @@ class TestOptimizers:
     def test_momentum_is_a_first_moment(self, tmp_path, monkeypatch):
         momentum = staticmethod(lambda args, model: (torch.optim.SGD, {"lr": args.learning_rate, "momentum": 0.9}))
         monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", momentum)
-        self.two_tasks(tmp_path, {}, {})
+        self.two_tasks(tmp_path, {}, {"memory_source": "moment"})
 
     def two_tasks(self, folder, training, options):
         model = tiny("llama")

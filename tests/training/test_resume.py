@@ -17,11 +17,12 @@ from gorp.methods import METHODS
 from tests.runs import Kill, Killed, assert_equal, fresh, through_a_file, tiny, train
 
 
-LORA_ONLY = {"full_modules": "none", "memory_source": "sketch"}
+LORA_ONLY = {"full_modules": "none"}
 VARIANTS = {name: (name, {}) for name in METHODS} | {
     "gorp paper": ("gorp", {"mode": "paper"}),
     "gorp paper sketch": ("gorp", {"mode": "paper", "memory_source": "sketch"}),
-    "gorp sketch": ("gorp", {"memory_source": "sketch", "sketch_size": 5}),
+    "gorp moment": ("gorp", {"memory_source": "moment"}),
+    "gorp small sketch": ("gorp", {"sketch_size": 5}),
     "gorp lora only": ("gorp", LORA_ONLY),
     "gorp slow": ("gorp", {"refresh_every": 50}),  # many layers have no frame yet when the run is cut off
 }

@@ -174,6 +174,25 @@ class TestSettings:
             training_arguments({"save_strategy": "sometimes"}, folder=tmp_path, seed=0, encoder_decoder=False)
 
 
+@pytest.mark.parametrize(
+    "block",
+    [{"learning_rate": float("nan")}, {"learning_rate": -1e-3}, {"num_train_epochs": float("inf")},
+     {"per_device_train_batch_size": 0}, {"gradient_accumulation_steps": 0}],
+)  # fmt: skip
+def test_numbers_that_fail_only_when_training_has_begun_are_refused(tmp_path, block):
+    (key,) = block
+    with pytest.raises(ConfigError, match=rf"training\.{key} is .*; wanted a finite number, at least"):
+        training_arguments(block, folder=tmp_path, seed=0, encoder_decoder=False)
+
+
+def test_bf16_is_refused_where_the_gpu_only_emulates_it_and_only_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(ConfigError, match=r"training\.bf16 is on, but this GPU has no bfloat16"):
+        training_arguments({"bf16": True, "use_cpu": False}, folder=tmp_path, seed=0, encoder_decoder=False)
+    assert training_arguments({"bf16": True, "use_cpu": True}, folder=tmp_path, seed=0, encoder_decoder=False).bf16
+
+
 def test_an_optimizer_that_chooses_its_own_parameters_is_refused(tmp_path, monkeypatch):
     chosen = staticmethod(lambda args, model: (torch.optim.SGD, {"lr": 1.0, "optimizer_dict": {}}))
     monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", chosen)

@@ -6,14 +6,15 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gorp.adapters import LoraSettings
@@ -22,7 +23,7 @@ from gorp.evaluation import AccuracyMatrix, EvalConfig, score_task, summary
 from gorp.method import Method
 from gorp.methods import METHODS
 from gorp.models import ModelConfig, load_model
-from gorp.training import train_task
+from gorp.training import TaskResult, train_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,23 @@ class Cell:
         return list(range(row + 1)) if self.cells == "needed" else [row - 1]
 
 
+class Trainable(Protocol):
+    """What the loop must know of a task; the rest is for the functions that train and score it."""
+
+    @property
+    def name(self) -> str:
+        """In the matrix, and in messages."""
+        ...
+
+    @property
+    def train(self) -> Dataset:
+        """Its training rows, in the form that the training function takes."""
+        ...
+
+
+T = TypeVar("T", bound=Trainable)
+
+
 def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
     """Train the sequence and score it. The result holds the matrix, AP, BWT, FWT, forgetting, LA, costs and the leak.
 
@@ -73,41 +91,62 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
     started = time.perf_counter()
     tasks = load_tasks(cell, data)
     model, tokenizer = load(cell)
+    encoding = Encoding(max_prompt_tokens=cell.max_prompt_tokens)
+    config = EvalConfig(batch_size=64, max_new_tokens=16)
+
+    def train(method: Method, task: Task, rows: Dataset, **where: Any) -> TaskResult:
+        return train_task(model, tokenizer, method, rows, encoding=encoding, **where)
+
+    def score(served: nn.Module, task: Task) -> tuple[float, int]:
+        result = score_task(served, tokenizer, task, split=cell.split, encoding=encoding, config=config)
+        return result.score, result.rows
+
+    return learn_in_turn(cell, model, tasks, train=train, score=score, started=started)
+
+
+def learn_in_turn(
+    cell: Cell,
+    model: nn.Module,
+    tasks: Sequence[T],
+    *,
+    train: Callable[..., TaskResult],
+    score: Callable[[nn.Module, T], tuple[float, int]],
+    started: float,
+) -> dict[str, Any]:
+    """Learn the tasks one after another with the cell's method, score after each, and put the result together.
+
+    Args:
+        cell: What is run.
+        model: Untouched by any method.
+        tasks: In the cell's order.
+        train: Called with the method, the newest task, the rows, and `name`, `index`, `seed`, `training`, `folder` as
+            `train_task` takes them.
+        score: From the model as it serves and a task to percent right and rows.
+        started: `time.perf_counter()` when the cell began, loading included.
+    """
     method = build_method(cell.method, cell.options, cell.lora)
     method.setup(model)
     matrix, results, evaluating = AccuracyMatrix([task.name for task in tasks]), [], 0.0
-    encoding = Encoding(max_prompt_tokens=cell.max_prompt_tokens)
 
-    def score(row: int, columns: list[int]) -> None:
+    def fill(row: int, columns: Sequence[int]) -> None:
         nonlocal evaluating
         begin = time.perf_counter()
         with method.serving(model) as served:
             for j in columns:
-                config = EvalConfig(batch_size=64, max_new_tokens=16)
-                result = score_task(served, tokenizer, tasks[j], split=cell.split, encoding=encoding, config=config)
-                matrix.set(row, tasks[j].name, result.score, result.rows)
+                matrix.set(row, tasks[j].name, *score(served, tasks[j]))
         evaluating += time.perf_counter() - begin
 
     last = len(tasks)
     if cell.cells == "needed":
-        score(0, list(range(last)))
+        fill(0, range(last))
     stages = [(last, union(tasks, cell.seed))] if method.joint else [(i + 1, t.train) for i, t in enumerate(tasks)]
     for index, rows in stages:
+        task = tasks[index - 1]
+        training = {"save_strategy": "no", **cell.training}
         with tempfile.TemporaryDirectory() as folder:
-            result = train_task(
-                model,
-                tokenizer,
-                method,
-                rows,
-                name=tasks[index - 1].name,
-                index=index,
-                seed=cell.seed,
-                training={"save_strategy": "no", **cell.training},
-                encoding=encoding,
-                folder=Path(folder),
-            )
-        results.append(result)
-        score(index, cell.columns(index))
+            where = {"name": task.name, "index": index, "seed": cell.seed, "folder": Path(folder)}
+            results.append(train(method, task, rows, training=training, **where))
+        fill(index, cell.columns(index))
     return {
         "cell": asdict(cell),
         **summary(matrix),
@@ -118,7 +157,7 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "steps": sum(r.steps for r in results),
         "peak_bytes": peak_bytes(),
-        "leak": max((r.facts.get("leak", 0.0) for r in results), default=0.0),
+        "leak": max((r.facts.get("leak") or 0.0 for r in results), default=0.0),
         "facts": dict(results[-1].facts),
         "environment": environment(),
     }
@@ -136,7 +175,7 @@ def load(cell: Cell) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model, tokenizer = load_model(ModelConfig(path=cell.model), "cuda" if torch.cuda.is_available() else "cpu")
     if cell.random_weights:
         torch.manual_seed(cell.seed)
-        model = type(model)(model.config).to(model.device)
+        model = type(model)(model.config).to(model.device)  # pyright: ignore[reportArgumentType]
     return model, tokenizer
 
 
@@ -164,7 +203,7 @@ def load_tasks(cell: Cell, data: Path) -> list[Task]:
     ]
 
 
-def union(tasks: list[Task], seed: int) -> Dataset:
+def union(tasks: Sequence[Trainable], seed: int) -> Dataset:
     """The training rows of all tasks, shuffled together."""
     return concatenate_datasets([task.train for task in tasks]).shuffle(seed=seed, keep_in_memory=True)
 

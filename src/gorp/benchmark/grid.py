@@ -1,8 +1,10 @@
 """Many cells: what is finished is skipped, what was killed is run again, several processes share one folder."""
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,19 @@ def run_grid(
 ) -> None:
     """Run every cell that has no result in `folder` and that no other living process is running.
 
-    A cell is claimed by a file holding the process id; the claim of a process that is gone counts for nothing.
+    A cell is claimed by a lock on a file beside its result. The system lets go of the lock when the process ends, in
+    whatever way, so that a file that was left behind claims nothing.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(cells):
         path = folder / f"{cell.key()}.json"
-        if path.exists() or not _claim(path.with_suffix(".claim")):
+        if path.exists():
             continue
-        try:
-            result = run(cell, data)
-            write_json(path, result)
-            report(number, cell, result)
-        finally:
-            path.with_suffix(".claim").unlink(missing_ok=True)
+        with _claim(path.with_suffix(".claim")) as mine:
+            if mine and not path.exists():  # another process may have finished it before the claim
+                result = run(cell, data)
+                write_json(path, result)
+                report(number, cell, result)
 
 
 def collect(cells: Iterable[Cell], folder: Path) -> list[dict[str, Any]]:
@@ -49,17 +52,17 @@ def best_trial(results: Sequence[dict[str, Any]], score: str = "ap") -> dict[str
     return max(groups.values(), key=lambda group: sum(r[score] for r in group) / len(group))[0]
 
 
-def _claim(path: Path) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
+@contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Whether this process alone holds the file at `path`, which is removed afterwards."""
+    with open(path, "a") as file:
         try:
-            os.kill(int(path.read_text() or 0) or os.getpid(), 0)
-            return False
-        except (ProcessLookupError, FileNotFoundError, ValueError):
-            path.write_text(str(os.getpid()))
-            return True
-    with os.fdopen(descriptor, "w") as file:
-        file.write(str(os.getpid()))
-    return True
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except (BlockingIOError, FileNotFoundError):  # held; or removed by its holder between our open and our lock
+            mine = False
+        try:
+            yield mine
+        finally:
+            if mine:
+                path.unlink(missing_ok=True)

@@ -18,6 +18,9 @@ from gorp.errors import ConfigError, DataError, nearest
 
 FORMATS = ("auto", "prompt_completion", "messages", "text_label", "cl_benchmark")
 
+NAMED_LABELS = 12
+"""Labels that a note names; the record of a version has them all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
@@ -228,7 +231,9 @@ def _label_set(spec: TaskSpec, format: str, train: _Table) -> tuple[tuple[str, .
     found = {label for row in train.rows if isinstance(label := row.values.get("label"), str) and label.strip()}
     if not found:  # no row has a label: the reader of rows will say so, with the place
         return None, ()
-    return tuple(sorted(found)), (f"the label set was taken from train: {', '.join(sorted(found))}",)
+    labels = sorted(found)
+    more = f", … ({len(labels)} in all)" if len(labels) > NAMED_LABELS else ""
+    return tuple(labels), (f"the label set was taken from train: {', '.join(labels[:NAMED_LABELS])}{more}",)
 
 
 def _source(spec: TaskSpec) -> str:

@@ -64,7 +64,7 @@ class DemoResult:
     matrix: AccuracyMatrix
     """R, (T + 1) x T."""
     seconds: float
-    """Training and scoring, without loading the model."""
+    """Training the tasks and scoring after each, without loading the model and scoring it before the first."""
     samples: list[dict[str, Any]]
     """Answers to the first task's questions after the last task."""
 
@@ -99,11 +99,10 @@ def run_demo(settings: DemoSettings, *, progress: Progress | None = None) -> dic
     for name in COMPARED:
         model, tokenizer = load_model(ModelConfig(path=settings.model), device)
         run = _Run(settings, _method(name), model, tokenizer, tasks, progress)
-        started = time.perf_counter()
         if not base:
             progress.say("scoring the base model")
             base = run.scores(0, tasks)
-        scores = base
+        started, scores = time.perf_counter(), base
         for score in base.values():
             run.matrix.set(0, score.task, score.score, score.rows)
         for index in range(1, len(tasks) + 1):

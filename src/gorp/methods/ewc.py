@@ -58,16 +58,24 @@ class Ewc(SharedLoraMethod):
     def __init__(self, config: EwcConfig | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__(config, lora)
         self.fisher: dict[str, Tensor] = {}
-        self.anchor: dict[str, Tensor] = {}
+        """F of each factor, in main memory; θ* are the factors as the last task left them."""
+        self._pull: dict[str, tuple[Tensor, Tensor]] = {}  # F and θ* of each factor, beside it while a task runs
+
+    @override
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        super().begin_task(model, task)
+        self._pull = {
+            key: (self.fisher[key].to(p.device), p.detach().clone())  # the pair starts where the last task left it
+            for key, p in self._parameters().items()
+            if key in self.fisher
+        }
 
     @override
     def extra_loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        if not self.fisher:
+        if not self._pull:
             return None
-        terms = [
-            (self.fisher[key].to(p.device) * (p - self.anchor[key].to(p.device)).square()).sum()
-            for key, p in self._parameters().items()
-        ]
+        now = self._parameters()
+        terms = [(fisher * (now[key] - anchor).square()).sum() for key, (fisher, anchor) in self._pull.items()]
         return 0.5 * self.config.strength * torch.stack(terms).sum()
 
     @override
@@ -88,17 +96,17 @@ class Ewc(SharedLoraMethod):
         for key, f in new.items():
             old = self.fisher.get(key, torch.zeros_like(f).cpu())
             self.fisher[key] = self.config.decay * old + (f / mean.clamp(min=1e-30)).cpu()
-        self.anchor = {key: p.detach().cpu().clone() for key, p in parameters.items()}
+        self._pull = {}
         super().end_task(model, optimizer, task)
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
-        return super().state_dict() | prefixed("fisher", self.fisher) | prefixed("anchor", self.anchor)
+        return super().state_dict() | prefixed("fisher", self.fisher)
 
     @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict(state)
-        self.fisher, self.anchor = without_prefix("fisher", state), without_prefix("anchor", state)
+        self.fisher = without_prefix("fisher", state)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         downs = {f"{name}::a": pair.down for name, pair in self.pairs.items()}

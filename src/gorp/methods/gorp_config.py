@@ -11,7 +11,8 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
     "strict": {
         "projection": "both",
         "adapter": "fresh",
-        "memory_source": "moment",
+        "memory_source": "sketch",
+        "energy": 0.995,
         "moments": "rotate",
         "staggered": True,
         "budget": 0.5,
@@ -20,6 +21,7 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
         "projection": "gradient",
         "adapter": "shared",
         "memory_source": "moment",
+        "energy": 0.97,
         "moments": "keep",
         "staggered": False,
         "budget": 1.0,
@@ -35,7 +37,8 @@ class GorpConfig(MethodConfig):
     mode: Literal["strict", "paper"] = "strict"
     """`strict`: the protected directions are exact whatever the optimizer does. `paper`: the published equations."""
     full_modules: tuple[str, ...] | str = "auto"
-    """Layers whose full weight is trained through a core: "auto", "all-linear", "none", or patterns."""
+    """Layers whose full weight is trained through a core: "auto" (the preset of the model's family), "all-linear",
+    "none", or patterns. (Paper: T5's cross-attention, LLaMA's MLP gate.)"""
     rank: int = 8
     """k: the core C is k x k. (Paper: 8.)"""
     refresh_every: int = 10
@@ -44,14 +47,14 @@ class GorpConfig(MethodConfig):
     """Learning rate of the cores; None is the learning rate of the adapters. (Paper, T5: 1e-5 beside 1e-3.)"""
     scale: float = 1.0
     """α in W ← W - η α U N Vᵀ. (Paper: not stated.)"""
-    energy: float = 0.97
+    energy: float | None = None
     """ε: fraction of a task's squared norm that the shared space holds afterwards, in [0, 1). (Paper: not stated.)"""
     budget: float | None = None
     """Largest share of a weight's inputs that may be protected, in (0, 1]."""
     memory_source: Literal["moment", "sketch"] | None = None
     """What of a task is remembered: Adam's first moment at its end (paper), or a sketch of its gradients,
     fed at each refresh."""
-    sketch_size: int = 64
+    sketch_size: int = 128
     """Rows that the sketch keeps for a weight."""
     projection: Literal["gradient", "both"] | None = None
     """What is projected in the LoRA branch: A's gradient (paper), or A's gradient and A after the step."""
@@ -67,13 +70,13 @@ class GorpConfig(MethodConfig):
     """Extra columns of the sketched frame beyond k."""
     power_steps: int = 1
     """Power iterations of the sketched frame."""
-    recompress: float = 1e-7
+    recompress: float = 1e-6
     """Relative error allowed when a finished task's factors are shortened; its row space never grows."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before anything is loaded."""
         super().__post_init__()
-        if not 0.0 <= self.energy < 1.0:
+        if self.energy is not None and not 0.0 <= self.energy < 1.0:
             raise ConfigError(f"method.energy is {self.energy}; it is a fraction, at least 0 and below 1.")
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             raise ConfigError(f"method.budget is {self.budget}; it is a fraction, above 0 and at most 1.")

@@ -51,13 +51,19 @@ class OLora(LoraMethod):
     def __init__(self, config: OLoraConfig | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__(config, lora)
         self.rows: dict[str, Tensor] = {}
-        """All earlier A of each weight, one below the other: r·(t - 1) x n."""
+        """All earlier A of each weight, one below the other: r·(t - 1) x n, in main memory."""
+        self._beside: dict[str, Tensor] = {}  # the same, on the devices of the pairs while a task runs
+
+    @override
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        super().begin_task(model, task)
+        self._beside = {name: rows.to(self.pairs[name].down.device) for name, rows in self.rows.items()}
 
     @override
     def extra_loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        if not self.rows:
+        if not self._beside:
             return None
-        overlaps = [self.rows[name].to(pair.down.device) @ pair.down.mT for name, pair in self.pairs.items()]
+        overlaps = [rows @ self.pairs[name].down.mT for name, rows in self._beside.items()]
         square = self.config.penalty == "squared"
         return self.config.strength * torch.stack([(o.square() if square else o.abs()).sum() for o in overlaps]).sum()
 

@@ -78,7 +78,7 @@ def train_task(
         model,
         method,
         encoded,
-        Collator(pad_token_id=tokenizer.pad_token_id),
+        Collator(pad_token_id=tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
         name=name,
         index=index,
         seed=seed,
@@ -132,6 +132,7 @@ def train_encoded(
     checkpoint = last_complete(folder)
     started = time.perf_counter()
     output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.check_weights()
     boundary = time.perf_counter()
     optimizer = trainer.plain_optimizer
     method.end_task(model, optimizer, context)

@@ -1,5 +1,6 @@
 """From the `training:` block of a configuration to Hugging Face's TrainingArguments."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -44,11 +45,15 @@ OURS = (
 """Set by gorp: paths by the workspace, seeds by `seed`, resume and evaluation by itself; sharding is not supported."""
 
 
+LEAST = {"learning_rate": 0, "num_train_epochs": 0, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+"""Numbers that Hugging Face takes as they are, and fails on when training has begun."""
+
+
 def check_training_block(block: Mapping[str, Any]) -> None:
-    """Refuse keys that TrainingArguments does not have, or that gorp sets itself.
+    """Refuse keys that TrainingArguments does not have, or that gorp sets itself, and numbers that cannot be.
 
     Raises:
-        ConfigError: With the nearest right key.
+        ConfigError: With the nearest right key, or what the number may be.
     """
     known = {f.name for f in fields(TrainingArguments)}
     for key in block:
@@ -56,6 +61,10 @@ def check_training_block(block: Mapping[str, Any]) -> None:
             raise ConfigError(f"training.{key} is set by gorp itself, or not supported. Remove it.")
         if key not in known:
             raise ConfigError(f"training.{key} is not a field of transformers.TrainingArguments.{nearest(key, known)}")
+    for key, least in LEAST.items():
+        value = block.get(key)
+        if isinstance(value, int | float) and not least <= value < math.inf:
+            raise ConfigError(f"training.{key} is {value}; wanted a finite number, at least {least}.")
     if block.get("save_total_limit") == 1:
         raise ConfigError(
             "training.save_total_limit is 1: the old checkpoint would be deleted before the new one is whole. Use 2."
@@ -78,7 +87,8 @@ def training_arguments(
     """
     check_training_block(block)
     options: dict[str, Any] = DEFAULTS | {"use_cpu": not torch.accelerator.is_available()} | dict(block)
-    if options.get("bf16") and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+    cuda = torch.cuda.is_available() and not options["use_cpu"]
+    if options.get("bf16") and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError("training.bf16 is on, but this GPU has no bfloat16. Use fp16, or float32 (bf16: false).")
     cls = Seq2SeqTrainingArguments if encoder_decoder else TrainingArguments
     try:

@@ -19,12 +19,16 @@ from gorp.method import Method
 from gorp.training.checkpoint import load_checkpoint, mark_complete, save_checkpoint
 
 
+KEPT = "Earlier versions and the last checkpoint are as they were; nothing after them was kept."
+
+
 class ContinualTrainerMixin(Trainer):
     """Give it `method=` and `task_name=`; everything else is Trainer's."""
 
     def __init__(self, *args: Any, method: Method, task_name: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method, self.task_name = method, task_name
+        self._last_loss = (0, torch.zeros(()))
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ConfigError(
                 "gorp trains whole matrices; DeepSpeed and FSDP hand the optimizer flattened or sharded ones. "
@@ -37,7 +41,7 @@ class ContinualTrainerMixin(Trainer):
     ) -> Any:
         # Whether the Trainer takes the loss for divided by the tokens of the whole step, and so divides no more.
         scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        if scaled and getattr(self.model.config, "is_encoder_decoder", False):
+        if scaled and getattr(self.plain_model.config, "is_encoder_decoder", False):
             # T5 takes `num_items_in_batch` among its **kwargs and ignores it: we turn its mean into that share.
             share = (inputs["labels"] != -100).sum() / num_items_in_batch
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
@@ -55,11 +59,8 @@ class ContinualTrainerMixin(Trainer):
     @override
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1} of task `{self.task_name}`. Nothing "
-                "after the last checkpoint was kept. Try a lower learning rate, or look at the rows of this step."
-            )
+        self._check_loss()  # of the step before: this one's may still be in the making on a GPU
+        self._last_loss = (self.state.global_step + 1, loss)
         if self.accelerator.sync_gradients:
             self.method.edit_gradients(self.plain_model, self.plain_optimizer)
         return loss
@@ -88,6 +89,28 @@ class ContinualTrainerMixin(Trainer):
         """The model itself, not a data-parallel wrapper."""
         return cast(PreTrainedModel, self.model)
 
+    def _check_loss(self) -> None:
+        step, loss = self._last_loss
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {step} of task `{self.task_name}`. {KEPT} Try a lower learning "
+                "rate, or look at the rows of this step."
+            )
+
+    def check_weights(self) -> None:
+        """Refuse to keep what the last step made if its loss or a trained weight is not finite.
+
+        Raises:
+            TrainingError: It names the weight, the step and the task.
+        """
+        self._check_loss()
+        for name, parameter in self.plain_model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise TrainingError(
+                    f"`{name}` is no longer finite after step {self.state.global_step} of task `{self.task_name}`. "
+                    f"{KEPT} Try a lower learning rate."
+                )
+
     def _after_step(self) -> None:
         with torch.no_grad():
             self.method.after_step(self.plain_model)
@@ -98,6 +121,7 @@ class ContinualTrainerMixin(Trainer):
 
     @override
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.check_weights()
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")

@@ -5,15 +5,19 @@ blocks.py     mappings to dataclasses, with the place of every error
 state.py      what a finished task leaves, as tensors
 store.py      versions on disk, the ledger, CURRENT
 scores.py     every score with what it was measured on; the matrix
+changes.py    what may change between two runs
 prepare.py    everything that can be refused before training
 scoring.py    versions on tasks, cell by cell
 record.py     what version.json says
+unfinished.py a training that ended early
 run.py        train what is pending, score, write the version
+evaluate.py   score a version again
 status.py     what there is, for reading
 """
 
 from gorp.workspace.config import RunConfig, build_method, effective, load_config, parse_config
-from gorp.workspace.run import evaluate_version, plan, run_sequence
+from gorp.workspace.evaluate import evaluate_version
+from gorp.workspace.run import plan, run_sequence
 from gorp.workspace.status import status
 from gorp.workspace.store import Version, Workspace
 

@@ -58,6 +58,8 @@ class RunConfig:
     """How tasks are scored."""
     seed: int
     """Decides fresh adapters, the order of rows, dropout. Which rows are cut for dev and eval does not depend on it."""
+    source: Path | None = None
+    """The YAML that it was read from, if any; it decides nothing."""
 
 
 BLOCKS = ("model", "method", "lora", "training", "encoding", "tasks", "eval", "seed")
@@ -72,7 +74,7 @@ def load_config(path: Path) -> RunConfig:
     path = Path(path)
     block = read_yaml(path)
     try:
-        return parse_config(block, path.resolve().parent)
+        return replace(parse_config(block, path.resolve().parent), source=path.resolve())
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

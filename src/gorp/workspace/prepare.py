@@ -12,16 +12,15 @@ from gorp.data import Task, encode, load_task
 from gorp.errors import ConfigError, DataError
 from gorp.method import Method
 from gorp.models import load_model, load_tokenizer, locate, weights_sha256
+from gorp.progress import Progress
 from gorp.training import training_arguments
-from gorp.workspace.config import RunConfig, build_method, effective
+from gorp.workspace.changes import check_rows, check_settings
+from gorp.workspace.config import RunConfig, build_method
 from gorp.workspace.store import Version, Workspace
 
 
 CUT_SEED = 0
 """Decides which rows are cut for dev and eval. It is not the run's seed: scores of two seeds must compare."""
-
-FREE_TASK_FIELDS = ("train", "eval")
-"""Paths may change when a workspace moves; the rows themselves are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Session:
         return {task.name: task.fingerprint() for task in self.tasks}
 
 
-def prepare(config: RunConfig, workspace: Workspace) -> Session:
+def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Session:
     """Load the tasks and the model and check all that can be checked. Nothing is written.
 
     Raises:
@@ -54,10 +53,17 @@ def prepare(config: RunConfig, workspace: Workspace) -> Session:
         ModelError: A model that cannot be used, or a target pattern that matches none of its layers.
         CheckpointError: A damaged version, or one of another base model.
     """
+    lineage = workspace.lineage() if workspace.exists() else []
+    if lineage:
+        check_settings(config, lineage[-1])
+    progress.say(f"reading {len(config.tasks)} task{'s' * (len(config.tasks) > 1)}")
     folder = locate(config.model)
     local = replace(config.model, path=str(folder))
     tokenizer = load_tokenizer(local)
     tasks = [load_task(spec, tokenizer=tokenizer, seed=CUT_SEED) for spec in config.tasks]
+    for task in tasks:
+        for note in task.notes:
+            progress.say(f"{task.name}: {note}")
     architecture = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
     encoder_decoder = bool(architecture.is_encoder_decoder)
     check_arguments(config, workspace, encoder_decoder)
@@ -66,12 +72,12 @@ def prepare(config: RunConfig, workspace: Workspace) -> Session:
             encode(task.train, tokenizer, encoder_decoder=encoder_decoder, encoding=config.encoding)
         except DataError as error:
             raise DataError(f"task {task.name}, train: {error}") from error
+    progress.say(f"loading {config.model.path}")
     sha256 = weights_sha256(folder)
-    lineage = workspace.lineage() if workspace.exists() else []
     for version in lineage:
         version.verify(sha256)
     if lineage:
-        check_unchanged(config, tasks, lineage[-1])
+        check_rows(tasks, lineage[-1])
     model, _ = load_model(local, device_for(config))
     method = build_method(config)
     method.setup(model)
@@ -108,47 +114,3 @@ def check_arguments(config: RunConfig, workspace: Workspace, encoder_decoder: bo
         Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ValueError, TypeError, ImportError, AttributeError) as error:
         raise ConfigError(f"training.optim: `{arguments.optim}` cannot be used: {error}") from error
-
-
-def check_unchanged(config: RunConfig, tasks: list[Task], current: Version) -> None:
-    """A workspace goes on as it began: only `eval:` and tasks that are not learned yet may change.
-
-    Raises:
-        ConfigError: It names the first field that differs.
-        DataError: If the rows of a learned task are others than they were.
-    """
-    old, new = dict(current.record["config"]), effective(config)
-    learned = current.contains
-    names = [task.name for task in tasks]
-    if names[: len(learned)] != learned:
-        raise ConfigError(
-            f"tasks: the workspace has learned {', '.join(learned)}, in this order, and the configuration begins with "
-            f"{', '.join(names[: len(learned)])}. New tasks go behind the learned ones."
-        )
-    specs = {spec["name"]: spec for spec in old["tasks"]}
-    for index, name in enumerate(learned):
-        where = f"tasks[{index}]"
-        _compare(_without(specs[name], FREE_TASK_FIELDS), _without(new["tasks"][index], FREE_TASK_FIELDS), where)
-        if tasks[index].fingerprint() != current.record["tasks"][name]["fingerprint"]:
-            raise DataError(
-                f"task {name}: its rows are not those that {current.name} was made with. Restore the files, or add the "
-                "new rows as a task of another name."
-            )
-    for block in ("method", "lora", "training", "encoding", "seed"):
-        _compare(old[block], new[block], block)
-    _compare(old["model"]["dtype"], new["model"]["dtype"], "model.dtype")
-
-
-def _compare(old: Any, new: Any, where: str) -> None:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(key for key in new if key not in old)]:
-            _compare(old.get(key), new.get(key), f"{where}.{key}")
-    elif old != new:
-        raise ConfigError(
-            f"{where} is {new!r}, but this workspace was made with {old!r}. Change it back, or use another workspace: "
-            "in one that exists only `eval:` and tasks not learned yet may change."
-        )
-
-
-def _without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in names}

@@ -6,26 +6,26 @@ on from the last of these that is whole, and ends with the same weights.
 """
 
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from gorp.errors import CheckpointError, ConfigError, nearest
+from gorp.errors import ConfigError
 from gorp.evaluation import AccuracyMatrix
 from gorp.method import TaskContext
 from gorp.progress import Progress
-from gorp.storage import read_json, write_json
+from gorp.storage import write_json
 from gorp.targets import Treatment, treatments
 from gorp.training import train_task
-from gorp.workspace.config import RunConfig, build_method, parse_config
+from gorp.workspace.config import RunConfig, effective
 from gorp.workspace.prepare import Session, prepare
 from gorp.workspace.record import version_record
-from gorp.workspace.scoring import BASE_WEIGHTS, delta_digest, is_scored, score_row, write_matrix
+from gorp.workspace.scoring import BASE_WEIGHTS, delta_digest, enter, is_scored, score_row, write_matrix
 from gorp.workspace.state import DELTA, file_sha256, read_state, write_state
 from gorp.workspace.store import TRAINING, Version, Workspace
+from gorp.workspace.unfinished import Unfinished
 
 
 JOINT = "joint"
@@ -68,26 +68,33 @@ def run_sequence(
             "a workspace has one writer, and this is one of several ranks. Run `gorp train` without torchrun; with "
             "several ranks use `gorp.training.train_task`."
         )
-    session = prepare(config, Workspace(workspace))
+    session = prepare(config, Workspace(workspace), progress)
+    if not restart:
+        check_unfinished(session)
     store = session.workspace
+    store.accept(effective(config), config.source)
     for version in store.unsettled():
         store.settle(version)
     _measure_versions(session, progress)
     lineage = store.lineage()
     progress.matrix(write_matrix(session, lineage))
-    for stage in _stages(session, lineage[-1]):
+    for stage in _stages(session, lineage[-1].contains):
         _learn(session, stage, lineage, restart, progress)
         lineage = store.lineage()
         progress.matrix(write_matrix(session, lineage))
     return write_matrix(session, lineage)
 
 
-def plan(config: RunConfig, workspace: Path) -> tuple[list[str], list[Treatment], int]:
+def plan(
+    config: RunConfig, workspace: Path, *, restart: bool = False, progress: Progress | None = None
+) -> tuple[list[str], list[Treatment], int]:
     """What `run_sequence` would do: the pending tasks, the weights it would train, the model's parameters.
 
     Everything is checked; nothing is written, and nothing is trained.
     """
-    session = prepare(config, Workspace(workspace))
+    session = prepare(config, Workspace(workspace), progress or Progress())
+    if not restart:
+        check_unfinished(session)
     total = sum(p.numel() for p in session.model.parameters())
     contains = session.lineage[-1].contains if session.lineage else []
     pending = [task.name for task in session.tasks if task.name not in contains]
@@ -96,37 +103,15 @@ def plan(config: RunConfig, workspace: Path) -> tuple[list[str], list[Treatment]
     return pending, treatments(session.model), total
 
 
-def evaluate_version(
-    workspace: Path, *, version: str | None = None, task: str | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Score a version again, whatever was measured before, and keep the scores.
-
-    Args:
-        workspace: Its folder.
-        version: CURRENT when None.
-        task: All tasks when None.
-        progress: What to show.
-
-    Returns:
-        `version`, and `scores`: task -> score, rows, metric.
+def check_unfinished(session: Session) -> None:
+    """Refuse to go on with a training that was begun under other conditions.
 
     Raises:
-        ConfigError: For an unknown version or task.
-        CheckpointError: If the version or its base model is not as it was.
+        CheckpointError: It names what differs, and what to do.
     """
-    store = Workspace(workspace)
-    chosen = store.current() if version is None else store.version(version)
-    config = parse_config(store.current().record["config"], store.root)
-    names = [spec.name for spec in config.tasks]
-    if task is not None and task not in names:
-        raise ConfigError(f"no task `{task}` in {workspace}; there are {', '.join(names)}.{nearest(task, names)}")
-    session = prepare(config, store)
-    _enter(session, chosen)
-    wanted = [item for item in session.tasks if task in (None, item.name)]
-    progress = progress or Progress()
-    cells = score_row(session, chosen.name, delta_digest(chosen), progress, tasks=wanted, fresh=True)
-    write_matrix(session, store.lineage())
-    return {"version": chosen.name, "scores": cells}
+    lineage = session.lineage
+    for stage in _stages(session, lineage[-1].contains if lineage else [])[:1]:
+        _unfinished(session, stage, lineage).check()
 
 
 def _measure_versions(session: Session, progress: Progress) -> None:
@@ -140,20 +125,14 @@ def _measure_versions(session: Session, progress: Progress) -> None:
     lineage = store.lineage()
     for version in lineage:
         if not is_scored(session, version):
-            _enter(session, version)
+            enter(session, version)
             score_row(session, version.name, delta_digest(version), progress)
-    _enter(session, lineage[-1])
+    enter(session, lineage[-1])
 
 
-def _enter(session: Session, version: Version) -> None:
-    """Make the method what it was after `version`; v0 is the method before its first task."""
-    state = version.method_state(session.base["sha256"])
-    session.method.load_state_dict(state or build_method(session.config).state_dict())
-
-
-def _stages(session: Session, current: Version) -> list[Stage]:
-    """The trainings that are pending."""
-    names, done = [task.name for task in session.tasks], current.contains
+def _stages(session: Session, done: list[str]) -> list[Stage]:
+    """The trainings that are pending when the tasks `done` are learned."""
+    names = [task.name for task in session.tasks]
     if not session.method.joint:
         stages = enumerate(session.tasks, 1)
         return [Stage(name=t.name, index=i, contains=names[:i], rows=t.train) for i, t in stages if i > len(done)]
@@ -164,24 +143,30 @@ def _stages(session: Session, current: Version) -> list[Stage]:
     return [Stage(name=JOINT, index=1, contains=names, rows=shuffled)]
 
 
+def _unfinished(session: Session, stage: Stage, lineage: list[Version]) -> Unfinished:
+    """The training of `stage`, as it would begin after `lineage`; a joint method begins at the base model."""
+    parent = "v0" if session.method.joint or not lineage else lineage[-1].name
+    version = session.workspace.next_name() if lineage else "v1"
+    return Unfinished(session, task=stage.name, contains=stage.contains, parent=parent, version=version)
+
+
 def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool, progress: Progress) -> None:
     """Train one stage, or go on with it; score; publish the version."""
     store = session.workspace
     if session.method.joint:  # always from the base model
         lineage = lineage[:1]
-        _enter(session, lineage[0])
-    name, run = store.next_name(), store.run_folder(stage.name)
-    folder = store.prepared(name)
+        enter(session, lineage[0])
+    work = _unfinished(session, stage, lineage)
+    name = work.folder.name.removeprefix(".tmp-")
     if restart:
-        for path in (run, folder):
-            shutil.rmtree(path, ignore_errors=True)
-    identity = {
-        "task": stage.name,
-        "parent": lineage[-1].name,
-        "rows": {task: session.fingerprints[task] for task in stage.contains},
-    }
-    training = _finished(session, folder, identity) or _train(session, stage, run, folder, identity, progress)
-    scores = score_row(session, name, file_sha256(folder / DELTA), progress)
+        work.forget()
+    work.check()
+    training = work.finished()
+    if training is None:
+        training = _train(session, stage, work, progress)
+    else:
+        session.method.load_state_dict(read_state(work.folder, session.base["sha256"]))
+    scores = score_row(session, name, file_sha256(work.folder / DELTA), progress)
     record = version_record(
         session, lineage=lineage, task=stage.name, contains=stage.contains, scores=scores, training=training
     )
@@ -189,23 +174,10 @@ def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool
     progress.say(f"{name} is written: {stage.name}")
 
 
-def _finished(session: Session, folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What a training reported that had ended when the run was interrupted; the method gets the state it left."""
-    if not (folder / TRAINING).is_file():
-        return None
-    training = read_json(folder / TRAINING)
-    if training["identity"] != identity:
-        return None
-    session.method.load_state_dict(read_state(folder, session.base["sha256"]))
-    return training
-
-
-def _train(
-    session: Session, stage: Stage, run: Path, folder: Path, identity: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
+def _train(session: Session, stage: Stage, work: Unfinished, progress: Progress) -> dict[str, Any]:
     """Train, and write what the task leaves into the folder of its version; training.json last."""
-    _claim(run, identity)
-    shutil.rmtree(folder, ignore_errors=True)
+    if work.begin():
+        progress.say(f"{stage.name} begins anew: it was begun otherwise, and nothing of that had been saved")
     total = sum(p.numel() for p in session.model.parameters())
     with progress.training(stage.name) as callback:
         result = train_task(
@@ -218,22 +190,11 @@ def _train(
             seed=session.config.seed,
             training=session.config.training,
             encoding=session.config.encoding,
-            folder=run,
+            folder=work.run,
             callbacks=(callback,),
             on_ready=lambda table: progress.treatments(table, total),
         )
-    write_state(folder, session.method, session.base["sha256"])
-    training = {"identity": identity, **asdict(result)}
-    write_json(folder / TRAINING, training)
+    write_state(work.folder, session.method, session.base["sha256"])
+    training = {"identity": work.identity, **asdict(result)}
+    write_json(work.folder / TRAINING, training)
     return training
-
-
-def _claim(run: Path, identity: dict[str, Any]) -> None:
-    """Checkpoints are gone on from only if they are of the same rows and the same parent."""
-    path = run / "identity.json"
-    if path.is_file() and read_json(path) != identity:
-        raise CheckpointError(
-            f"{run}: an unfinished training of other rows, or from another version. Start the task anew (--restart), "
-            "or restore the rows."
-        )
-    write_json(path, identity)

@@ -7,6 +7,7 @@ from typing import Any
 from gorp.data import Task
 from gorp.evaluation import AccuracyMatrix, score_task, summary
 from gorp.progress import Progress
+from gorp.workspace.config import build_method
 from gorp.workspace.prepare import Session
 from gorp.workspace.scores import Scores, cell_key, learned_part
 from gorp.workspace.state import DELTA
@@ -50,6 +51,12 @@ def score_row(
                 cell = scores.enter(version, score, _key(session, digest, task))
             cells[task.name] = {name: cell[name] for name in ("score", "rows", "metric")}
     return cells
+
+
+def enter(session: Session, version: Version) -> None:
+    """Make the method what it was after `version`; v0 is the method before its first task."""
+    state = version.method_state(session.base["sha256"])
+    session.method.load_state_dict(state or build_method(session.config).state_dict())
 
 
 def is_scored(session: Session, version: Version) -> bool:

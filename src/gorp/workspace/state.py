@@ -20,13 +20,16 @@ SIDE = "input"
 def write_state(folder: Path, method: Method, base_sha256: str) -> None:
     """Write what a finished task leaves into three safetensors files of `folder`.
 
-    The deltas are in the method's state too, and are not written twice.
+    Deltas and bases are in the method's state too, under `delta/` and `memory/`, and are not written twice: what the
+    two contract files say is what the next task protects.
     """
     options = {name: getattr(method.config, name, None) for name in ("mode", "energy", "budget")}
     header = {**options, "side": SIDE, "base_sha256": base_sha256, "gorp_version": gorp.__version__}
-    rest = {key: value for key, value in method.state_dict().items() if not key.startswith("delta/")}
+    bases = method.memory_tensors()
+    elsewhere = {*prefixed("delta", pack_deltas(method.deltas)), *prefixed("memory", bases)}
+    rest = {key: value for key, value in method.state_dict().items() if key not in elsewhere}
     write_tensors(folder / DELTA, pack_deltas(method.deltas), {"base_sha256": base_sha256})
-    write_tensors(folder / MEMORY, method.memory_tensors(), header)
+    write_tensors(folder / MEMORY, bases, header)
     write_tensors(folder / METHOD, rest, {"method": method.name})
 
 
@@ -36,7 +39,7 @@ def read_state(folder: Path, base_sha256: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If the memory is another model's, or of the other side of the weights.
     """
-    _, header = read_tensors(folder / MEMORY)
+    bases, header = read_tensors(folder / MEMORY)
     if header.get("side") != SIDE or header.get("base_sha256") != base_sha256:
         what = "another model" if header.get("side") == SIDE else f"the {header.get('side')} side of the weights"
         raise CheckpointError(
@@ -45,7 +48,7 @@ def read_state(folder: Path, base_sha256: str) -> dict[str, Tensor]:
         )
     deltas, _ = read_tensors(folder / DELTA)
     rest, _ = read_tensors(folder / METHOD)
-    return rest | prefixed("delta", deltas)
+    return rest | prefixed("delta", deltas) | prefixed("memory", bases)
 
 
 def file_sha256(path: Path) -> str:

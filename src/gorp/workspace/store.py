@@ -8,6 +8,7 @@
     eval/scores.json                  every score with what it was measured on; matrix.csv is made from it
     eval/samples/vN-<task>.jsonl      every answer
     run/<task>/checkpoint-*           of a task in training
+    config.json                       the configuration that `gorp train` accepted last, and the YAML it came from
     ledger.jsonl                      what happened, one event a line
     CURRENT                           the version that the next task starts from
 
@@ -31,7 +32,7 @@ from gorp.storage import read_json, sync_folder, write_atomic, write_json
 from gorp.workspace.state import MEMORY, file_sha256, read_state
 
 
-TRAINING, RECORD = "training.json", "version.json"
+TRAINING, RECORD, CONFIG = "training.json", "version.json", "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,8 @@ class Workspace:
             return unsettled[-1]
         path = self.root / "CURRENT"
         if not path.is_file():
-            raise CheckpointError(f"{self.root}: no gorp workspace (no file CURRENT). `gorp train` makes one.")
+            what = "a file; wanted the folder of a workspace" if self.root.is_file() else "no gorp workspace"
+            raise CheckpointError(f"{self.root}: {what} (no file CURRENT). `gorp train` makes one.")
         try:
             return self.version(path.read_text(encoding="utf-8").strip())
         except (ConfigError, UnicodeDecodeError) as error:
@@ -137,6 +139,33 @@ class Workspace:
         while (parent := chain[0].record["parent"]) is not None:
             chain.insert(0, self.version(parent))
         return chain
+
+    def accept(self, config: Mapping[str, Any], source: Path | None) -> None:
+        """Keep the configuration that a run begins with.
+
+        Args:
+            config: In full, as JSON values.
+            source: The YAML that it was read from, if any.
+        """
+        kept = {"source": None if source is None else str(source), "config": dict(config)}
+        path = self.root / CONFIG
+        if not path.is_file() or read_json(path) != kept:
+            write_json(path, kept)
+
+    def accepted(self) -> tuple[dict[str, Any], Path | None]:
+        """What `accept` kept last; where it kept nothing, the configuration that CURRENT was made with.
+
+        Raises:
+            CheckpointError: If this is no workspace, or the file is damaged.
+        """
+        current = self.current()
+        path = self.root / CONFIG
+        if not path.is_file():
+            return current.record["config"], None
+        kept = read_json(path)
+        if not isinstance(kept, dict) or not {"source", "config"} <= set(kept):
+            raise CheckpointError(f"{path}: not a kept configuration. Remove it; `gorp train` writes it again.")
+        return kept["config"], kept["source"] and Path(kept["source"])
 
     def next_name(self) -> str:
         """The name of the version to be made next; numbers are never used again."""

@@ -1,0 +1,112 @@
+"""What may change between two runs of one workspace.
+
+    nothing learned yet   everything but the weights of the base model
+    between two tasks     `training`, `encoding`, `eval`, paths, tasks not learned yet, and the options in `TUNABLE`
+    within a task         only what does not decide its course: `eval`, paths, how often it is saved and logged
+
+Scores need no rule: each is kept with what it was measured on, and measured again when that changes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gorp.data import Task
+from gorp.errors import ConfigError, DataError
+from gorp.workspace.config import RunConfig, effective
+from gorp.workspace.store import Version
+
+
+FREE_TASK_FIELDS = ("train", "eval")
+"""Paths may change when a workspace moves; the rows themselves are compared."""
+
+TUNABLE: dict[str, tuple[str, ...]] = {
+    "method": (
+        "core_learning_rate",
+        "scale",
+        "refresh_every",
+        "energy",
+        "budget",
+        "strength",
+        "decay",
+        "fisher_examples",
+    ),
+    "lora": ("lora_dropout",),
+}
+"""Options that say how the next task is learned and how much of it is kept. All others decide the shape or the meaning
+of what earlier tasks left, or which weights are protected, and stay."""
+
+OBSERVING = ("logging_", "save_", "report_to", "disable_tqdm")
+"""Beginnings of keys of `training:` that do not decide a number."""
+
+
+def course(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide the course of a task's training, by block."""
+    values = effective(config)
+    training = {key: value for key, value in values["training"].items() if not key.startswith(OBSERVING)}
+    blocks = {name: values[name] for name in ("method", "lora", "encoding", "seed")}
+    return {**blocks, "training": training, "model": {"dtype": values["model"]["dtype"]}}
+
+
+def check_settings(config: RunConfig, current: Version) -> None:
+    """Refuse settings that the tasks learned so far do not allow to change; before the first, everything may.
+
+    Raises:
+        ConfigError: It names the first field that differs.
+    """
+    learned = current.contains
+    if not learned:
+        return
+    old, new = dict(current.record["config"]), effective(config)
+    names = [task["name"] for task in new["tasks"]]
+    if names[: len(learned)] != learned:
+        raise ConfigError(
+            f"tasks: the workspace has learned {', '.join(learned)}, in this order, and the configuration begins with "
+            f"{', '.join(names[: len(learned)])}. New tasks go behind the learned ones."
+        )
+    specs = {spec["name"]: spec for spec in old["tasks"]}
+    for index, name in enumerate(learned):
+        before, now = (_without(spec, FREE_TASK_FIELDS) for spec in (specs[name], new["tasks"][index]))
+        _compare(before, now, f"tasks[{index}]")
+    _compare(old["method"]["name"], new["method"]["name"], "method.name")
+    for block in ("method", "lora"):
+        before, now = (values[block] and _without(values[block], TUNABLE[block]) for values in (old, new))
+        _compare(before, now, block)
+    _compare(old["seed"], new["seed"], "seed")
+    _compare(old["model"]["dtype"], new["model"]["dtype"], "model.dtype")
+
+
+def check_rows(tasks: Sequence[Task], current: Version) -> None:
+    """Refuse other rows of a task that is learned.
+
+    Raises:
+        DataError: It names the task.
+    """
+    for task in tasks[: len(current.contains)]:
+        if task.fingerprint() != current.record["tasks"][task.name]["fingerprint"]:
+            raise DataError(
+                f"task {task.name}: its rows are not those that {current.name} was made with. Restore the files, or "
+                "add the new rows as a task of another name."
+            )
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two nested mappings differ: the path of each field, what it was, what it is."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif old != new:
+        yield where, old, new
+
+
+def _compare(old: Any, new: Any, where: str) -> None:
+    for path, before, now in differences(old, new, where):
+        options = ", ".join(f"`{block}.{name}`" for block in TUNABLE for name in TUNABLE[block] if block == where)
+        raise ConfigError(
+            f"{path} is {now!r}, but this workspace was made with {before!r}, and what it has learned depends on that. "
+            "Change it back, or use another workspace. What may change after the first task: `training`, `encoding`, "
+            f"`eval`, tasks not learned yet{options and ', '}{options}."
+        )
+
+
+def _without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in names}

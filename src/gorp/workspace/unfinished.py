@@ -1,0 +1,100 @@
+"""A training that ended early: what it was begun with, and whether it may be gone on with.
+
+Its identity is the task, the version it starts from, the rows, and every setting that decides its course. A training
+is gone on with when all of that is as it was. When something differs and work was saved, that is the user's to decide;
+when nothing was saved, the task begins anew.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gorp.errors import CheckpointError
+from gorp.storage import read_json, write_json
+from gorp.training import last_complete
+from gorp.workspace.changes import course, differences
+from gorp.workspace.prepare import Session
+from gorp.workspace.store import TRAINING
+
+
+IDENTITY = "identity.json"
+
+
+class Unfinished:
+    """The training of one task: its folder of checkpoints, the folder of the version it leads to, its identity.
+
+    Args:
+        session: The run.
+        task: What is trained.
+        contains: The tasks whose rows it sees or that its version holds.
+        parent: Name of the version it starts from.
+        version: Name of the version it leads to.
+    """
+
+    def __init__(self, session: Session, *, task: str, contains: Sequence[str], parent: str, version: str) -> None:
+        self.task = task
+        self.run: Path = session.workspace.run_folder(task)
+        self.folder: Path = session.workspace.prepared(version)
+        self.identity: dict[str, Any] = {
+            "task": task,
+            "parent": parent,
+            "rows": {name: session.fingerprints[name] for name in contains},
+            "settings": course(session.config),
+        }
+
+    def saved(self) -> dict[str, Any] | None:
+        """The identity of what was saved: a finished training, or a checkpoint; None where nothing would be lost."""
+        if (self.folder / TRAINING).is_file():
+            return read_json(self.folder / TRAINING)["identity"]
+        return None if last_complete(self.run) is None else read_json(self.run / IDENTITY)
+
+    def check(self) -> None:
+        """Refuse to go on under other conditions than those it was begun under.
+
+        Raises:
+            CheckpointError: It names what differs, and what to do.
+        """
+        saved = self.saved()
+        if saved is None or saved == self.identity:
+            return
+        if saved["task"] != self.task:
+            what = f"task `{saved['task']}`, which is not the next one now"
+        elif saved["rows"] != self.identity["rows"]:
+            what = f"task `{self.task}`, with other rows"
+        elif saved["parent"] != self.identity["parent"]:
+            what = f"task `{self.task}`, from version {saved['parent']}; it would start from {self.identity['parent']}"
+        else:
+            found = differences(saved.get("settings", {}), self.identity["settings"])
+            changed = ", ".join(f"{key} = {old!r} (now {new!r})" for key, old, new in found)
+            what = f"task `{self.task}`, with {changed}"
+        raise CheckpointError(
+            f"{self.run}: holds an unfinished training of {what}. Change that back to go on with it, or begin the task "
+            "anew as the configuration is now: `gorp train` with --restart."
+        )
+
+    def finished(self) -> dict[str, Any] | None:
+        """What training.json says, where the training itself had ended under the same conditions."""
+        if not (self.folder / TRAINING).is_file():
+            return None
+        training = read_json(self.folder / TRAINING)
+        return training if training["identity"] == self.identity else None
+
+    def begin(self) -> bool:
+        """Keep checkpoints of the same identity, remove all else, and write the identity down.
+
+        Returns:
+            Whether a training that had been begun otherwise, and of which nothing was saved, made room.
+        """
+        path = self.run / IDENTITY
+        changed = path.is_file() and read_json(path) != self.identity
+        if self.saved() != self.identity:
+            self.forget()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        write_json(path, self.identity)
+        return changed
+
+    def forget(self) -> None:
+        """Remove whatever is there."""
+        for path in (self.run, self.folder):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,79 @@
+"""One cell: the loop over tasks, whoever trains and scores; and names that finished results are found under."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gorp.benchmark import Cell, learn_in_turn
+from gorp.data import Encoding
+from gorp.storage import read_json
+from gorp.training import train_task
+from tests.models_small import tiny_t5
+from tests.runs import rows
+from tests.tokenizers_small import t5_tokenizer
+
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def learn(cell):
+    """The result, the (task, rows) that were trained on, and the tasks that were scored, in their order."""
+    tokenizer = t5_tokenizer()
+    model = tiny_t5(tokenizer)
+    tasks = [SimpleNamespace(name=name, train=rows(number, 8)) for number, name in enumerate(cell.order, 1)]
+    trained, scored = [], []
+
+    def train(method, task, data, **where):
+        trained.append((task.name, len(data), where["name"], where["index"]))
+        return train_task(model, tokenizer, method, data, encoding=Encoding(), **where)
+
+    def score(served, task):
+        scored.append(task.name)
+        return float(len(scored)), 5
+
+    return learn_in_turn(cell, model, tasks, train=train, score=score, started=0.0), trained, scored
+
+
+def cell(**fields):
+    training = {"per_device_train_batch_size": 4, "use_cpu": True}
+    return Cell(**{"method": "gorp", "model": "tiny", "order": ("a", "b"), "training": training} | fields)
+
+
+def test_every_task_is_trained_in_turn_and_scored_where_the_metrics_need_it():
+    result, trained, scored = learn(cell())
+    assert trained == [("a", 8, "a", 1), ("b", 8, "b", 2)]
+    assert scored == ["a", "b", "a", "b", "a", "b"]
+    assert result["matrix"]["R"] == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    assert (result["steps"], result["ap"], result["bwt"]) == (4, 5.5, 2.0)
+    assert 0 <= result["leak"] <= 1e-5 and result["facts"]["mode"] == "strict"
+
+
+def test_a_trial_scores_the_diagonal_and_the_end():
+    result, _, scored = learn(cell(cells="ends"))
+    assert scored == ["a", "a", "b"]
+    assert result["matrix"]["R"] == [[None, None], [1.0, None], [2.0, 3.0]]
+
+
+def test_a_joint_method_trains_once_on_all_rows():
+    _, trained, scored = learn(cell(method="multi_task"))
+    assert trained == [("b", 16, "b", 2)] and scored == ["a", "b", "a", "b"]
+
+
+def test_a_result_has_the_fields_that_results_have():
+    found = set(learn(cell())[0])
+    assert found == {
+        *("cell", "matrix", "ap", "ap_weighted", "bwt", "fwt", "forgetting", "la"),
+        *("train_seconds", "boundary_seconds", "eval_seconds", "seconds", "steps", "peak_bytes"),
+        *("leak", "facts", "environment"),
+    }
+
+
+def test_the_file_of_a_cell_is_the_one_that_finished_results_have():
+    assert cell().key() == "gorp-seed0-07f96e3918"
+    paths = list(RESULTS.glob("*/*/*.json"))
+    if not paths:
+        pytest.skip("no finished results in this copy")
+    for path in paths:
+        block = read_json(path)["cell"]
+        assert Cell(**block | {"order": tuple(block["order"])}).key() == path.stem

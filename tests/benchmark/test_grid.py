@@ -1,0 +1,79 @@
+"""Processes that share a folder run each cell once, whatever was left behind by one that died."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gorp.benchmark import Cell, run_grid
+from gorp.benchmark import grid as grid_module
+from gorp.storage import read_json, write_json
+
+
+CELL = Cell(method="gorp", model="m", order=("a",))
+RESULT = f"{CELL.key()}.json"
+CLAIM = f"{CELL.key()}.claim"
+
+
+def run(folder, *, during=lambda: None, cells=(CELL,)):
+    """The keys of the cells that were run."""
+    ran = []
+
+    def one(cell, data):
+        ran.append(cell.key())
+        during()
+        return {"value": 1}
+
+    run_grid(cells, folder, folder, report=lambda *_: None, run=one)
+    return ran
+
+
+def test_each_cell_is_run_once_and_leaves_only_its_result(tmp_path):
+    assert run(tmp_path) == [CELL.key()] and run(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == [RESULT]
+
+
+@pytest.mark.parametrize("left", ["", "0", "999999999", str(os.getpid())])
+def test_a_claim_that_was_left_behind_holds_nobody_off(tmp_path, left):
+    (tmp_path / CLAIM).write_text(left)
+    assert run(tmp_path) == [CELL.key()]
+    assert [path.name for path in tmp_path.iterdir()] == [RESULT]
+
+
+def test_a_cell_that_another_is_running_is_left_to_it(tmp_path):
+    nested = []
+    assert run(tmp_path, during=lambda: nested.append(run(tmp_path))) == [CELL.key()]
+    assert nested == [[]]
+
+
+def test_a_process_that_is_killed_lets_go_of_its_cell(tmp_path):
+    code = (
+        "import os, sys, pathlib; from gorp.benchmark import Cell, run_grid; folder = pathlib.Path(sys.argv[1]);"
+        "cells = [Cell(method='gorp', model='m', order=('a',))];"
+        "run_grid(cells, folder, folder, report=None, run=lambda *_: os._exit(9))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
+    assert (tmp_path / CLAIM).exists()
+    assert run(tmp_path) == [CELL.key()]
+
+
+def test_a_cell_that_was_finished_before_the_claim_is_not_run_again(tmp_path, monkeypatch):
+    claim = grid_module._claim
+
+    def late(path):
+        write_json(tmp_path / RESULT, {"value": "of the other"})
+        return claim(path)
+
+    monkeypatch.setattr(grid_module, "_claim", late)
+    assert run(tmp_path) == []
+    assert read_json(tmp_path / RESULT) == {"value": "of the other"}
+
+
+def test_a_cell_that_fails_is_free_again(tmp_path):
+    def fail():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run(tmp_path, during=fail)
+    assert list(tmp_path.iterdir()) == []

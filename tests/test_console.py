@@ -1,0 +1,60 @@
+"""What a log hears of a long run: not each step, and not silence."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from gorp import console as module
+from gorp.console import PlainProgress
+from gorp.targets import Treatment
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """The progress, the text it has written so far, and the clock."""
+    text, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    return PlainProgress(Console(file=text, width=module.PLAIN_WIDTH)), text, clock
+
+
+def test_scoring_that_is_quick_is_silent(log):
+    progress, text, clock = log
+    with progress.evaluating("v1 on one") as advance:
+        for done in (1, 2, 3):
+            clock[0] += 0.5
+            advance(done, 3)
+    assert text.getvalue() == ""
+
+
+def test_scoring_that_lasts_is_heard_of_after_two_seconds_and_then_every_ten(log):
+    progress, text, clock = log
+    with progress.evaluating("v1 on one") as advance:
+        for done in range(1, 31):  # a second each
+            clock[0] += 1
+            advance(done, 30)
+    lines = text.getvalue().splitlines()
+    assert lines == [f"scoring v1 on one: {done} of 30 rows" for done in (2, 12, 22)]
+
+
+def test_training_says_how_far_it_is(log):
+    progress, text, clock = log
+    with progress.training("one") as callback:
+        for step in range(31):
+            clock[0] += 1
+            callback.on_step_end(None, SimpleNamespace(global_step=step, max_steps=30), None)
+            callback.on_log(None, None, None, logs={"loss": 0.5})
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "training one" and lines[-1] == "trained one: 30 steps, loss 0.5"
+    assert lines[1:-1] == [f"training one: {step} of 30 steps, loss 0.5" for step in (1, 11, 21)]
+
+
+def test_the_table_of_weights_is_printed_when_it_changes(log):
+    progress, text, _ = log
+    table = [Treatment(pattern="q", count=1, shape=(2, 2), treatment="LoRA", trainable=4)]
+    for _ in range(3):
+        progress.treatments(table, 100)
+    assert text.getvalue().count("trainable numbers") == 1
+    progress.treatments(table * 2, 100)
+    assert text.getvalue().count("trainable numbers") == 2

@@ -1,0 +1,73 @@
+"""`gorp eval` asks what the configuration asks now."""
+
+import json
+
+import pytest
+
+from gorp.progress import Progress
+from gorp.workspace import evaluate_version, load_config, run_sequence
+from tests.workspace.project import make_project, task, write_config, write_rows
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A workspace that has learned one task."""
+    run_sequence(load_config(make_project(tmp_path, tasks=[task("one")])), tmp_path / "work")
+    return tmp_path
+
+
+class Said(Progress):
+    """Keeps the lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def rows_scored(folder, progress=None):
+    return evaluate_version(folder / "work", progress=progress)["scores"]["one"]["rows"]
+
+
+def test_the_yaml_as_it_is_now_decides(trained):
+    assert rows_scored(trained) == 6
+    write_config(trained, tasks=[task("one")], eval={"limit": 4})
+    assert rows_scored(trained) == 4
+
+
+def test_rows_that_a_task_is_judged_by_may_move(trained):
+    (trained / "one_eval.jsonl").rename(trained / "held_out.jsonl")
+    write_config(trained, tasks=[task("one", eval="held_out.jsonl")])
+    assert rows_scored(trained) == 6
+
+
+def test_without_the_yaml_it_is_the_configuration_accepted_last(trained):
+    run_sequence(load_config(write_config(trained, tasks=[task("one")], eval={"limit": 3})), trained / "work")
+    (trained / "run.yaml").unlink()
+    assert rows_scored(trained) == 3
+    (trained / "work/config.json").unlink()  # as in a workspace that kept none: what CURRENT was made with
+    assert rows_scored(trained) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"method": {"name": "ewc"}}, "method.name is 'ewc'"),
+        ({"tasks": [task("two")]}, "New tasks go behind"),
+        ({"model": {"path": "gorp-tiny-t5"}}, "model.path is gorp-tiny-t5"),
+        ({"evil": {}}, "evil: unknown key"),
+    ],
+)
+def test_a_yaml_that_became_another_runs_is_not_used_and_that_is_said(trained, changes, reason):
+    write_config(trained, **({"tasks": [task("one")], "eval": {"limit": 2}} | changes))
+    said = Said()
+    assert rows_scored(trained, said) == 6
+    assert any(reason in line and "no longer fits" in line for line in said.lines)
+
+
+def test_a_task_not_learned_yet_is_scored_too(trained):
+    write_rows(trained / "two.jsonl", 2, 24)
+    write_config(trained)
+    assert set(evaluate_version(trained / "work")["scores"]) == {"one", "two"}
+    assert json.loads((trained / "work/eval/scores.json").read_text())["v1"]["two"]["rows"] == 6
