@@ -40,10 +40,23 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sketch of 64 rows, energy 0.90": {**SKETCH, "sketch_size": 64, "energy": 0.90, "budget": 0.5},
     "sketch of 64 rows, energy 0.97": {**SKETCH, "sketch_size": 64, "energy": 0.97, "budget": 0.5},
     "sketch of 128 rows, core on every linear layer": {**SKETCH, "full_modules": EVERY},
+    "sketch of 128 rows, core on every linear layer, no adapter": {**SKETCH, "full_modules": EVERY, "lora": "none"},
+    "the same, core learning rate x 3": {
+        **SKETCH,
+        "full_modules": EVERY,
+        "lora": "none",
+        "core_learning_rate": 3.0,
+    },
+    "sketch of 128 rows, core on every linear layer, adapter's learning rate x 0.3": {
+        **SKETCH,
+        "full_modules": EVERY,
+        "core_learning_rate": 1.0,
+        "learning_rate": 0.3,
+    },
     "sketch of 128 rows, core and adapter on every linear layer": {**SKETCH, "full_modules": EVERY, "lora": EVERY},
     "sketch of 128 rows, adapter on every linear layer, no core": {**SKETCH, "full_modules": "none", "lora": EVERY},
 }
-"""Name -> options; `core_learning_rate` is a factor of the learning rate here, `lora` the layers that have adapters."""
+"""Name -> options; both learning rates are factors of `--rate` here, `lora` names the layers that have adapters."""
 
 
 def cells(rate: float, seeds: tuple[int, ...]) -> dict[str, list[Cell]]:
@@ -56,7 +69,8 @@ def cells(rate: float, seeds: tuple[int, ...]) -> dict[str, list[Cell]]:
         comparison = Comparison("minilm", training={"bf16": True}, lora=lora, full=None, tokens=64)
         if "core_learning_rate" in options:
             options["core_learning_rate"] = round(options["core_learning_rate"] * rate, 8)
-        runs[name] = [comparison.cell("gorp", options, rate, seed=seed, **fields) for seed in seeds]
+        adapter_rate = round(options.pop("learning_rate", 1.0) * rate, 8)
+        runs[name] = [comparison.cell("gorp", options, adapter_rate, seed=seed, **fields) for seed in seeds]
     return runs
 
 
