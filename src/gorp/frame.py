@@ -72,7 +72,8 @@ def sketched_frame(
     whole = _transposed_times(pairs, left).mT  # (D Q)ᵀ X, q x n
     b = project_out_rows(whole, basis)  # (D Q)ᵀ X (I - S Sᵀ)
     small_left, sigma, right_t = torch.linalg.svd(b, full_matrices=False)
-    return _finish(left @ small_left[:, :rank], sigma[:rank], right_t[:rank].mT, basis, rank=rank, size=whole.norm())
+    left, right = left @ small_left[:, :rank], right_t[:rank].mT
+    return _finish(left, sigma[:rank], right, basis, rank=rank, size=whole.norm(), outside=b.norm())
 
 
 def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
@@ -83,19 +84,25 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
         basis: S, n x s.
         rank: k.
     """
-    left, sigma, right_t = torch.linalg.svd(project_out_rows(gradient, basis), full_matrices=False)
-    return _finish(left[:, :rank], sigma[:rank], right_t[:rank].mT, basis, rank=rank, size=gradient.norm())
+    b = project_out_rows(gradient, basis)
+    left, sigma, right_t = torch.linalg.svd(b, full_matrices=False)
+    left, right = left[:, :rank], right_t[:rank].mT
+    return _finish(left, sigma[:rank], right, basis, rank=rank, size=gradient.norm(), outside=b.norm())
 
 
-def _finish(left: Tensor, sigma: Tensor, right: Tensor, basis: Tensor, *, rank: int, size: Tensor) -> Frame:
+def _finish(
+    left: Tensor, sigma: Tensor, right: Tensor, basis: Tensor, *, rank: int, size: Tensor, outside: Tensor
+) -> Frame:
     """Drop directions without signal, make V exactly orthogonal to S, pad to k columns, agree among ranks.
 
     Singular vectors are unique but for the sign of each pair, which libraries choose as they like. Whatever lives in
     the frame's coordinates and outlives it (paper mode's S, moments that are kept) depends on it, so it is fixed: the
     largest entry of each column of V is positive.
     """
-    # Rounding is measured against the gradient before projection: what is left of one that lies in S is noise.
-    floor = torch.finfo(sigma.dtype).eps * max(*left.shape, *right.shape) * size
+    # Rounding is measured against the gradient before projection: what is left of one that lies in S is noise, and
+    # as in `gorp.linalg.stands_out` a direction must stand out from what was projected away.
+    eps, inside = torch.finfo(sigma.dtype).eps, (size.square() - outside.square()).clamp(min=0).sqrt()
+    floor = eps * max(*left.shape, *right.shape) * size + eps**0.5 * inside
     alive = int((sigma > floor).sum())
     right = orthonormalize(right[:, :alive], away_from=basis)
     largest = right.gather(0, right.abs().argmax(dim=0, keepdim=True)) if alive else right[:1]

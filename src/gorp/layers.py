@@ -115,6 +115,42 @@ class GradientTap:
         output.register_hook(see)
 
 
+class GradientProbe:
+    """Takes ψᵀ G, one fixed random combination of the rows of a layer's gradient, as backward passes go by.
+
+    2·N·(m + n) flops a pass. It holds X until the layer's backward, as LoRA's A does anyway.
+
+    Args:
+        layer: A linear layer, wrapped or not.
+        weights: ψ, m numbers, on the layer's device.
+    """
+
+    def __init__(self, layer: nn.Module, weights: Tensor) -> None:
+        self._weights, self._row = weights, None
+        self._handle: RemovableHandle = layer.register_forward_hook(self._watch)
+
+    def take(self) -> Tensor:
+        """ψᵀ G of all micro-batches since the last call, n numbers; none where there was no backward pass."""
+        row, self._row = self._row, None
+        return self._weights.new_zeros(0) if row is None else row
+
+    def remove(self) -> None:
+        """Leave the layer as it was."""
+        self._handle.remove()
+
+    def _watch(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad:
+            return
+        x = args[0].detach()
+
+        def see(gradient: Tensor) -> None:
+            combined = gradient.detach().reshape(-1, gradient.shape[-1]) @ self._weights.to(gradient.dtype)
+            row = (combined.to(x.dtype) @ x.reshape(-1, x.shape[-1])).to(self._weights.dtype)
+            self._row = row if self._row is None else self._row + row
+
+        output.register_hook(see)
+
+
 def plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:
     """A, B and s of a PEFT layer that adds s B A x and nothing else: no dropout, no variant, no second adapter."""
     factors = getattr(layer, "lora_A", {})

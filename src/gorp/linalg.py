@@ -35,6 +35,23 @@ def project_out_rows(x: Tensor, basis: Tensor) -> Tensor:
     return project_out(x.mT, basis).mT
 
 
+def stands_out(rows: Tensor, basis: Tensor) -> Tensor:
+    """Whether each row has a part outside span(`basis`) that is more than rounding: ‖row (I - S Sᵀ)‖ > √eps ‖row‖.
+
+    Of a gradient that lies in span(S) the projection leaves rounding, about eps ‖g‖ in a random direction, and Adam,
+    which divides by the size, would make full steps of it. Above √eps rounding is less than a thousandth of what is left.
+
+    Args:
+        rows: p x n.
+        basis: S, n x s.
+
+    Returns:
+        p booleans, on the device of `rows`.
+    """
+    floor = torch.finfo(rows.dtype).eps ** 0.5
+    return project_out_rows(rows, basis).norm(dim=1) > floor * rows.norm(dim=1)
+
+
 def orthonormalize(x: Tensor, away_from: Tensor | None = None) -> Tensor:
     """Orthonormal columns for span(`x`), the first column along the first of `x` (QR with a positive diagonal).
 

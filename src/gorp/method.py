@@ -127,7 +127,7 @@ class Method:
         yield model
 
     def memory_tensors(self) -> dict[str, Tensor]:
-        """The contents of `memory.safetensors`: per protected weight S, float32, n x s; in `state_dict` as `memory/…`."""
+        """The contents of `memory.safetensors`: per protected weight S, float32, n x s; `memory/…` in `state_dict`."""
         return {}
 
     def facts(self) -> dict[str, Any]:

@@ -149,6 +149,20 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
     return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
 
 
+def skeleton(config: ModelConfig) -> PreTrainedModel:
+    """The model's shapes, on the meta device, in training mode. Reads (of a hub model, fetches) `config.json` alone.
+
+    Raises:
+        ModelError: If there is no such model, or it generates no text.
+    """
+    local = SHIPPED_FOLDER / config.path if config.path in SHIPPED else Path(config.path)
+    auto, architecture = _auto_class(config, local if local.is_dir() else config.path)
+    dtype = architecture.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    with torch.device("meta"):
+        model = auto.from_config(architecture, dtype=dtype or torch.float32, trust_remote_code=config.trust_remote_code)
+    return model.train()
+
+
 def _fetch(config: ModelConfig) -> Path:
     """A snapshot of a hub model in the local cache."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.path) or config.path.startswith("."):
@@ -157,15 +171,18 @@ def _fetch(config: ModelConfig) -> Path:
     try:
         return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
     except Exception as error:  # network, hub and cache: each has errors of its own
+        here = [name for name in SHIPPED if (SHIPPED_FOLDER / name).is_dir()]
+        shipped = f"no shipped model ({', '.join(here) or 'there is none'})"
         raise ModelError(
-            f"model.path: `{config.path}` is no folder here, no shipped model ({', '.join(SHIPPED)}), and cannot be "
-            f"fetched as a hub model ({_first_line(error)}).{nearest(config.path, SHIPPED)}"
+            f"model.path: `{config.path}` is no folder here, {shipped}, and cannot be fetched as a hub "
+            f"model ({_first_line(error)}).{nearest(config.path, here)}"
         ) from error
 
 
-def _auto_class(config: ModelConfig, folder: Path) -> tuple[Any, Any]:
+def _auto_class(config: ModelConfig, folder: Path | str) -> tuple[Any, Any]:
+    revision = "main" if isinstance(folder, Path) else config.revision or "main"
     try:
-        architecture = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        architecture = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # unknown model types, damaged JSON
         raise ModelError(f"{folder}: its config.json cannot be used ({_first_line(error)}).") from error
     remote = getattr(architecture, "auto_map", {}) if config.trust_remote_code else {}

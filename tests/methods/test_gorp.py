@@ -135,7 +135,9 @@ class Steps(TrainerCallback):
 
 
 class TestOptimizers:
-    @pytest.mark.parametrize("options", [{"memory_source": "moment"}, {"mode": "paper"}, {"mode": "paper", "memory_source": "sketch"}])
+    @pytest.mark.parametrize(
+        "options", [{"memory_source": "moment"}, {"mode": "paper"}, {"mode": "paper", "memory_source": "sketch"}]
+    )
     def test_one_without_a_first_moment_is_refused_after_one_step(self, options, tmp_path):
         model, steps = tiny("llama"), Steps()
         with pytest.raises(ConfigError, match=r"but SGD keeps none\. Use an optimizer with momentum"):

@@ -19,11 +19,12 @@ from typing_extensions import override
 
 from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
 from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
+from gorp.distributed import sum_over_ranks
 from gorp.errors import ConfigError
 from gorp.frame import Pairs, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
-from gorp.layers import GradientTap, LowRankUpdate, unwrap
-from gorp.linalg import project_out
+from gorp.layers import GradientProbe, GradientTap, LowRankUpdate, unwrap
+from gorp.linalg import project_out, stands_out
 from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
@@ -54,6 +55,7 @@ class Gorp(Method):
         self._pairs: dict[str, LoraPair] = {}
         self._full: FullRankBranch | None = None
         self._taps: dict[str, GradientTap] = {}
+        self._probes: dict[str, GradientProbe] = {}
         self._sketches: dict[str, FrequentDirections] = {}
 
     @override
@@ -91,6 +93,12 @@ class Gorp(Method):
         self._taps = {name: GradientTap(model.get_submodule(name.removesuffix(".weight"))) for name in watched}
         self._sketches = {name: self._new_sketch(name) for name in watched}
         self._open_taps()
+        if self.config.projection == "both":
+            for index, name in enumerate(n for n in self._pairs if n in self.memory):
+                layer = model.get_submodule(name.removesuffix(".weight"))
+                generator = torch.Generator().manual_seed(index)
+                combination = torch.randn(self.weights.parameter(name).shape[0], generator=generator)
+                self._probes[name] = GradientProbe(layer, combination.to(self._pairs[name].down))
 
     @property
     def _cores(self) -> Mapping[str, LowRankUpdate]:
@@ -113,6 +121,7 @@ class Gorp(Method):
             pairs = tap.take()
             if pairs:
                 self._refresh(name, pairs, optimizer)
+        self._drop_rounding()
         for name, pair in self._pairs.items():
             if pair.down.grad is not None:
                 pair.down.grad.copy_(self._project_factor(name, pair.down.grad))
@@ -147,11 +156,11 @@ class Gorp(Method):
         }
         self._remember(optimizer, changes)
         self._keep(changes)
-        for tap in self._taps.values():
-            tap.remove()
+        for watch in (*self._taps.values(), *self._probes.values()):
+            watch.remove()
         unwrap(model)
         remove_lora(model)
-        self._pairs, self._full, self._taps, self._sketches = {}, None, {}, {}
+        self._pairs, self._full, self._taps, self._sketches, self._probes = {}, None, {}, {}, {}
         self.weights.load(self.deltas)
 
     @override
@@ -207,6 +216,20 @@ class Gorp(Method):
         if self.config.adapter_side == "rank":
             return project_out(rows, self.memory.basis(f"{name}::rank", rows.mT))
         return self.memory.project_rows(name, rows)
+
+    @torch.no_grad()
+    def _drop_rounding(self) -> None:
+        """Zero the gradients of the pairs whose weight's gradient lies in S: rounding is all that they hold."""
+        rows = {name: probe.take() for name, probe in self._probes.items()}
+        if not any(len(row) for row in rows.values()):
+            return
+        sums = sum_over_ranks(torch.cat(list(rows.values()))).split([len(row) for row in rows.values()])
+        for (name, row), total in zip(rows.items(), sums, strict=True):
+            pair = self._pairs[name]
+            if len(row) and pair.down.grad is not None and pair.up.grad is not None:
+                speaks = stands_out(total[None], self.memory.basis(name, total)).to(total)
+                pair.down.grad.mul_(speaks)
+                pair.up.grad.mul_(speaks)
 
     @torch.no_grad()
     def _refresh(self, name: str, pairs: Pairs, optimizer: torch.optim.Optimizer) -> None:

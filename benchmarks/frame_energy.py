@@ -1,0 +1,112 @@
+"""How much of a real gradient the sketched frame catches, against the exact SVD of the same gradient.
+
+    python benchmarks/frame_energy.py
+
+The shipped T5 learns two of the demo's tasks with gorp, a core on every linear layer. In the second task, with a real
+S, the inputs X and output gradients D of each layer are caught at some steps, and two frames are taken of G (I - S
+Sᵀ):
+
+    captured = ‖Uᵀ G V‖² of the sketched frame / σ₁² + … + σₖ² of the exact one            1 is as good as can be
+
+Reported: the median over layers and steps, and the worst layer, by its median over steps.
+"""
+
+import statistics
+from typing import Any
+
+import torch
+from peers import Peer, task_of
+from records import arguments, conditions, described, settle, write_record
+from torch import Tensor, nn
+
+from gorp.adapters import LoraSettings
+from gorp.data import Collator, Encoding, encode
+from gorp.demo.run import DemoSettings, demo_tasks
+from gorp.frame import exact_frame, sketched_frame
+from gorp.layers import linear_of
+from gorp.methods.gorp import Gorp
+from gorp.methods.gorp_config import GorpConfig
+from gorp.models import ModelConfig, load_model
+
+
+RATE = 1e-3
+CAUGHT_AT = (5, 15, 25)
+
+
+class Catch:
+    """Hooks that keep X and D of layers for one backward pass."""
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        self.open, self.pairs = False, dict[str, tuple[Tensor, Tensor]]()
+        for name, layer in layers.items():
+            layer.register_forward_hook(lambda module, inputs, output, name=name: self._see(name, inputs[0], output))
+
+    def _see(self, name: str, x: Tensor, output: Tensor) -> None:
+        if self.open and output.requires_grad:
+            flat = x.detach().reshape(-1, x.shape[-1])
+            output.register_hook(
+                lambda d: self.pairs.__setitem__(name, (flat, d.detach().reshape(-1, d.shape[-1]).clone()))
+            )
+
+
+def captured(pair: tuple[Tensor, Tensor], basis: Tensor, config: GorpConfig, seed: int) -> float:
+    """The sketched frame's energy over the exact frame's, in float64 from the same float32 pair."""
+    x, d = pair
+    options = {"rank": config.rank, "oversampling": config.oversampling, "power_steps": config.power_steps}
+    sketched = sketched_frame([pair], basis, generator=torch.Generator().manual_seed(seed), **options)
+    gradient = d.double().mT @ x.double()
+    exact = exact_frame(gradient, basis.double(), rank=config.rank)
+    energies = [
+        (f.left.double().mT @ gradient @ f.right.double()).square().sum() for f in (sketched, exact) if f is not None
+    ]
+    return (energies[0] / energies[1]).item()
+
+
+def main() -> None:
+    """Train, catch, compare, write."""
+    args = settle(arguments(__doc__, rows=16, tokens=64))
+    model, tokenizer = load_model(ModelConfig(path="gorp-tiny-t5"), args.device)
+    tasks = demo_tasks(DemoSettings(train_rows=args.rows * 30))[:2]
+    method = Gorp(GorpConfig(full_modules="all-linear"), LoraSettings(target_modules=("q", "v")))
+    method.setup(model)
+    collate = Collator(tokenizer.pad_token_id)
+    torch.manual_seed(0)
+    shares: dict[str, list[float]] = {}
+    for index, task in enumerate(tasks, 1):
+        rows = encode(task.train, tokenizer, encoder_decoder=True, encoding=Encoding(max_prompt_tokens=args.tokens))
+        method.begin_task(model, task_of(index))
+        optimizer = torch.optim.AdamW(method.parameter_groups(model, RATE), lr=RATE)
+        peer, model_layers = Peer(model, optimizer, method), dict(model.named_modules())
+        cores = {f"{n}.weight": layer for n, layer in model_layers.items() if type(layer).__name__ == "LowRankUpdate"}
+        catch = Catch(cores)
+        for step in range(len(rows) // args.rows):
+            batch = collate([rows[i] for i in range(step * args.rows, (step + 1) * args.rows)])
+            catch.open = index == 2 and step in CAUGHT_AT
+            peer.backward({key: value.to(args.device) for key, value in batch.items()})
+            for name, pair in catch.pairs.items():
+                basis = method.memory.basis(name, linear_of(cores[name]).weight.detach())
+                if basis.shape[1] < basis.shape[0]:
+                    shares.setdefault(name, []).append(captured(pair, basis, method.config, seed=step))
+            catch.pairs.clear()
+            peer.update()
+        method.end_task(model, optimizer, task_of(index))
+    median = statistics.median(share for of in shares.values() for share in of)
+    worst = min(shares, key=lambda name: statistics.median(shares[name]))
+    result: dict[str, Any] = {
+        "median": median,
+        "worst_layer": worst,
+        "worst": statistics.median(shares[worst]),
+        "least_single": min(share for of in shares.values() for share in of),
+        "layers": shares,
+    }
+    write_record(
+        args.out, "frame-energy-gorp-tiny", {"arguments": described(args), "environment": conditions(), **result}
+    )
+    print(
+        f"captured energy, sketched / exact: median {median:.4f}; worst layer {worst} {result['worst']:.4f}; ", end=""
+    )
+    print(f"least single {result['least_single']:.4f}; {len(shares)} layers, {len(CAUGHT_AT)} steps")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What a measurement leaves: one JSON file with its environment, one picture beside it, in a dated folder."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+
+from gorp.benchmark.cell import environment
+
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(text: str | None, *, rows: int = 4, tokens: int = 128) -> argparse.ArgumentParser:
+    """The options that all cost benchmarks share: which model, where, how much."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="t5-base", help="a key of shapes.SHAPES")
+    parser.add_argument(
+        "--layers", type=int, help="cut the depth, and the vocabulary with it; default: the whole model"
+    )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", help="float32 or bfloat16; default: float32 on the CPU, bfloat16 on the GPU")
+    parser.add_argument("--rows", type=int, default=rows, help="rows of a batch")
+    parser.add_argument("--tokens", type=int, default=tokens, help="tokens of a row")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time, on a busy machine"
+    )
+    parser.add_argument("--out", type=Path, help="folder; default: benchmarks/results/cost-<today>")
+    return parser
+
+
+def settle(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse, fill in what depends on the device and the date, set the threads."""
+    args = parser.parse_args(argv)
+    args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    args.out = args.out or RESULTS / f"cost-{datetime.date.today().isoformat()}"
+    torch.set_num_threads(args.threads)
+    return args
+
+
+def described(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that decide the numbers, as JSON values."""
+    return {key: value for key, value in vars(args).items() if key != "out"}
+
+
+def conditions() -> dict[str, Any]:
+    """Machine, packages, commit, time, and how busy the machine is."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=RESULTS.parent, capture_output=True, text=True
+    ).stdout.strip()
+    return environment() | {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "commit": commit,
+        "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_record(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
+    """`record` as `<folder>/<name>.json`; returns the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def figure(columns: int) -> tuple[Any, Any]:
+    """A figure with that many axes in a row, drawn without a display."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawing, axes = pyplot.subplots(1, columns, figsize=(4.2 * columns, 3.2), layout="constrained", squeeze=False)
+    return drawing, axes[0]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

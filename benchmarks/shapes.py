@@ -1,0 +1,110 @@
+"""Models of known shapes with random weights, cut to a depth that a small machine can time, and batches for them.
+
+A cut model keeps what share of a step each part has: with 2 of 12 layers it has 2 / 12 of the vocabulary too, because
+the output head would otherwise take the time that the missing layers leave, and it is the same for every peer.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from gorp.models import SHIPPED_FOLDER
+
+
+def _t5(width: int, hidden: int, heads: int, layers: int) -> T5Config:
+    return T5Config(
+        d_model=width,
+        d_ff=hidden,
+        num_heads=heads,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        vocab_size=32128,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+        dropout_rate=0.0,
+    )
+
+
+def _llama(width: int, hidden: int, heads: int, kv_heads: int, layers: int, vocabulary: int, tied: bool) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+    )
+
+
+SHAPES: dict[str, Callable[[], Any]] = {
+    "gorp-tiny": lambda: AutoConfig.from_pretrained(SHIPPED_FOLDER / "gorp-tiny-t5"),
+    "t5-base": lambda: _t5(768, 3072, 12, 12),
+    "t5-large": lambda: _t5(1024, 4096, 16, 24),
+    "llama-1b": lambda: _llama(2048, 8192, 32, 8, 16, 128256, True),
+    "llama-7b": lambda: _llama(4096, 11008, 32, 32, 32, 32000, False),
+}
+"""Name -> configuration: the model that gorp ships, T5 (v1.0), Llama 3.2 1B, Llama 2 7B."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_shape(name: str, *, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
+    """A model of one of `SHAPES` with random weights, in training mode, without dropout.
+
+    Args:
+        name: A key of `SHAPES`.
+        layers: Depth (of the encoder and of the decoder); None for the whole model.
+        device: "cpu" or "cuda".
+        dtype: A key of `DTYPES`, that of the weights.
+    """
+    config = SHAPES[name]()
+    whole = config.num_hidden_layers
+    if layers is not None and layers < whole:
+        config.num_hidden_layers = layers
+        if config.is_encoder_decoder:
+            config.num_layers = config.num_decoder_layers = layers
+        config.vocab_size = config.vocab_size * layers // whole
+    config.dropout_rate = 0.0
+    config.use_cache = False
+    kind = T5ForConditionalGeneration if config.is_encoder_decoder else LlamaForCausalLM
+    torch.manual_seed(0)
+    with torch.device(device):
+        return kind(config).to(DTYPES[dtype]).train()
+
+
+def twin(model: nn.Module) -> Any:
+    """Another model over the same memory: own modules, own `Parameter`s, the same numbers. Nothing is trainable.
+
+    Peers measured side by side then hold one set of weights between them, and a 7B model fits many times.
+    """
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
+def random_batch(model: PreTrainedModel, *, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor]:
+    """`rows` full rows of random tokens; an encoder-decoder answers with a quarter as many tokens as it reads."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.config.get_text_config().vocab_size
+
+    def draw(length: int) -> Tensor:
+        return torch.randint(3, vocabulary, (rows, length), generator=generator).to(model.device)
+
+    ids = draw(tokens)
+    return {"input_ids": ids, "labels": draw(max(1, tokens // 4)) if model.config.is_encoder_decoder else ids}
+
+
+def queries_and_values(model: nn.Module) -> tuple[str, ...]:
+    """Patterns for the layers that gorp gives a LoRA pair: queries and values of every attention."""
+    return ("q", "v") if model.config.is_encoder_decoder else ("q_proj", "v_proj")  # pyright: ignore

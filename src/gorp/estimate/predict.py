@@ -1,0 +1,246 @@
+"""What a run will need, from the shapes of its model alone: bytes on the device, seconds a step, bytes kept.
+
+The forward and backward pass that is costed is the one that training runs, on tensors without data. What happens
+outside it is written out here, with N tokens a step, S n x s, q = k + oversampling, p power steps:
+
+    optimizer    p, g, m, v read, p, m, v written, g read twice more by clipping
+    project A    2 · 4·r·n·s flops: A's gradient before the step, A after it
+    refresh      (2 + 2p) · 2·N·q·(m + n) flops in one step of T, and one fold, 2·m·n·k; a sketch is one product more
+    ranks        all-reduce of the gradients; at a refresh (1 + p)·(m + n)·q numbers
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
+
+from gorp.adapters import LoraSettings, add_lora
+from gorp.estimate.device import Device
+from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, kept_limit, refreshes_of
+from gorp.estimate.ledger import Ledger, SavedTensors, held_tensors, storage_bytes
+from gorp.estimate.shapes import batch_of, forward_and_backward, make_fake
+from gorp.method import TaskContext
+from gorp.methods.gorp import Gorp
+from gorp.methods.gorp_config import GorpConfig
+from gorp.models import skeleton
+from gorp.targets import resolve
+from gorp.training.settings import DEFAULTS
+from gorp.workspace.config import RunConfig, build_method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The costs of one way to train, on one rank. All memory in bytes."""
+
+    trainable: int
+    """Numbers that are trained."""
+    weights: int
+    """The model."""
+    trained: int
+    """Adapters and cores beside the model."""
+    protection: int
+    """S on the device, and frames."""
+    gradients: int
+    """Of what is trained, and once more as buckets where there are several ranks."""
+    optimizer: int
+    """AdamW's two moments."""
+    activations: int
+    """What autograd keeps from the forward pass of one micro-batch."""
+    peak: int
+    """The most that is alive at once."""
+    main_memory: int
+    """Beside the device: W₀ of the trained weights. On a CPU it is the same memory and part of `peak`."""
+    flops: int
+    """Matrix products of one optimizer step."""
+    seconds: float
+    """One optimizer step."""
+    kept: int
+    """Carried from task to task, after the last task, at most."""
+    kept_limit: int
+    """Which it never exceeds, however many tasks."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def predict(config: RunConfig, device: Device, *, ranks: int = 1) -> dict[str, Estimate]:
+    """Estimates of `gorp`, of `lora` on every linear layer as PEFT does it, and of `full` AdamW.
+
+    gorp is as the YAML has it; with its defaults where the YAML asks for another method.
+
+    Raises:
+        ModelError: If there is no such model, or a target pattern matches none of its layers.
+    """
+    step = _Step(config, device, ranks)
+    return {"gorp": step.gorp(), "lora": step.lora(), "full": step.full()}
+
+
+class _Step:
+    """One optimizer step of `config` on `device`."""
+
+    def __init__(self, config: RunConfig, device: Device, ranks: int) -> None:
+        self.config, self.device, self.ranks = config, device, ranks
+        options = DEFAULTS | dict(config.training)
+        self.tasks = len(config.tasks)
+        self.rows = int(options["per_device_train_batch_size"])
+        self.accumulation = int(options.get("gradient_accumulation_steps", 1))
+        self.checkpointing = bool(options.get("gradient_checkpointing", False))
+        self.steps = options["max_steps"] if options.get("max_steps", -1) > 0 else None
+        self.autocast = torch.bfloat16 if options.get("bf16") else torch.float16 if options.get("fp16") else None
+
+    def gorp(self) -> Estimate:
+        """At the last task of the YAML, S as large as the tasks before it can make it."""
+        method = self._method()
+        model = skeleton(self.config.model)
+        weights = gorp_weights(model, method)
+        method.setup(model)
+        sizes = {
+            w.name: directions(w, method.config, method.lora.r, refreshes=refreshes, tasks=self.tasks - 1)
+            for w, refreshes in refreshes_of(weights, method.config, self.steps)
+        }
+        memory = {w.name: torch.empty(w.n, sizes[w.name], device="meta") for w in weights}
+        energies = {f"{name}::energy": torch.empty(basis.shape[1]) for name, basis in memory.items()}
+        method.memory.load_state_dict(memory | energies)
+        method.begin_task(
+            model, TaskContext(name="", index=self.tasks, seed=0, num_steps=self.steps or 1000, batches=_no_rows)
+        )
+        base = sum(4 * w.m * w.n if w.core else 0 for w in weights) * _item(model) // 4
+        frames = storage_bytes(b for name, b in model.named_buffers() if name.endswith((".left", ".right")))
+        r = method.lora.r
+        seconds, flops, sent = self._beside(weights, sizes, method.config, r)
+        kept = {
+            "kept": kept_bytes(weights, method.config, r, tasks=self.tasks, steps=self.steps),
+            "kept_limit": kept_limit(weights, method.config),
+        }
+        protection = storage_bytes(memory.values()) + frames
+        return self._estimate(model, protection=protection, base=base, seconds=seconds, flops=flops, sent=sent, **kept)
+
+    def lora(self) -> Estimate:
+        """PEFT's LoRA on all linear layers."""
+        model, settings = skeleton(self.config.model), self.config.lora or LoraSettings()
+        model.requires_grad_(False)
+        pairs = add_lora(model, resolve(model, "all-linear", role="lora"), settings)
+        kept = storage_bytes(factor for pair in pairs.values() for factor in (pair.down, pair.up))
+        return self._estimate(model, kept=kept, kept_limit=kept)
+
+    def full(self) -> Estimate:
+        """AdamW on every parameter; what it keeps is another model."""
+        model = skeleton(self.config.model)
+        kept = 4 * sum(p.numel() for p in model.parameters())
+        return self._estimate(model, kept=kept, kept_limit=kept)
+
+    def _method(self) -> Gorp:
+        method = build_method(self.config)
+        return method if isinstance(method, Gorp) else Gorp(GorpConfig(), self.config.lora or LoraSettings())
+
+    def _estimate(
+        self,
+        model: PreTrainedModel,
+        *,
+        kept: int,
+        kept_limit: int,
+        protection: int = 0,
+        base: int = 0,
+        seconds: float = 0.0,
+        flops: int = 0,
+        sent: float = 0.0,
+    ) -> Estimate:
+        """Run the micro-batch on shapes, and add what was computed beside it.
+
+        Args:
+            model: On the meta device, with adapters; what is trained requires a gradient.
+            kept: See `Estimate`.
+            kept_limit: See `Estimate`.
+            protection: Bytes of S and frames.
+            base: Bytes of W₀ in main memory.
+            seconds: Of a step, beside passes, optimizer and all-reduce.
+            flops: Likewise.
+            sent: Bytes that each rank sends, beside its gradients.
+        """
+        trained = [p for p in model.parameters() if p.requires_grad]
+        held = storage_bytes(held_tensors(model))
+        trained_bytes = storage_bytes(trained)
+        beside = storage_bytes(p for n, p in model.named_parameters() if ".lora_" in n or n.endswith(".core"))
+        buffers = storage_bytes(b for name, b in model.named_buffers() if name.endswith((".left", ".right")))
+        ledger, saved = self._run(model)
+        gradients = trained_bytes * (2 if self.ranks > 1 else 1)
+        optimizer = 2 * trained_bytes
+        resident = held + protection - buffers + optimizer + (gradients - trained_bytes)
+        resident += base if self.device.on_host else 0
+        optimizing = self.device.seconds(0, 9 * trained_bytes)
+        exchange = 2 * (self.ranks - 1) / self.ranks * (trained_bytes + sent) / self.device.link
+        return Estimate(
+            trainable=sum(p.numel() for p in trained),
+            weights=held - beside - buffers,
+            trained=beside,
+            protection=protection,
+            gradients=gradients,
+            optimizer=optimizer,
+            activations=saved.bytes,
+            peak=resident + ledger.peak,
+            main_memory=base,
+            flops=self.accumulation * ledger.flops + flops,
+            seconds=self.accumulation * ledger.seconds + optimizing + exchange + seconds,
+            kept=kept,
+            kept_limit=kept_limit,
+        )
+
+    def _run(self, model: PreTrainedModel) -> tuple[Ledger, SavedTensors]:
+        """One micro-batch on shapes."""
+        model.config.use_cache = False  # as the Trainer sets it
+        if self.checkpointing:
+            newer = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            newer({"use_reentrant": False})
+            model.enable_input_require_grads()
+        mode = FakeTensorMode()
+        make_fake(model, mode)
+        encoding = self.config.encoding
+        with mode:
+            batch = batch_of(
+                model, rows=self.rows, prompt=encoding.max_prompt_tokens, answer=encoding.max_completion_tokens
+            )
+            with Ledger(self.device) as ledger, SavedTensors(model) as saved:
+                forward_and_backward(model, batch, autocast=self.autocast)
+        return ledger, saved
+
+    def _beside(
+        self, weights: list[Weight], sizes: dict[str, int], config: GorpConfig, r: int
+    ) -> tuple[float, int, float]:
+        """Seconds, flops and bytes sent of gorp's own work in a step: projections of A, and refreshes / T."""
+        seconds, flops, sent = 0.0, 0, 0.0
+        q, sketched = config.rank + config.oversampling, config.memory_source == "sketch"
+        for w in weights:
+            s = sizes[w.name]
+            if w.lora:
+                work, moved = 2 * 4 * r * w.n * s, 2 * 2 * 4 * w.n * s
+                flops, seconds = flops + work, seconds + self.device.seconds(work, moved)
+            if products := (2 + 2 * config.power_steps) * w.core + sketched:
+                tokens = self._tokens(w.name)
+                work = products * 2 * tokens * q * (w.m + w.n) + 2 * w.m * w.n * config.rank * w.core
+                moved = products * 4 * (tokens * (w.m + w.n) + 2 * w.n * s) + 2 * 4 * w.m * w.n * w.core
+                flops += work // config.refresh_every
+                seconds += self.device.seconds(work, moved) / config.refresh_every
+                sent += products / 2 * (w.m + w.n) * q * 4 / config.refresh_every
+        return seconds, flops, sent
+
+    def _tokens(self, name: str) -> int:
+        """N of a step at a weight: an encoder-decoder's decoder sees the answer, everything else the prompt."""
+        encoding = self.config.encoding
+        prompt, answer = encoding.max_prompt_tokens, encoding.max_completion_tokens
+        if not name.startswith(("encoder.", "decoder.")):
+            prompt += answer
+        cross = "EncDecAttention.k" in name or "EncDecAttention.v" in name
+        length = answer if name.startswith("decoder.") and not cross else prompt
+        return self.rows * self.accumulation * length
+
+
+def _item(model: nn.Module) -> int:
+    return next(model.parameters()).element_size()
+
+
+_no_rows: Callable[..., Any] = lambda *_: iter(())  # noqa: E731

@@ -1,0 +1,48 @@
+"""A training step without data: the model on the meta device, then tensors that have shapes and a device only.
+
+Structure is built on the meta device, where adapters can be added; the step runs on `FakeTensor`s that say they are
+on the CPU, where autocast and attention choose their kernels as they do in earnest.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import swap_tensors
+from transformers import PreTrainedModel
+
+
+def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Turn the tensors of a meta model into fake ones; who holds a parameter goes on holding the same."""
+    for parameter in list(model.parameters()):
+        fake = _fake(parameter, mode).requires_grad_(parameter.requires_grad)
+        fake._is_param = True  # what `isinstance(_, nn.Parameter)` asks for; `nn.Parameter` would make a weak reference
+        swap_tensors(parameter, fake)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else _fake(buffer, mode)
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    return FakeTensor(mode, torch.empty_like(tensor, device="meta", requires_grad=False), torch.device("cpu"))
+
+
+def batch_of(model: PreTrainedModel, *, rows: int, prompt: int, answer: int) -> dict[str, Tensor]:
+    """Token ids, mask and labels, made in the mode that is active: the longest rows there can be.
+
+    An encoder-decoder reads the prompt and answers; a decoder reads both in one row. The first row is one
+    token short, so that the mask is used, as it is wherever rows differ in length.
+    """
+    length = prompt if model.config.is_encoder_decoder else prompt + answer
+    mask = torch.ones(rows, length, dtype=torch.long)
+    mask[0, -1] = 0
+    labels = torch.ones(rows, answer if model.config.is_encoder_decoder else length, dtype=torch.long)
+    return {"input_ids": torch.ones_like(mask), "attention_mask": mask, "labels": labels}
+
+
+def forward_and_backward(model: nn.Module, batch: dict[str, Any], *, autocast: torch.dtype | None) -> None:
+    """One micro-batch."""
+    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        loss = model(**batch).loss
+    loss.backward()

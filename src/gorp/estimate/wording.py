@@ -1,0 +1,38 @@
+"""An estimate as lines of a table, a quantity a line, a way to train a column."""
+
+from collections.abc import Mapping
+
+from gorp.estimate.predict import Estimate
+
+
+HEADINGS = ("per rank", "gorp", "LoRA on all linear layers", "full AdamW")
+"""Of the columns that `lines_of` fills."""
+
+BYTES = {
+    "weights": "weights",
+    "trained": "adapters and cores",
+    "protection": "S and frames",
+    "gradients": "gradients",
+    "optimizer": "AdamW's moments",
+    "activations": "activations kept for the backward pass",
+    "peak": "peak memory",
+    "main_memory": "W₀ in main memory",
+    "kept": "kept after the last task, at most",
+    "kept_limit": "kept after any number of tasks, at most",
+}
+"""Field -> what the line says."""
+
+
+def lines_of(estimates: Mapping[str, Estimate]) -> list[list[str]]:
+    """The cells of the table, text."""
+    ways = list(estimates.values())
+    lines = [["trainable numbers", *(f"{way.trainable:,}" for way in ways)]]
+    lines += [[label, *(bytes_of(getattr(way, field)) for way in ways)] for field, label in BYTES.items()]
+    lines.append(["matrix products of a step", *(f"{way.flops / 1e12:.3f} TFLOP" for way in ways)])
+    lines.append(["time of a step", *(f"{way.seconds:.3g} s" for way in ways)])
+    return lines
+
+
+def bytes_of(size: int) -> str:
+    """`size` in MiB, or GiB from ten of them on."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:,.1f} MiB"

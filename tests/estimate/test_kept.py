@@ -1,0 +1,77 @@
+"""Bytes kept between tasks: predicted from shapes, held to what a method's state really takes."""
+
+import pytest
+import torch
+
+from gorp.adapters import LoraSettings
+from gorp.estimate.kept import gorp_weights, kept_bytes, kept_limit
+from gorp.method import TaskContext, footprint
+from gorp.methods.gorp import Gorp
+from gorp.methods.gorp_config import GorpConfig
+from tests.models_small import tiny_llama, tiny_t5
+from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
+
+
+ALL_ENERGY = 1 - 1e-9
+"""S then takes every direction that a task has."""
+
+
+def learn(method, model, *, tasks, steps):
+    """`tasks` tasks of random rows, through the seams."""
+    method.setup(model)
+    for index in range(1, tasks + 1):
+        task = TaskContext(name=str(index), index=index, seed=0, num_steps=steps, batches=lambda *_: iter(()))
+        method.begin_task(model, task)
+        optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-2), lr=1e-2)
+        for _ in range(steps):
+            ids = torch.randint(3, model.config.vocab_size, (4, 12))
+            model(input_ids=ids, labels=ids).loss.backward()
+            method.edit_gradients(model, optimizer)
+            optimizer.step()
+            with torch.no_grad():
+                method.after_step(model)
+            optimizer.zero_grad()
+        method.end_task(model, optimizer, task)
+
+
+@pytest.mark.parametrize(("full", "lora"), [("auto", "auto"), ("all-linear", "auto"), ("none", "all-linear")])
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("source", ["moment", "sketch"])
+def test_kept_is_exact_while_tasks_bring_all_they_can(full, lora, tasks, source):
+    config = GorpConfig(
+        full_modules=full,
+        rank=2,
+        refresh_every=3,
+        oversampling=2,
+        memory_source=source,
+        energy=ALL_ENERGY,
+        budget=1.0,
+    )
+    method, model = Gorp(config, LoraSettings(r=2, target_modules=lora)), tiny_llama(llama_tokenizer())
+    weights = gorp_weights(model, method)
+    learn(method, model, tasks=tasks, steps=7)
+    assert kept_bytes(weights, config, 2, tasks=tasks, steps=7) == footprint(method.state_dict())
+
+
+def test_kept_is_exact_at_the_budget_and_does_not_grow():
+    config = GorpConfig(full_modules="all-linear", rank=4, refresh_every=2, energy=ALL_ENERGY, budget=0.2)
+    method, model = Gorp(config, LoraSettings(r=4, target_modules="all-linear")), tiny_t5(t5_tokenizer())
+    weights = gorp_weights(model, method)
+    learn(method, model, tasks=3, steps=8)
+    assert kept_limit(weights, config) == footprint(method.state_dict())
+    assert kept_bytes(weights, config, 4, tasks=100, steps=8) == kept_limit(weights, config)
+
+
+def test_kept_is_a_bound_for_the_defaults():
+    config = GorpConfig()
+    method, model = Gorp(config, LoraSettings()), tiny_t5(t5_tokenizer())
+    weights = gorp_weights(model, method)
+    learn(method, model, tasks=2, steps=12)
+    held = footprint(method.state_dict())
+    assert held <= kept_bytes(weights, config, 8, tasks=2, steps=12) <= kept_limit(weights, config)
+
+
+def test_unknown_steps_count_as_dense():
+    config = GorpConfig()
+    weights = gorp_weights(tiny_t5(t5_tokenizer()), Gorp(config))
+    assert kept_bytes(weights, config, 8, tasks=1, steps=None) >= kept_bytes(weights, config, 8, tasks=1, steps=5)

@@ -1,0 +1,127 @@
+"""Predictions from shapes alone, held to the same step on real tensors."""
+
+import functools
+import json
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gorp.adapters import LoraSettings, add_lora
+from gorp.cli import app
+from gorp.estimate import Device, SavedTensors, predict
+from gorp.estimate.shapes import batch_of, forward_and_backward
+from gorp.method import TaskContext
+from gorp.methods.gorp import Gorp
+from gorp.models import load_model, skeleton
+from gorp.targets import resolve
+from gorp.workspace import build_method, load_config
+from tests.workspace.project import make_project
+
+
+DEVICE = Device(name="given", flops=1e12, bandwidth=1e11)
+
+MARGIN = 0.02
+"""Of activation memory: attention on real tensors saves a few numbers a row that its shape function does not."""
+
+
+@pytest.fixture(scope="module", params=["t5", "llama"])
+def project(request, tmp_path_factory):
+    return make_project(tmp_path_factory.mktemp("project"), family=request.param)
+
+
+@functools.cache
+def predicted(path, **training):
+    """Estimates for the project with other arguments of training."""
+    return predict(config_of(path, **training), DEVICE)
+
+
+def config_of(path, **training):
+    """The project's configuration, with other arguments of training."""
+    config = load_config(path)
+    training = {"per_device_train_batch_size": 4, **training}
+    return type(config)(**{**vars(config), "training": training})
+
+
+def prepared(config, way):
+    """The real model, made trainable in one of the three ways."""
+    model, _ = load_model(config.model, "cpu")
+    model.train().config.use_cache = False
+    model.requires_grad_(way == "full")
+    if way == "lora":
+        add_lora(model, resolve(model, "all-linear", role="lora"), config.lora)
+    if way == "gorp":
+        method = build_method(config)
+        method.setup(model)
+        method.begin_task(model, TaskContext(name="", index=1, seed=0, num_steps=9, batches=lambda *_: iter(())))
+    return model
+
+
+@pytest.mark.parametrize("way", ["gorp", "lora", "full"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_activations_are_those_of_a_real_step(project, way, autocast):
+    config = config_of(project, bf16=autocast is not None)
+    model = prepared(config, way)
+    batch = batch_of(model, rows=4, prompt=48, answer=8)
+    with SavedTensors(model) as saved:
+        forward_and_backward(model, batch, autocast=autocast)
+    assert predicted(project, bf16=autocast is not None)[way].activations == pytest.approx(saved.bytes, rel=MARGIN)
+
+
+def test_gradients_and_optimizer_are_exact(project):
+    config = config_of(project)
+    estimates = predicted(project, bf16=False)
+    for way in ("gorp", "lora", "full"):
+        model, estimate = prepared(config, way), estimates[way]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        size = sum(p.numel() for p in trained)
+        assert (estimate.trainable, estimate.gradients, estimate.optimizer) == (size, 4 * size, 8 * size)
+        assert estimate.weights + estimate.trained == pytest.approx(
+            4 * sum(p.numel() for p in model.parameters()), rel=0.01
+        )
+        assert estimate.peak > estimate.weights + estimate.optimizer + estimate.activations
+
+
+def test_checkpointing_trades_memory_for_arithmetic(project):
+    plain, checkpointed = (
+        predicted(project, **on)["gorp"] for on in ({"bf16": False}, {"gradient_checkpointing": True})
+    )
+    assert checkpointed.activations < plain.activations
+    assert checkpointed.flops > plain.flops
+
+
+def test_ranks_add_buckets_and_traffic(project):
+    one, two = predicted(project, bf16=False)["full"], predict(config_of(project), DEVICE, ranks=2)["full"]
+    assert two.gradients == 2 * one.gradients
+    assert two.seconds > one.seconds
+
+
+def test_shapes_alone_are_enough(project, tmp_path):
+    (tmp_path / "model").mkdir()
+    for part in ("run.yaml", "model/config.json"):
+        shutil.copy(project.parent / part, tmp_path / part)
+    config = load_config(tmp_path / "run.yaml")
+    assert all(p.is_meta for p in skeleton(config.model).parameters())
+    assert predict(config_of(tmp_path / "run.yaml"), DEVICE) == predicted(project, bf16=False)
+
+
+def test_another_method_is_compared_with_gorp_as_it_comes(tmp_path):
+    path = make_project(tmp_path, method={"name": "ewc"})
+    assert predict(load_config(path), DEVICE)["gorp"].trainable > 0
+    assert isinstance(build_method(load_config(make_project(tmp_path))), Gorp)
+    assert LoraSettings().r == 8
+
+
+def test_command(tmp_path):
+    project = make_project(tmp_path)
+    done = CliRunner().invoke(app, ["estimate", str(project), "--tflops", "100", "--gbps", "1000", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert set(json.loads(done.stdout)) == {"device", "ranks", "gorp", "lora", "full"}
+    table = CliRunner().invoke(app, ["estimate", str(project), "--tflops", "100", "--gbps", "1000"])
+    assert "peak memory" in table.stdout and "kept after the last task" in table.stdout
+
+
+def test_half_a_device_is_refused(tmp_path):
+    project = make_project(tmp_path)
+    assert CliRunner().invoke(app, ["estimate", str(project), "--tflops", "100"]).exit_code == 2
