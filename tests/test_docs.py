@@ -1,0 +1,215 @@
+"""docs/configuration.md has every key with its type and default; the code and YAML of the pages work as they stand."""
+
+import re
+import types
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments
+
+from gorp.adapters import LoraSettings
+from gorp.data import ORDERS, Encoding, TaskSpec
+from gorp.data.formats import LABEL_TEMPLATE
+from gorp.data.readers import FORMATS
+from gorp.data.task import METRICS
+from gorp.evaluation import EvalConfig
+from gorp.methods import METHODS
+from gorp.methods.gorp_config import MODE_DEFAULTS, GorpConfig
+from gorp.models import SHIPPED_FOLDER, ModelConfig
+from gorp.storage import read_tensors
+from gorp.training.settings import DEFAULTS, OURS
+from gorp.workspace import load_config, run_sequence
+from gorp.workspace.changes import TUNABLE
+from gorp.workspace.config import BLOCKS, NOT_SHARED, parse_config
+from tests.workspace.project import make_project
+
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "configuration.md").read_text(encoding="utf-8")
+START = (DOCS / "getting-started.md").read_text(encoding="utf-8")
+
+SECTIONS: dict[str, Any] = {
+    "model": ModelConfig,
+    "ewc": METHODS["ewc"].Config,
+    "olora": METHODS["olora"].Config,
+    "lora": LoraSettings,
+    "encoding": Encoding,
+    "eval": EvalConfig,
+    "tasks": TaskSpec,
+}
+"""Heading -> the dataclass that its table describes; gorp and training have tables of their own kind."""
+
+KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", list: "list", tuple: "list"}
+
+
+class Line(NamedTuple):
+    """One line of a table."""
+
+    type: str
+    defaults: list[str]
+    text: str
+
+
+def section(heading: str) -> str:
+    """What stands between a heading and the next, whatever their levels; "" is the top of the page."""
+    parts = re.split(r"^#+ (.*)\n", PAGE, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))[heading or "Configuration"]
+
+
+def table(heading: str) -> dict[str, Line]:
+    """The keys of a section's table."""
+    lines = re.findall(r"^\| `(\w+)` \| (.*) \|$", section(heading), flags=re.M)
+    cells = [(key, rest.split(" | ")) for key, rest in lines]
+    assert len({key for key, _ in cells}) == len(cells)
+    return {key: Line(type=kind, defaults=defaults, text=text) for key, (kind, *defaults, text) in cells}
+
+
+def words(heading: str, beginning: str) -> set[str]:
+    """What stands in backticks in the paragraph that has `beginning`, from there on."""
+    [paragraph] = [part for part in section(heading).split("\n\n") if beginning in part]
+    return set(re.findall(r"`([^`]+)`", paragraph[paragraph.index(beginning) :]))
+
+
+def wording(hint: Any) -> str:
+    """A type as the page writes it."""
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{word}`" for word in get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = sorted((wording(part) for part in get_args(hint) if part is not types.NoneType), reverse=True)
+        return " or ".join([*kinds, *(["null"] if types.NoneType in get_args(hint) else [])])
+    return "mapping" if get_origin(hint) is dict else KINDS[get_origin(hint) or hint]
+
+
+def value(default: str) -> Any:
+    """A default as the page writes it, in backticks, read as YAML."""
+    assert re.fullmatch(r"`[^`]+`", default), default
+    return yaml.safe_load(default.strip("`"))
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equal, and `true` is not 1."""
+    return first == second and isinstance(first, bool) == isinstance(second, bool)
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_a_block_has_every_key_with_its_type_and_default(heading):
+    cls, lines = SECTIONS[heading], table(heading)
+    hints = get_type_hints(cls)
+    assert list(lines) == [field.name for field in fields(cls)]
+    for field in fields(cls):
+        line = lines[field.name]
+        assert line.type == wording(hints[field.name]), field.name
+        [default] = line.defaults
+        if field.default is MISSING and field.default_factory is MISSING:
+            assert default == "required", field.name
+        else:
+            there = field.default_factory() if field.default is MISSING else field.default
+            assert same(value(default), there), field.name
+        assert line.text.endswith((".", ")", "`")), field.name
+
+
+def test_gorp_has_every_option_with_its_default_in_both_modes():
+    lines, hints = table("gorp"), get_type_hints(GorpConfig)
+    assert list(lines) == [field.name for field in fields(GorpConfig)]
+    for column, mode in enumerate(MODE_DEFAULTS):
+        there = GorpConfig(mode=mode).resolved()
+        for key, line in lines.items():
+            assert line.type == wording(hints[key]), key
+            assert same(value(line.defaults[column]), getattr(there, key)), (mode, key)
+
+
+def test_every_method_is_there():
+    plain = {name for name, method in METHODS.items() if not fields(method.Config)}
+    assert words("method", "`sequential_full`") == plain
+    assert all(table(name) for name in set(METHODS) - plain)
+    assert words("lora", "For every method but") == {n for n, m in METHODS.items() if not m.uses_lora}
+
+
+def test_the_top_level_has_every_block():
+    lines = table("")
+    assert list(lines) == list(BLOCKS)
+    needed = {key for key, line in lines.items() if line.defaults == ["required"]}
+    assert needed == {"model", "method", "tasks"}
+    least = {"model": {"path": "m"}, "method": {"name": "gorp"}, "tasks": [{"name": "a", "train": "a.jsonl"}]}
+    written = {key: value(line.defaults[0]) for key, line in lines.items() if key not in needed}
+    assert parse_config(least, Path("/")) == parse_config(least | written, Path("/"))
+
+
+def test_training_has_every_default_of_ours_and_what_is_refused():
+    lines = table("training")
+    assert {key: value(line.defaults[0]) for key, line in lines.items()} == DEFAULTS
+    assert words("training", "Set by gorp itself") == set(OURS)
+    others = words("training", "for example `gradient") - {"transformers.TrainingArguments"}
+    assert others <= {field.name for field in fields(TrainingArguments)} - set(OURS) - set(DEFAULTS)
+
+
+def test_words_lists_and_the_template_are_those_of_the_code():
+    lines = table("tasks")
+    assert set(re.findall(r"`(\w+)`", lines["format"].text)) == set(FORMATS)
+    assert set(re.findall(r"`(\w+)`", lines["metric"].text)) == set(METRICS)
+    [template] = re.findall(r"the prompt of a text with a label is `\"(.*?)\"`", section("tasks"))
+    assert template.replace(r"\n", "\n") == LABEL_TEMPLATE
+    assert f'`"{template}"`' in START
+
+
+def test_the_short_form_names_orders_and_the_keys_that_go_with_it():
+    lines = table("A published order")
+    assert list(lines) == ["order", "data"]
+    assert set(re.findall(r"`(\w+)`", lines["order"].text)) == set(ORDERS)
+    refused = {"subset", "split", "eval_split", "columns", "template", "labels"}  # by the format cl_benchmark
+    shared = {field.name for field in fields(TaskSpec)} - set(NOT_SHARED) - refused
+    assert words("A published order", "Beside them") == shared
+
+
+def test_what_may_change_after_the_first_task_is_what_the_code_allows():
+    named = words("", "**Once a task is learned**")
+    wanted = {"training", "encoding", "eval", "method", *TUNABLE["method"]}
+    assert named == wanted | {f"lora.{option}" for option in TUNABLE["lora"]}
+
+
+@pytest.mark.parametrize("page", ["configuration", "getting-started"])
+def test_the_yaml_of_the_pages_is_accepted(page, tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / f"{page}.md").read_text(encoding="utf-8"), flags=re.S)
+    assert blocks
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block)
+        config = load_config(path)
+        assert all(Path(task.train).is_relative_to(tmp_path) for task in config.tasks if task.train.endswith("jsonl"))
+
+
+def test_links_between_the_pages_lead_somewhere():
+    for text in (PAGE, START):
+        for page, anchor in re.findall(r"\]\(([\w-]+\.md)(?:#([\w-]+))?\)", text):
+            titles = re.findall(r"^#+ (.*)$", (DOCS / page).read_text(encoding="utf-8"), flags=re.M)
+            assert not anchor or anchor in {title.lower().replace(" ", "-") for title in titles}
+
+
+def test_the_recipe_writes_a_plain_folder_with_the_newest_version(tmp_path, monkeypatch):
+    config = load_config(make_project(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run_sequence(config, Path("bot"))
+    [recipe] = re.findall(r"```python\n(.*?)```", START, flags=re.S)
+    exec(compile(recipe, "getting-started.md", "exec"), {})
+
+    base, made = (dict(AutoModelForSeq2SeqLM.from_pretrained(f).named_parameters()) for f in ("model", "bot-model"))
+    deltas, _ = read_tensors(tmp_path / "bot/versions/v2/delta.safetensors")
+    touched = {key.removesuffix("::left") for key in deltas if key.endswith("::left")}
+    assert touched and set(base) == set(made)
+    for name, weight in made.items():
+        if name in touched:
+            assert not torch.equal(weight, base[name])
+            change = deltas[f"{name}::left"] @ deltas[f"{name}::right"].mT
+            torch.testing.assert_close(weight, base[name] + change, rtol=0, atol=1e-6)
+        else:
+            torch.testing.assert_close(weight, base[name] + deltas.get(name, 0.0), rtol=0, atol=1e-6)
+    assert len(AutoTokenizer.from_pretrained("bot-model")) == len(AutoTokenizer.from_pretrained("model"))
+
+
+def test_the_model_of_the_offline_yaml_comes_with_the_package():
+    config = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", START, flags=re.S)[0])
+    assert (SHIPPED_FOLDER / config["model"]["path"] / "model.safetensors").is_file()
