@@ -14,8 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gorp.cli import app
+from gorp.demo import DemoResult
 from gorp.storage import read_tensors, write_json, write_tensors
 from gorp.workspace.state import file_sha256
+from tests.report.matrices import SECOND, matrix
 from tests.workspace.project import make_project, save_model, task, tree_hash, weights, write_config
 
 
@@ -287,6 +289,12 @@ def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_pat
         error = process.communicate()[1]
         assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), error
         assert "Traceback" not in error
+        if number == signal.SIGINT:
+            left = re.search(r"interrupted\. Step (\d+) of 48 of task one is saved\. The same command goes on", error)
+            assert left, error
+        else:
+            assert f"task one goes on from step {left[1]} of 48\n" in error
+            assert "task two starts from the beginning: 48 steps\n" in error
     last = start("train", path, "--workspace", tmp_path / "work", "--json")
     again, stderr = last.communicate()
     assert last.returncode == 0, stderr
@@ -295,6 +303,20 @@ def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_pat
         resumed = json.loads((tmp_path / f"work/versions/{version}/training.json").read_text())["resumed_at"]
         assert 0 < resumed < 48
     assert json.loads(again)["matrix"] == json.loads(stdout)["matrix"]
+
+
+def test_the_demo_ends_with_a_sentence_for_each_method(tmp_path, monkeypatch):
+    found = {
+        "sequential_lora": DemoResult(matrix=matrix(), seconds=1.0, samples=[]),
+        "gorp": DemoResult(matrix=matrix(SECOND), seconds=2.0, samples=[]),
+    }
+    monkeypatch.setattr("gorp.demo.run_demo", lambda *_, **__: found)
+    result = gorp("demo", "--out", tmp_path / "page.html")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == [
+        "sequential_lora: lost 12.0 points on the earlier tasks; 68.7 % on average at the end.",
+        "gorp: lost 5.0 points on the earlier tasks; 76.7 % on average at the end.",
+    ]
 
 
 def test_the_demo_prints_one_json_object_and_writes_a_page(tmp_path):

@@ -48,12 +48,11 @@ def test_patterns_are_endings_or_regular_expressions_in_the_models_order(llama):
 
 
 def test_a_wrong_pattern_is_answered_with_the_nearest_ending(llama):
-    with pytest.raises(
-        ModelError, match=r"`gate_prj` matches no linear layer of this model\. Did you mean `gate_proj`"
-    ):
+    message = r"method\.full_modules: `gate_prj` matches no linear layer of this model\. Did you mean `gate_proj`"
+    with pytest.raises(ModelError, match=message):
         resolve(llama, ("gate_prj",), role="full")
-    with pytest.raises(ModelError, match="is no regular expression"):
-        resolve(llama, ("(",), role="full")
+    with pytest.raises(ModelError, match=r"lora\.target_modules: the pattern `\(` is no regular expression"):
+        resolve(llama, ("(",), role="lora")
 
 
 def test_an_unknown_architecture_must_be_written_out():

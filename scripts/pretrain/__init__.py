@@ -1,15 +1,21 @@
 """Pre-training of the two tiny models that tests and demos use, from a folder of text.
 
     python -m scripts.pretrain pack CORPUS PACKED                          # tokenizer, token files, instruction pairs
+    python -m scripts.pretrain teach PACKED ENCODER --seconds 900          # optional: a public encoder reads the text
     python -m scripts.pretrain train t5 PACKED RUN --tokens 1000000000     # or llama; call it again to go on
     python -m scripts.pretrain train t5 PACKED RUN --until 2030-01-01T18:00  # the decay ends at that time (UTC)
     touch RUN/STOP                                                         # begin the decay now
     python -m scripts.pretrain export RUN gorp-tiny-t5                     # at any time, also while it trains
+    python -m scripts.pretrain finetune gorp-tiny-t5 --data CL15 --out DIR   # what it is worth, task by task
 
 CORPUS holds `train-*.txt` or `train-*.txt.xz` and `valid.txt`, documents ended by a line `<|endoftext|>`. A run is
 one folder: `run.json` (what was asked), `checkpoint.safetensors` (from which it goes on), `curve.json` (held-out loss
 and perplexity), `log.jsonl`. It may be killed at any time: at most `--save-seconds` of work are lost. What an
 exported folder holds is read by plain `AutoTokenizer` and `AutoModelForSeq2SeqLM` or `AutoModelForCausalLM`.
+
+ENCODER is a folder that `AutoModel` reads, or an installed package that holds one. `train --embeddings-from ENCODER`
+begins with its vectors of the single pieces; `train --teacher-weight W` uses what `teach` wrote, and only the text that
+it has read: let no `teach` run on a folder that a model is being trained from.
 
 Many CPU threads serve a run only on an idle machine; on a shared one, `--threads 1` is faster, because the other
 threads are waited for after every small operation.

@@ -1,7 +1,11 @@
 """The model card of an exported model."""
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
+
+from transformers import PreTrainedConfig
 
 
 SOURCES = (
@@ -27,8 +31,10 @@ tags: [tiny, {architecture}]
 # {name}
 
 {what}
-It was trained from random weights for tests and demos of continual fine-tuning: it learns a classification task in
-seconds on a CPU. It knows little of the world, writes no useful text, and is no base for anything that people rely on.
+{origin}
+
+It is made for tests and demos of continual fine-tuning: it learns a classification task in seconds on a CPU. It knows
+little of the world, writes no useful text, and is no base for anything that people rely on.
 
 ```python
 from transformers import {loader}, AutoTokenizer
@@ -43,25 +49,34 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 | vocabulary | {vocabulary} tokens, byte-level BPE: no unknown token |
 | tokens seen | {tokens:,}, padding left out, in {step:,} steps of {rows} rows |
 | machine | {machine}, torch {torch} |
-| optimizer | Muon ({rate}) for matrices, AdamW for embeddings and norms; warm-up, stable, decay |
+| optimizer | Muon for matrices, AdamW for embeddings, position biases and norms |
 | seed | {seed} |
+
+The learning rate rises, stays, and falls linearly to zero over the last share of the budget.
+
+| from token | budget | rate | of embeddings | decay over the last | instruction batches in the second half |
+|---|---|---|---|---|---|
+{sessions}
 
 ## Data
 
-{size} tokens of English, in documents; windows are drawn without regard to their borders.
+{size} tokens of English, in documents, of which the first {text_tokens:,} were used; windows are drawn without regard
+to the documents' borders.
 
 | part | licence | source |
 |---|---|---|
 {sources}
 
-Up to a third of the batches are instruction pairs made from the same text: name the kind of text, fill a gap, choose
-the title, the topic word, the defined word, tell whether a sentence follows or a claim is stated. No benchmark task is
-among them. Articles equal to a test item of DBpedia or BoolQ were dropped before; no further decontamination was done,
-so claim nothing about zero-shot results.
+In the first half of the budget 10 % of the batches, then the share above, are instruction pairs made from the whole
+text: name the kind of text, fill a gap, choose the title, the topic word, the defined word, tell whether a sentence
+follows or a claim is stated. No benchmark task is among them. Articles equal to a test item of DBpedia or BoolQ were
+dropped before; no further decontamination was done, so claim nothing about zero-shot results.
 
 ## Held-out loss
 
-{measure}
+{measure}{tenth}
+
+![held-out perplexity over tokens seen](curve.svg)
 
 | step | tokens | loss (nats) | perplexity |
 |---|---|---|---|
@@ -69,13 +84,14 @@ so claim nothing about zero-shot results.
 """
 
 T5 = {
-    "what": "A T5 v1.1 model, 5 encoder and 3 decoder layers of width 256, trained by span corruption of 20 %.",
+    "what": "A T5 v1.1 model, {num_layers} encoder and {num_decoder_layers} decoder layers of width {d_model}, trained "
+    "by span corruption.",
     "loader": "AutoModelForSeq2SeqLM",
     "pipeline": "text2text-generation",
     "measure": "Of the removed tokens and sentinels of held-out text.",
 }
 LLAMA = {
-    "what": "A Llama decoder with 8 layers of width 256, trained on rows of 512 tokens.",
+    "what": "A Llama decoder with {num_hidden_layers} layers of width {hidden_size}, trained on the next token.",
     "loader": "AutoModelForCausalLM",
     "pipeline": "text-generation",
     "measure": "Of the next token of held-out text.",
@@ -86,6 +102,7 @@ def model_card(
     name: str,
     told: Mapping[str, Any],
     curve: Sequence[Mapping[str, float]],
+    config: PreTrainedConfig,
     weights: int,
     counts: Mapping[str, int],
 ) -> str:
@@ -95,6 +112,7 @@ def model_card(
         name: Name of the model.
         told: What `run.json` says.
         curve: Held-out losses, the newest last; about a dozen of them are shown.
+        config: Configuration of the model.
         weights: Number of weights.
         counts: Tokens per part, as `counts.json` says.
 
@@ -105,10 +123,18 @@ def model_card(
     shown = [*curve[:-1][::every], curve[-1]]
     rows = [f"| {at['step']:,} | {at['tokens']:,} | {at['loss']:.3f} | {at['perplexity']:.1f} |" for at in shown]
     size = sum(count for part, count in counts.items() if part.startswith("train"))
+    words = T5 if told["architecture"] == "t5" else LLAMA
     return HEAD.format(
         name=name,
-        **(T5 if told["architecture"] == "t5" else LLAMA),
-        **{key: told[key] for key in ("architecture", "machine", "torch", "rate", "rows", "seed", "vocabulary")},
+        **words | {"what": words["what"].format(**config.to_dict())},
+        origin=_origin(told),
+        tenth=_tenth(curve),
+        **{key: value for key, value in told.items() if key != "sessions"},
+        sessions="\n".join(
+            f"| {at['tokens']:,} | {at['budget']} | {at['rate']:g} | {at['embedding_rate']:g} | {at['decay']:.0%} "
+            f"| {at['pair_share']:.0%} |"
+            for at in told["sessions"]
+        ),
         weights=weights,
         tokens=curve[-1]["tokens"],
         step=curve[-1]["step"],
@@ -116,3 +142,34 @@ def model_card(
         sources="\n".join(f"| {part} | {licence} | `{source}` |" for part, licence, source in SOURCES),
         curve="\n".join(rows),
     )
+
+
+def _origin(told: Mapping[str, Any]) -> str:
+    """Say what the weights come from."""
+    who = told.get("embeddings_from") or told.get("teacher")
+    if who is None:
+        return "It was trained from random weights on the corpus below, and on nothing else."
+    parts = []
+    if told.get("embeddings_from"):
+        parts.append("its token embeddings began as that encoder's vectors of the single pieces")
+    if told.get("teacher"):
+        weight = f"{told['teacher_weight']:g}"
+        parts.append(f"beside its own loss it was pulled to that encoder's vectors of the text (weight {weight})")
+    return (
+        f"It is reproducible from the corpus below and one public encoder, `{who['name']}` (licence: {who['license']}; "
+        f"sha256 of its weights: `{who['sha256']}`): {', and '.join(parts)}. All else began at random."
+    )
+
+
+def _tenth(curve: Sequence[Mapping[str, float]]) -> str:
+    """Compare the end with a tenth of the tokens, between the two nearest entries, where the curve reaches so far."""
+    share = curve[-1]["tokens"] / 10
+    for before, after in pairwise(curve):
+        if before["tokens"] <= share < after["tokens"]:
+            weight = (share - before["tokens"]) / (after["tokens"] - before["tokens"])
+            loss = before["loss"] + weight * (after["loss"] - before["loss"])
+            return (
+                f" At the end the perplexity is {curve[-1]['perplexity']:.0f}; at a tenth of the tokens, before any "
+                f"decay of the learning rate, it was {math.exp(loss):.0f}."
+            )
+    return ""

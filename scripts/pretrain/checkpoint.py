@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
-from transformers import PreTrainedModel
+from torch import nn
 
 from gorp.storage import write_atomic
 from scripts.pretrain.optimizer import Optimizers
@@ -36,27 +36,27 @@ class Progress:
     """Held-out losses: step, tokens, seconds, loss, perplexity."""
 
 
-def save(folder: Path, model: PreTrainedModel, optimizers: Optimizers, progress: Progress) -> None:
+def save(folder: Path, objective: nn.Module, optimizers: Optimizers, progress: Progress) -> None:
     """Write `checkpoint.safetensors`; a kill leaves the old or the new one.
 
     Args:
         folder: Folder of the run.
-        model: The model.
+        objective: The model, as its part `model`, and what else is learned.
         optimizers: Its optimizers.
         progress: Counters.
     """
-    tensors = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
+    tensors = {name: weight.detach() for name, weight in objective.named_parameters()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizers.tensors().items()}
     tensors = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
     write_atomic(folder / FILE, to_bytes(tensors, metadata={"progress": json.dumps(asdict(progress))}))
 
 
-def load(folder: Path, model: PreTrainedModel, optimizers: Optimizers | None = None) -> Progress | None:
+def load(folder: Path, objective: nn.Module, optimizers: Optimizers | None = None) -> Progress | None:
     """Take up `checkpoint.safetensors` when there is one.
 
     Args:
         folder: Folder of the run.
-        model: The model; its weights are overwritten.
+        objective: As for `save`; its weights are overwritten.
         optimizers: Its optimizers, or none when only the weights are wanted.
 
     Returns:
@@ -67,11 +67,11 @@ def load(folder: Path, model: PreTrainedModel, optimizers: Optimizers | None = N
         return None
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
-        tensors = {name: file.get_tensor(name) for name in names if optimizers or name.startswith("model.")}
+        tensors = {name: file.get_tensor(name) for name in names if optimizers or not name.startswith("optimizer.")}
         progress = Progress(**json.loads(file.metadata()["progress"]))
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(tensors[f"model.{name}"])
+        for name, weight in objective.named_parameters():
+            weight.copy_(tensors[name])
     if optimizers is not None:
         prefix = "optimizer."
         optimizers.load({name[len(prefix) :]: tensors[name] for name in names if name.startswith(prefix)})

@@ -14,6 +14,8 @@ from gorp.storage import read_json, write_atomic
 from scripts.pretrain import checkpoint
 from scripts.pretrain.card import model_card
 from scripts.pretrain.models import MAX_LENGTH, build
+from scripts.pretrain.objective import Objective
+from scripts.pretrain.picture import perplexity_picture
 from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, PAD_ID, for_model, load
 
 
@@ -36,7 +38,7 @@ def export(run: Path, target: Path) -> dict[str, Any]:
     packed = Path(told["packed"])
     tokenizer = load(packed)
     model = build(told["architecture"], told["seed"], tokenizer.get_vocab_size())
-    progress = checkpoint.load(run, model)
+    progress = checkpoint.load(run, Objective(model))
     if progress is None:
         raise CheckpointError(f"{run} holds no {checkpoint.FILE}; train until the first checkpoint, then export.")
     model = model.to(torch.bfloat16).eval()
@@ -51,7 +53,9 @@ def export(run: Path, target: Path) -> dict[str, Any]:
         for file in sorted(Path(folder).iterdir()):
             write_atomic(target / file.name, file.read_bytes())
     counts = read_json(packed / "counts.json")
-    text = model_card(target.name, told, progress.curve, sum(weight.numel() for weight in model.parameters()), counts)
+    weights = sum(weight.numel() for weight in model.parameters())
+    text = model_card(target.name, told, progress.curve, model.config, weights, counts)
     write_atomic(target / "README.md", text.encode())
+    write_atomic(target / "curve.svg", perplexity_picture(progress.curve).encode())
     write_atomic(target / "curve.json", (json.dumps(progress.curve, indent=1) + "\n").encode())
     return progress.curve[-1]

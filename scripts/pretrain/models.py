@@ -13,6 +13,10 @@ from scripts.pretrain.tokenizer import VOCABULARY
 MAX_LENGTH = 1024
 """Longest input in tokens of the Llama; T5 has relative positions and no limit of its own."""
 
+EMBEDDING_DEVIATION = {"t5": 1.0, "llama": 256**-0.5}
+"""Standard deviation of embeddings that come from an encoder. T5 divides what goes to its head by the root of the
+width, so that the logits of both have the same size."""
+
 
 def t5_config(vocabulary: int = VOCABULARY) -> T5Config:
     """T5 v1.1 with gated GELU: 5 encoder and 3 decoder layers, width 256.

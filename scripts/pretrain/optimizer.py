@@ -6,22 +6,23 @@ Liu et al. 2025, "Muon is Scalable for LLM Training".
 """
 
 import torch
-from transformers import PreTrainedModel
+
+from scripts.pretrain.objective import Objective
 
 
 class Optimizers:
     """Both optimizers of a model behind one `step`."""
 
-    def __init__(self, model: PreTrainedModel, rate: float, embedding_rate: float) -> None:
+    def __init__(self, objective: Objective, rate: float, embedding_rate: float) -> None:
         """Sort the weights.
 
         Args:
-            model: The model; tied weights count once.
+            objective: The model, tied weights count once, and what else is learned.
             rate: Peak learning rate of matrices and norms.
             embedding_rate: Peak learning rate of the token embedding.
         """
-        tokens = model.get_input_embeddings().weight
-        named = [(name, weight) for name, weight in model.named_parameters() if weight is not tokens]
+        tokens = objective.model.get_input_embeddings().weight
+        named = [(name, weight) for name, weight in objective.named_parameters() if weight is not tokens]
         matrices = [(name, weight) for name, weight in named if weight.ndim == 2 and "relative" not in name]
         others = [(name, weight) for name, weight in named if weight.ndim != 2 or "relative" in name]
         muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")

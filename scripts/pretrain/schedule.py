@@ -22,7 +22,7 @@ class Budget:
     """The whole budget, in `unit`; over 0."""
     decay: float = 0.25
     """Share of the budget in which the learning rate falls to zero, over 0 and under 1."""
-    warmup_steps: int = 50
+    warmup_steps: int = 20
     """Steps in which the learning rate rises; at least 1."""
 
     def fraction(self, spent: float) -> float:

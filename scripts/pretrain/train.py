@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from gorp.storage import write_json
 from scripts.pretrain import checkpoint
 from scripts.pretrain.batches import LlamaBatches, T5Batches, tokens_of
 from scripts.pretrain.checkpoint import Progress
+from scripts.pretrain.objective import Objective
 from scripts.pretrain.optimizer import Optimizers
 from scripts.pretrain.schedule import Budget
 
@@ -56,7 +56,7 @@ class Run:
     def __init__(
         self,
         folder: Path,
-        model: PreTrainedModel,
+        objective: Objective,
         train: T5Batches | LlamaBatches,
         held_out: T5Batches | LlamaBatches,
         budget: Budget,
@@ -66,19 +66,19 @@ class Run:
 
         Args:
             folder: Where checkpoint, log and curve are written.
-            model: The model on its device.
+            objective: The model on its device, with its loss.
             train: Batches to learn from.
             held_out: Batches to measure on.
             budget: How long to train.
             settings: The rest.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.model, self.train, self.held_out = folder, model, train, held_out
-        self.settings, self.device = settings, model.device
-        self.optimizers = Optimizers(model, settings.rate, settings.embedding_rate)
-        self.progress = checkpoint.load(folder, model, self.optimizers) or Progress(began=time.time())
+        self.folder, self.objective, self.train, self.held_out = folder, objective, train, held_out
+        self.settings, self.device = settings, objective.model.device
+        self.optimizers = Optimizers(objective, settings.rate, settings.embedding_rate)
+        self.progress = checkpoint.load(folder, objective, self.optimizers) or Progress(began=time.time())
         self.budget = budget
-        self.forward = torch.compile(model, dynamic=False) if settings.compiled else model
+        self.forward = torch.compile(objective, dynamic=False) if settings.compiled else objective
 
     @property
     def spent(self) -> float:
@@ -124,10 +124,10 @@ class Run:
     def _step(self) -> None:
         began, progress, spent = time.monotonic(), self.progress, self.spent
         kind, batch = self._next_batch(spent)
-        self.model.train()
-        loss = self._loss(self.forward, batch)
+        self.objective.train()
+        loss, distance = self._loss(self.forward, batch)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.objective.model.parameters(), self.settings.clip)
         self.optimizers.step(self.budget.rate(progress.step, spent))
         progress.step += 1
         progress.tokens += (tokens := tokens_of(batch))
@@ -135,7 +135,8 @@ class Run:
             self._log(
                 step=progress.step,
                 kind=kind,
-                loss=round(loss.item(), 4),
+                loss=round(loss.item() - self.objective.weight * distance.item(), 4),
+                distance=round(distance.item(), 4),
                 norm=round(norm.item(), 3),
                 tokens=progress.tokens,
                 fraction=round(self.budget.fraction(spent), 4),
@@ -152,16 +153,16 @@ class Run:
         progress.text_batches += 1
         return "text", self.train.text(progress.text_batches - 1)
 
-    def _loss(self, forward: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    def _loss(self, forward: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            return forward(**moved, use_cache=False).loss
+            return forward(**moved)
 
     @torch.no_grad()
     def _measure_and_save(self) -> None:
-        self.model.eval()
+        self.objective.eval()
         batches = min(HELD_OUT_BATCHES, max(1, len(self.held_out.corpus) // self.held_out.rows))
-        losses = [self._loss(self.model, self.held_out.text(number)).item() for number in range(batches)]
+        losses = [self._loss(self.objective, self.held_out.text(number))[0].item() for number in range(batches)]
         loss = sum(losses) / len(losses)
         progress = self.progress
         progress.curve.append(
@@ -173,7 +174,7 @@ class Run:
                 "perplexity": round(math.exp(loss), 3),
             }
         )
-        checkpoint.save(self.folder, self.model, self.optimizers, progress)
+        checkpoint.save(self.folder, self.objective, self.optimizers, progress)
         write_json(self.folder / "curve.json", progress.curve)
         self._log(held_out=progress.curve[-1])
 

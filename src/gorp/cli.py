@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (t
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +55,7 @@ def demo(
 
         from gorp.demo import DemoSettings, run_demo
         from gorp.report import comparison_table, matrix_table, write_page
+        from gorp.report.wording import in_words
 
         settings = DemoSettings(model=model, seed=seed, train_rows=train_rows, eval_rows=eval_rows, epochs=epochs)
         progress.say(f"seed {seed}, model {model}, {train_rows} rows a task to train on, {epochs} epochs")
@@ -69,11 +70,19 @@ def demo(
             console.print(matrix_table(result.matrix, title=f"{method}: percent right"))
         runs = {method: [result.matrix] for method, result in results.items()}
         console.print(comparison_table(runs, title=f"side by side, seed {seed}"))
+        typer.echo("")
+        for method, result in results.items():
+            typer.echo(f"{method}: {in_words(result.matrix)}")
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train: see docs/getting-started.md.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG.yaml", exists=True, dir_okay=False, help="What to train: see docs/getting-started.md."
+        ),
+    ],
     workspace: Annotated[
         Path | None,
         typer.Option(help="The folder for versions and scores. Default: beside the YAML, named as it without .yaml."),
@@ -96,7 +105,7 @@ def train(
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder}: is a file; wanted a folder for the workspace. Give one with --workspace.")
         if dry_run:
-            pending, treatments, total = plan(settings, folder)
+            pending, treatments, total = plan(settings, folder, restart=restart, progress=progress)
             progress.treatments(treatments, total)
             trainable = sum(item.trainable for item in treatments)
             result = {"pending": pending, "trainable": trainable, "parameters": total}
@@ -123,7 +132,7 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="Only this task; all by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a version again and keep the scores."""
+    """Score a version again, as the YAML is now, and keep the scores."""
     with _errors():
         console, progress = _start()
         from gorp.console import plain_table
@@ -153,12 +162,44 @@ def methods(as_json: AsJson = False) -> None:
         console.print(plain_table("", ["name", "what it does", "keeps between tasks", "paper"], lines))
 
 
+@app.command()
+def estimate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The YAML that `gorp train` takes.")],
+    ranks: Annotated[int, typer.Option(min=1, help="Processes of data-parallel training, one device each.")] = 1,
+    tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="Of a GPU that is not here: 10^12 operations a second it reaches.")
+    ] = None,
+    gbps: Annotated[float | None, typer.Option(min=0.001, help="Its memory's bandwidth, 10^9 bytes a second.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict memory, time and what is kept, from shapes alone; measures this machine for two seconds."""
+    with _errors():
+        console, _ = _start()
+        from gorp.console import plain_table
+        from gorp.estimate import HEADINGS, device_for, lines_of, predict
+        from gorp.workspace import load_config
+
+        if (tflops is None) != (gbps is None):
+            raise ConfigError("--tflops and --gbps go together: a device that is not here needs both.")
+        settings = load_config(config)
+        device = device_for(settings, tflops=tflops, gbps=gbps)
+        estimates = predict(settings, device, ranks=ranks)
+        if as_json:
+            _print_json({"device": device.name, "ranks": ranks, **{n: e.to_dict() for n, e in estimates.items()}})
+            return
+        console.print(plain_table(f"one rank of {ranks}, {device.name}", HEADINGS, lines_of(estimates)))
+
+
 def _start() -> tuple[Any, Any]:
     """The console for results, and the progress for everything else; libraries are told to be quiet."""
-    import datasets
-    from transformers.utils import logging
+    from rich.console import Console
 
-    from gorp.console import console, progress_on
+    stderr = Console(stderr=True)
+    with stderr.status("loading torch and transformers") if stderr.is_terminal else nullcontext():
+        import datasets
+        from transformers.utils import logging
+
+        from gorp.console import console, progress_on
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -174,8 +215,9 @@ def _errors(*, interrupted: str = "") -> Iterator[None]:
     except GorpError as error:
         typer.echo(f"gorp: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-    except KeyboardInterrupt:
-        typer.echo(f"gorp: interrupted.{interrupted}", err=True)
+    except KeyboardInterrupt as stop:  # it may say what was saved
+        saved = f" {stop}" if str(stop) else ""
+        typer.echo(f"gorp: interrupted.{saved}{interrupted}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -186,12 +228,17 @@ def _show_status(console: Any, state: dict[str, Any], as_json: bool) -> None:
     from gorp.console import measures_table, versions_table
     from gorp.evaluation import AccuracyMatrix
     from gorp.report import matrix_table
+    from gorp.report.wording import printable
 
     console.print(matrix_table(AccuracyMatrix.from_dict(state["matrix"]), title="accuracy"))
     if state["measures"]:
         console.print(measures_table(state["measures"]))
     console.print(versions_table(state["versions"], state["current"]))
-    typer.echo(f"pending: {', '.join(state['pending']) or 'nothing'}")
+    for task, notes in state["notes"].items():
+        for note in notes:
+            typer.echo(printable(f"{task}: {note}"))
+    pending = [f"{task} (begun)" if task in state["begun"] else task for task in state["pending"]]
+    typer.echo(f"pending: {', '.join(pending) or 'nothing'}")
 
 
 def _demo_page(settings: Any, results: Any) -> Any:

@@ -4,6 +4,7 @@ Names of tasks and files are printed as they are: nothing in them is read as mar
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,9 @@ from gorp.targets import Treatment
 PLAIN_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
 
+FIRST_LINE, NEXT_LINE = 2.0, 10.0
+"""Seconds after which a log first hears of something that lasts, and then hears of it again."""
+
 
 def console(*, stderr: bool = False) -> Console:
     """A console on standard output or the error stream."""
@@ -38,18 +42,21 @@ def progress_on(target: Console) -> Progress:
 
 
 class PlainProgress(Progress):
-    """A line at the start and end of everything, for logs and pipes."""
+    """For logs and pipes: a line at the start and end of a training, and now and then for whatever lasts."""
 
     def __init__(self, target: Console) -> None:
         self.console = target
+        self._shown: list[Treatment] = []
 
     def say(self, line: str) -> None:
         """Print `line`, whatever is in it, unchanged."""
         self.console.print(Text(printable(line)), soft_wrap=True)
 
     def treatments(self, treatments: Sequence[Treatment], total: int) -> None:
-        """Print the table."""
-        self.console.print(treatments_table(treatments, total))
+        """Print the table, unless it is the one that was printed last."""
+        if self._shown != list(treatments):
+            self._shown = list(treatments)
+            self.console.print(treatments_table(treatments, total))
 
     def matrix(self, matrix: AccuracyMatrix) -> None:
         """Print one line: the newest row that is measured."""
@@ -63,10 +70,27 @@ class PlainProgress(Progress):
     @contextmanager
     def training(self, name: str) -> Iterator[TrainerCallback]:
         """Lines with the number of steps and the last logged loss."""
-        steps = _Steps(lambda done, total, loss: None)
+        due = _every(FIRST_LINE, NEXT_LINE)
+
+        def show(done: int, total: int, loss: str) -> None:
+            if 0 < done < total and due():
+                self.say(f"training {name}: {done} of {total} steps{loss}")
+
+        steps = _Steps(show)
         self.say(f"training {name}")
         yield steps
         self.say(f"trained {name}: {steps.done} steps{steps.loss}")
+
+    @contextmanager
+    def evaluating(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """Lines with the number of rows, if it takes long."""
+        due = _every(FIRST_LINE, NEXT_LINE)
+
+        def show(done: int, total: int) -> None:
+            if done < total and due():
+                self.say(f"scoring {name}: {done} of {total} rows")
+
+        yield show
 
 
 class LiveProgress(PlainProgress):
@@ -156,6 +180,21 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 def _add(table: Table, *cells: str) -> None:
     table.add_row(*(Text(printable(cell)) for cell in cells))
+
+
+def _every(first: float, then: float) -> Callable[[], bool]:
+    """A function that is true once after `first` seconds, and again whenever `then` seconds have passed since."""
+    limit = time.monotonic() + first
+
+    def due() -> bool:
+        nonlocal limit
+        now = time.monotonic()
+        if now < limit:
+            return False
+        limit = now + then
+        return True
+
+    return due
 
 
 class _Steps(TrainerCallback):

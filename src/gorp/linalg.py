@@ -36,7 +36,7 @@ def project_out_rows(x: Tensor, basis: Tensor) -> Tensor:
 
 
 def stands_out(rows: Tensor, basis: Tensor) -> Tensor:
-    """Whether each row has a part outside span(`basis`) that is more than rounding: ‖row (I - S Sᵀ)‖ > √eps ‖row‖.
+    """Whether the part of each row outside span(`basis`) is more than rounding: ‖row (I - S Sᵀ)‖ > √eps ‖row‖.
 
     Of a gradient that lies in span(S) the projection leaves rounding, about eps ‖g‖ in a random direction, and Adam,
     which divides by the size, would make full steps of it. Above √eps rounding is less than a thousandth of what is left.

@@ -22,6 +22,10 @@ FAMILIES = {"t5": "t5", "mt5": "t5", "umt5": "t5"} | dict.fromkeys(
 """`model_type` of a configuration -> the preset that fits its module names."""
 
 
+KEYS = {"lora": "lora.target_modules", "full": "method.full_modules"}
+"""Where the YAML of a run has the patterns of a role."""
+
+
 def family_of(model: nn.Module) -> str:
     """The preset for `model`, by the `model_type` of its configuration.
 
@@ -59,24 +63,24 @@ def resolve(model: nn.Module, patterns: Sequence[str] | str, *, role: str) -> li
         patterns = PRESETS[family_of(model)][role] if patterns == "auto" else (patterns,)
     chosen: set[str] = set()
     for pattern in patterns:
-        matches = [name for name in linear if _matches(pattern, name)]
+        matches = [name for name in linear if _matches(pattern, name, KEYS[role])]
         if not matches:
             endings = sorted({name.rpartition(".")[2] for name in linear})
             raise ModelError(
-                f"the {role} target `{pattern}` matches no linear layer of this model.{nearest(pattern, endings)} "
+                f"{KEYS[role]}: `{pattern}` matches no linear layer of this model.{nearest(pattern, endings)} "
                 f"Its linear layers end in {', '.join(endings)}."
             )
         chosen.update(matches)
     return [name for name in linear if name in chosen]
 
 
-def _matches(pattern: str, name: str) -> bool:
+def _matches(pattern: str, name: str, key: str) -> bool:
     if name == pattern or name.endswith("." + pattern):
         return True
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise ModelError(f"the target pattern `{pattern}` is no regular expression: {error}.") from None
+        raise ModelError(f"{key}: the pattern `{pattern}` is no regular expression: {error}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,12 @@ def test_an_empty_file(tmp_path, content):
 
 
 def test_missing_or_unknown_files(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
-        read_rows(tmp_path / "none.jsonl")
+    write(tmp_path, GOOD, "october.jsonl")
+    with pytest.raises(DataError) as caught:
+        read_rows(tmp_path / "octobre.jsonl")
+    assert f"looked for in {tmp_path}. Did you mean `october.jsonl`?" in str(caught.value)
+    with pytest.raises(DataError, match=r"no such file.*, which does not exist"):
+        read_rows(tmp_path / "gone" / "october.jsonl")
     with pytest.raises(DataError, match=r"wanted a file named \*\.jsonl"):
         read_rows(write(tmp_path, b"a,b", "rows.csv"))
     folder = tmp_path / "folder.jsonl"

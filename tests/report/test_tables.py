@@ -47,6 +47,12 @@ class TestMarkdown:
         ]
         assert cells(lines[3]) == ["sequential_lora", "68.7", "−12.0", "14.5", "76.7", "5.5", "68.7", "1"]
 
+    def test_a_spread_is_spoken_of_where_there_is_one(self):
+        spread = "± sample standard deviation over seeds"
+        assert spread in comparison_markdown({"gorp": [matrix(FIRST), matrix(SECOND)], "olora": [matrix()]})
+        alone = comparison_markdown({"gorp": [matrix()]})
+        assert spread not in alone and "Percent; one seed." in alone
+
     def test_every_formula_stands_below(self):
         text = comparison_markdown({"gorp": [matrix()]})
         assert all(f"- `{formula}`\n" in text for formula in FORMULAS.values())

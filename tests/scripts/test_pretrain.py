@@ -1,5 +1,6 @@
 """Pre-training from a small folder of text: what goes in comes out, and a stopped run goes on as if it had not been."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from scripts.pretrain.export import export
 from scripts.pretrain.instructions import pairs
 from scripts.pretrain.models import llama_config, t5_config
 from scripts.pretrain.noise import SpanCorruption
+from scripts.pretrain.objective import Objective
 from scripts.pretrain.pairs import PackedPairs
 from scripts.pretrain.schedule import Budget
 from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, FIRST_SENTINEL, PAD_ID, SENTINELS, for_model, load
@@ -43,8 +45,11 @@ def article(number: int) -> str:
     """Write an article of a dozen sentences about one word."""
     draw = random.Random(number)
     topic = WORDS[number % len(WORDS)]
-    rows = [f"The {topic} of {draw.choice(WORDS)} was {draw.choice(WORDS)} in {1800 + draw.randrange(99)} near the "
-            f"{draw.choice(WORDS)}." for _ in range(12)]
+    rows = [
+        f"The {topic} of {draw.choice(WORDS)} was {draw.choice(WORDS)} in {1800 + draw.randrange(99)} near the "
+        f"{draw.choice(WORDS)}."
+        for _ in range(12)
+    ]
     return f"{topic.title()} number {number}\n\n{' '.join(rows)}"
 
 
@@ -89,7 +94,7 @@ def small_run(architecture: str, packed: Path, folder: Path, budget: Budget) -> 
         batches = LlamaBatches(corpus=PackedTokens(train, 128, 0), pairs=PackedPairs(packed, 0, 94, 32), rows=2)
         held_out = replace(batches, corpus=PackedTokens([packed / "valid.npy"], 128, 0), pairs=None)
     settings = Settings(compiled=False, pair_shares=(0.5, 0.5))
-    return Run(folder, model, batches, held_out, budget, settings)
+    return Run(folder, Objective(model), batches, held_out, budget, settings)
 
 
 @given(text=st.text().filter(lambda text: not text.startswith(" ")))
@@ -118,7 +123,7 @@ def test_the_spans_put_back_give_the_window(seed: int, window: int, density: flo
     noise = SpanCorruption(window=window, density=density, mean_span=4.0)
     draw = np.random.default_rng(seed)
     tokens = draw.integers(FIRST_SENTINEL + 32, 8192, (3, window))
-    inputs, targets = noise(tokens, draw)
+    inputs, targets, places = noise(tokens, draw)
     assert inputs.shape == (3, noise.input_length) and targets.shape == (3, noise.target_length)
     for row in range(3):
         is_sentinel = targets[row] < FIRST_SENTINEL + 32
@@ -128,6 +133,8 @@ def test_the_spans_put_back_give_the_window(seed: int, window: int, density: flo
         assert inputs[row, -1] == targets[row, -1] == EOS_ID
         assert list(missing) == list(range(FIRST_SENTINEL, FIRST_SENTINEL + noise.spans))
         np.testing.assert_array_equal(np.concatenate(whole), tokens[row])
+        starts = np.cumsum([0, *(len(part) for part in whole)])
+        np.testing.assert_array_equal(places[row], [*starts[:-1], -1])
 
 
 def test_more_spans_than_sentinels_are_refused() -> None:
@@ -207,7 +214,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     second(stop_at=6)
     assert whole.progress.tokens == second.progress.tokens
     assert whole.progress.pair_batches == second.progress.pair_batches > 0
-    for (name, left), right in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
+    for (name, left), right in zip(whole.objective.named_parameters(), second.objective.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=0, msg=name)
 
 
@@ -240,6 +247,8 @@ def test_an_export_is_read_by_plain_transformers_and_learns_to_stop(
     command = ["train", architecture, str(folders[1]), str(run), "--tokens", "1", "--rows", "2", "--eager"]
     arguments = parser().parse_args([*command, "--threads", "1", "--device", "cpu"])
     arguments.command(arguments)
+    sessions = json.loads((run / "run.json").read_text())["sessions"]
+    assert [(session["tokens"], session["budget"]) for session in sessions] == [(0, "1 tokens")]
     export(run, target)
     loader = AutoModelForSeq2SeqLM if architecture == "t5" else AutoModelForCausalLM
     model = loader.from_pretrained(target, dtype=torch.float32)

@@ -26,13 +26,17 @@ def leaks(family: str, targets: str, folder, **options) -> dict[str, float]:
         versions.append(unpack_deltas(through_a_file(pack_deltas(method.deltas), folder / f"delta{task}")))
         if task == 1:
             protected = through_a_file(method.memory_tensors(), folder / "memory")
-    result = {}
+    result, still = {}, []
     for name in set(protected) & set(versions[1]):
         basis, change = protected[name], versions[1][name].dense() - versions[0][name].dense()
         assert basis.shape[1] > 0 and orthonormality_error(basis) < 1e-5
+        if change.norm() == 0:  # the second task's whole gradient lay in S, as a decoder's first layers may see it
+            still.append(name)
+            continue
         assert change.norm() > 0.01 * versions[0][name].dense().norm()
         result[name] = leak(WeightDelta.of(change), basis)
-    assert set(result) == set(versions[1]) or options
+    assert set(result) | set(still) == set(versions[1]) or options
+    assert len(still) <= len(result) / 4 and all(name.startswith("decoder.") for name in still)
     return result
 
 

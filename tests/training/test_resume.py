@@ -4,6 +4,8 @@ The second of two tasks is cut off; then everything is made anew, as in a new pr
 method comes from the file it was saved to after task 1, the rest from the task's last checkpoint.
 """
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from gorp.adapters import LoraSettings
 from gorp.methods import METHODS
@@ -89,7 +92,7 @@ def check(variant: str, family: str, kind: str, cut: Kill, folder: Path) -> None
         ("gorp paper", "t5", "float32", 3),
         ("gorp paper", "llama", "bfloat16", 4),
         ("gorp paper sketch", "llama", "float32", 4),
-        ("gorp sketch", "llama", "bfloat16", 4),
+        ("gorp small sketch", "llama", "bfloat16", 4),
         ("gorp lora only", "llama", "float32", 5),
         ("gorp slow", "t5", "float32", 2),
         ("sequential_full", "llama", "bfloat16", 3),
@@ -116,3 +119,70 @@ def test_a_step_that_was_not_saved_is_taken_again(tmp_path):
 def test_resumes_to_the_same_bits_wherever_it_is_cut(variant, family, kind, tmp_path):
     for steps in CUTS:
         check(variant, family, kind, Kill(steps), tmp_path / str(steps))
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C at the beginning of a step, once or twice."""
+
+    def __init__(self, step: int, times: int = 1) -> None:
+        self.step, self.times = step, times
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step - 1:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def default_sigint():
+    """As in a program that a shell started in the foreground."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_sigint")
+@pytest.mark.parametrize(
+    ("family", "step", "times", "options", "message", "resumed_at"),
+    [
+        ("llama", 1, 1, {"save_steps": 200}, "Step 1 of 8 of task task2 is saved.", 1),
+        ("t5", 5, 1, {"save_strategy": "epoch"}, "Step 5 of 8 of task task2 is saved.", 5),
+        ("llama", 8, 1, {"save_steps": 200}, "Step 8 of 8 of task task2 is saved.", 8),
+        ("llama", 4, 2, {"save_steps": 2}, "", 2),
+        ("llama", 4, 1, {"save_strategy": "no"}, "", 0),
+    ],
+)
+def test_ctrl_c_saves_the_running_step(family, step, times, options, message, resumed_at, tmp_path):
+    """Once: the step ends and is saved. Twice, or where nothing is to be saved: training is left at once."""
+    between, weights, state = unbroken("gorp", family, "float32")
+    options = {"save_strategy": "steps"} | options
+    for callbacks in ((Interrupt(step, times),), ()):
+        model, method = build("gorp", family, torch.float32)
+        method.load_state_dict(through_a_file(between, tmp_path / "method.safetensors"))
+        if callbacks:
+            with pytest.raises(KeyboardInterrupt) as caught:
+                train(model, method, 2, tmp_path / "run", callbacks=callbacks, **options)
+            assert str(caught.value) == message
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    result = train(model, method, 2, tmp_path / "run", **options)
+    assert result.resumed_at == resumed_at
+    assert_equal(model.state_dict(), weights)
+    assert_equal(method.state_dict(), state)
+
+
+def test_who_catches_sigint_already_keeps_it(tmp_path):
+    caught = []
+    before = signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+    try:
+        model, method = build("gorp", "llama", torch.float32)
+        result = train(model, method, 1, tmp_path, callbacks=(Interrupt(3),), save_strategy="steps")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert caught == [1] and result.steps == STEPS
+
+
+def test_outside_the_main_thread_nothing_is_caught(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        model, method = build("gorp", "llama", torch.float32)
+        result = pool.submit(train, model, method, 1, tmp_path, save_strategy="steps").result()
+    assert result.steps == STEPS

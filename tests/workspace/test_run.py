@@ -11,8 +11,9 @@ from safetensors import safe_open
 from gorp.data import load_task
 from gorp.delta import unpack_deltas
 from gorp.errors import CheckpointError, ConfigError, DataError, GorpError, ModelError, TrainingError
-from gorp.evaluation import AccuracyMatrix, score_task
+from gorp.evaluation import AccuracyMatrix, TaskScore, score_task
 from gorp.models import load_model, weights_sha256
+from gorp.progress import Progress
 from gorp.storage import read_tensors
 from gorp.weights import BaseWeights
 from gorp.workspace import Workspace, effective, evaluate_version, load_config, plan, run_sequence, status
@@ -105,6 +106,66 @@ def test_planning_writes_nothing(tmp_path):
     # Tiny T5: q and v of 4 self-attentions with pairs of rank 8, of 2 cross-attentions with 4 x 4 cores.
     assert {(t.treatment, t.trainable) for t in treatments} == {("LoRA", 2 * 8 * 32), ("core", 2 * 16)}
     assert tree_hash(tmp_path) == before
+
+
+class Said(Progress):
+    """Keeps the lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_planning_tells_of_the_rows(tmp_path):
+    tasks = [task("one"), task("two", eval=None, labels=None, dev_rows=3)]
+    path = make_project(tmp_path, tasks=tasks, encoding={"max_prompt_tokens": 40, "max_completion_tokens": 8})
+    long = {"text": "green " * 30, "label": "true"}
+    with open(tmp_path / "one.jsonl", "a") as file:
+        file.write(json.dumps(long) + "\n")
+    said = Said()
+    plan(load_config(path), tmp_path / "work", progress=said)
+    text = "\n".join(said.lines)
+    assert "one: rows: 25 to train on, 6 to be scored on, 0 for dev\n" in text
+    assert "one: 1 of 25 prompts of train exceed 40 tokens and lose their middle\n" in text
+    assert "two: no eval given: " in text and "two: the label set was taken from train: false, true\n" in text
+    first = load_task(load_config(path).tasks[0]).train[0]
+    assert f"one: for example {first['prompt']!r} → 'true'\n" in text
+
+
+def test_a_task_that_did_not_get_better_is_named_with_its_answers(tmp_path):
+    """Nothing can be learned at a learning rate of 1e-30."""
+    idle = {"per_device_train_batch_size": 4, "learning_rate": 1e-30}
+    path = make_project(tmp_path, tasks=[task("one", metric=None)], training=idle)
+    said = Said()
+    matrix = run_sequence(load_config(path), tmp_path / "work", progress=said)
+    assert matrix.R[1, 0] == matrix.R[0, 0] == 0
+    answers = tmp_path / "work/eval/samples/v1-one.jsonl"
+    assert answers.is_file() and said.lines[-1] == (
+        f"one scores 0.0, no better than before training; its answers are in {answers}; "
+        "more epochs or a higher learning rate?"
+    )
+
+
+def test_a_task_that_got_better_is_not_named(finished, tmp_path, monkeypatch):
+    path, _ = finished
+    better = {"v0": 0.0, "v1": 50.0, "v2": 50.0}
+    monkeypatch.setattr(
+        "gorp.workspace.scoring.score_task",
+        lambda model, tokenizer, item, **_: TaskScore(
+            task=item.name, metric=item.metric, score=better[current[-1]], rows=6, samples=[]
+        ),
+    )
+    current, original = [], run_module.score_row
+    monkeypatch.setattr(
+        run_module,
+        "score_row",
+        lambda session, version, *a, **k: current.append(version) or original(session, version, *a, **k),
+    )
+    said = Said()
+    run_sequence(load_config(path), tmp_path / "work", progress=said)
+    assert not [line for line in said.lines if "no better" in line]
 
 
 def test_evaluating_a_version_again_gives_its_row_again(finished):
@@ -322,8 +383,8 @@ def test_a_loss_that_is_not_finite_leaves_all_versions_whole(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"lora": {"target_modules": ["q_prj"]}}, ModelError, "the lora target `q_prj` matches no linear layer"),
-        ({"method": {"name": "gorp", "full_modules": ["wj"]}}, ModelError, "the full target `wj` matches no"),
+        ({"lora": {"target_modules": ["q_prj"]}}, ModelError, "lora.target_modules: `q_prj` matches no linear"),
+        ({"method": {"name": "gorp", "full_modules": ["wj"]}}, ModelError, "method.full_modules: `wj` matches no"),
         ({"model": {"path": "./nothing"}}, ModelError, "no such folder"),
         ({"encoding": {"max_completion_tokens": 1}}, DataError, "task one, train: row 0"),
         ({"training": {"optim": "adamw_bnb_8bt"}}, ConfigError, "adamw_bnb_8bt"),

@@ -33,9 +33,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file. Check the path; it is taken from where the program was started."
-        ) from None
+        raise DataError(_no_such_file(path)) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
     content = content.removeprefix(b"\xef\xbb\xbf")
@@ -62,6 +60,15 @@ def text_column(row: Row, column: str) -> str:
     if not value.strip():
         raise DataError(f"{row.place}: `{column}` is blank; wanted text. Remove the row.")
     return value
+
+
+def _no_such_file(path: Path) -> str:
+    folder = path.resolve().parent
+    looked = f"{path}: no such file. Paths in a YAML are relative to its folder; this one was looked for in {folder}"
+    if not folder.is_dir():
+        return f"{looked}, which does not exist."
+    readable = (item.name for item in folder.iterdir() if item.suffix in SUFFIXES and item.is_file())
+    return f"{looked}.{nearest(path.name, readable)}"
 
 
 def _lines(path: Path, content: bytes) -> list[Row]:

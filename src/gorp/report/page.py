@@ -11,7 +11,7 @@ from markupsafe import Markup
 from gorp.evaluation import FORMULAS, MEANINGS, AccuracyMatrix
 from gorp.report.comparison import Runs, compare, panels, written
 from gorp.report.figures import accuracy_over_tasks, heat_map, matrices_per_line
-from gorp.report.tables import SPREAD_READING
+from gorp.report.tables import spread_reading
 from gorp.report.wording import HEADINGS, MATRIX_READING, number, printable
 from gorp.storage import write_atomic
 
@@ -59,7 +59,7 @@ def render_page(page: Page) -> str:
                 (method, [*map(written, row.values())], len(page.runs[method])) for method, row in compared.items()
             ],
             several_seeds=any(len(runs) > 1 for runs in page.runs.values()),
-            spread_reading=SPREAD_READING,
+            spread_reading=spread_reading(page.runs),
             matrix_reading=MATRIX_READING,
             formulas=[(HEADINGS[name], formula, MEANINGS[name]) for name, formula in FORMULAS.items()],
             curve=Markup(accuracy_over_tasks(page.runs)),

@@ -12,8 +12,10 @@ from gorp.report.comparison import Runs, compare, written
 from gorp.report.wording import HEADINGS, MATRIX_READING, number, printable
 
 
-SPREAD_READING = "Percent; mean ± sample standard deviation over seeds."
-"""What the cells of a comparison mean."""
+def spread_reading(runs: Runs) -> str:
+    """What the cells of a comparison mean; a spread needs two seeds."""
+    several = any(len(matrices) > 1 for matrices in runs.values())
+    return "Percent; mean ± sample standard deviation over seeds." if several else "Percent; one seed."
 
 
 def matrix_table(matrix: AccuracyMatrix, *, title: str = "") -> Group:
@@ -33,13 +35,13 @@ def comparison_table(runs: Runs, *, title: str = "") -> Group:
         runs: Method -> its accuracy matrices, one a seed.
         title: Stands above the table.
     """
-    return _rich(_comparison_lines(runs), title=title, below=[SPREAD_READING, MATRIX_READING, *FORMULAS.values()])
+    return _rich(_comparison_lines(runs), title=title, below=[spread_reading(runs), MATRIX_READING, *FORMULAS.values()])
 
 
 def comparison_markdown(runs: Runs) -> str:
     """One line a method with every measure, as a Markdown table with the formulas in a list below."""
     formulas = "".join(f"- `{formula}`\n" for formula in FORMULAS.values())
-    return _markdown(_comparison_lines(runs)) + f"\n{SPREAD_READING} {MATRIX_READING}\n\n{formulas}"
+    return _markdown(_comparison_lines(runs)) + f"\n{spread_reading(runs)} {MATRIX_READING}\n\n{formulas}"
 
 
 def _matrix_lines(matrix: AccuracyMatrix) -> list[list[str]]:

@@ -3,7 +3,7 @@
 import math
 import re
 
-from gorp.evaluation import FORMULAS
+from gorp.evaluation import FORMULAS, AccuracyMatrix, summary
 
 
 HEADINGS: dict[str, str] = {name: formula.split(" = ")[0] for name, formula in FORMULAS.items()}
@@ -24,6 +24,19 @@ def number(value: float | None) -> str:
         return NOT_MEASURED
     text = f"{value:.1f}"
     return "0.0" if text == "-0.0" else text.replace("-", "−")
+
+
+def in_words(matrix: AccuracyMatrix) -> str:
+    """What a method did, in one sentence: BWT, the change on the earlier tasks, and AP, the mean at the end."""
+    measures = summary(matrix)
+    end = f"{number(measures['ap'])} % on average at the end."
+    change = measures["bwt"]
+    if change is None:
+        return end
+    amount = number(abs(change))
+    if amount == "0.0":
+        return f"lost nothing on the earlier tasks; {end}"
+    return f"{'lost' if change < 0 else 'gained'} {amount} points on the earlier tasks; {end}"
 
 
 def printable(text: str) -> str:

@@ -17,6 +17,7 @@ from gorp.data import Collator, Encoding, encode
 from gorp.method import Batch, Method, TaskContext
 from gorp.targets import Treatment, treatments
 from gorp.training.checkpoint import last_complete
+from gorp.training.interrupt import SaveOnInterrupt
 from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
 
@@ -53,6 +54,7 @@ def train_task(
     folder: Path,
     callbacks: tuple[TrainerCallback, ...] = (),
     on_ready: Callable[[list[Treatment]], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TaskResult:
     """Train `method` on one task, going on from the last complete checkpoint in `folder` if there is one.
 
@@ -72,6 +74,10 @@ def train_task(
         folder: For checkpoints.
         callbacks: Of the Trainer, for progress.
         on_ready: Told which weights are trained, before the first step.
+        say: Told in a line from which step training goes on, and of an interruption.
+
+    Raises:
+        KeyboardInterrupt: On SIGINT, when the running step is saved in `folder`; see `gorp.training.interrupt`.
     """
     encoded = encode(rows, tokenizer, encoder_decoder=_is_encoder_decoder(model), encoding=encoding)
     return train_encoded(
@@ -86,6 +92,7 @@ def train_task(
         folder=folder,
         callbacks=callbacks,
         on_ready=on_ready,
+        say=say,
     )
 
 
@@ -102,6 +109,7 @@ def train_encoded(
     folder: Path,
     callbacks: tuple[TrainerCallback, ...] = (),
     on_ready: Callable[[list[Treatment]], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TaskResult:
     """`train_task` for rows that are token ids already: any model whose forward pass returns a loss.
 
@@ -127,11 +135,18 @@ def train_encoded(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    for callback in callbacks:
+    interrupt = SaveOnInterrupt(name, say)
+    for callback in (*callbacks, interrupt):
         trainer.add_callback(callback)
     checkpoint = last_complete(folder)
+    resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    if checkpoint is None:
+        say(f"task {name} starts from the beginning: {context.num_steps} steps")
+    else:
+        say(f"task {name} goes on from step {resumed_at} of {context.num_steps}")
     started = time.perf_counter()
-    output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with interrupt.listening(arguments):
+        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_weights()
     boundary = time.perf_counter()
     optimizer = trainer.plain_optimizer
@@ -143,7 +158,7 @@ def train_encoded(
         seconds=finished - started,
         boundary_seconds=finished - boundary,
         tokens=int(trainer.state.num_input_tokens_seen),
-        resumed_at=0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+        resumed_at=resumed_at,
         facts=method.facts(),
     )
 

@@ -21,8 +21,9 @@ from gorp.targets import Treatment, treatments
 from gorp.training import train_task
 from gorp.workspace.config import RunConfig, effective
 from gorp.workspace.prepare import Session, prepare
+from gorp.workspace.preview import preview
 from gorp.workspace.record import version_record
-from gorp.workspace.scoring import BASE_WEIGHTS, delta_digest, enter, is_scored, score_row, write_matrix
+from gorp.workspace.scoring import BASE_WEIGHTS, delta_digest, enter, is_scored, not_learned, score_row, write_matrix
 from gorp.workspace.state import DELTA, file_sha256, read_state, write_state
 from gorp.workspace.store import TRAINING, Version, Workspace
 from gorp.workspace.unfinished import Unfinished
@@ -90,11 +91,14 @@ def plan(
 ) -> tuple[list[str], list[Treatment], int]:
     """What `run_sequence` would do: the pending tasks, the weights it would train, the model's parameters.
 
-    Everything is checked; nothing is written, and nothing is trained.
+    Everything is checked; nothing is written, and nothing is trained. `progress` hears of the rows of each task.
     """
-    session = prepare(config, Workspace(workspace), progress or Progress())
+    progress = progress or Progress()
+    session = prepare(config, Workspace(workspace), progress)
     if not restart:
         check_unfinished(session)
+    for line in preview(session):
+        progress.say(line)
     total = sum(p.numel() for p in session.model.parameters())
     contains = session.lineage[-1].contains if session.lineage else []
     pending = [task.name for task in session.tasks if task.name not in contains]
@@ -165,6 +169,7 @@ def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool
     if training is None:
         training = _train(session, stage, work, progress)
     else:
+        progress.say(f"task {stage.name} was trained to its end before; what is left is to score it")
         session.method.load_state_dict(read_state(work.folder, session.base["sha256"]))
     scores = score_row(session, name, file_sha256(work.folder / DELTA), progress)
     record = version_record(
@@ -172,6 +177,8 @@ def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool
     )
     store.publish(name, record)
     progress.say(f"{name} is written: {stage.name}")
+    for line in not_learned(session, name, scores, set(stage.contains) - set(lineage[-1].contains)):
+        progress.say(line)
 
 
 def _train(session: Session, stage: Stage, work: Unfinished, progress: Progress) -> dict[str, Any]:
@@ -193,6 +200,7 @@ def _train(session: Session, stage: Stage, work: Unfinished, progress: Progress)
             folder=work.run,
             callbacks=(callback,),
             on_ready=lambda table: progress.treatments(table, total),
+            say=progress.say,
         )
     write_state(work.folder, session.method, session.base["sha256"])
     training = {"identity": work.identity, **asdict(result)}

@@ -39,11 +39,15 @@ class Scores:
     def enter(self, version: str, score: TaskScore, key: str) -> dict[str, Any]:
         """Keep a score and its answers on disk."""
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in score.samples)
-        write_atomic(self.folder / "samples" / f"{version}-{score.task}.jsonl", lines.encode())
+        write_atomic(self.samples(version, score.task), lines.encode())
         cell = {"score": score.score, "rows": score.rows, "metric": score.metric, "key": key}
         self.cells.setdefault(version, {})[score.task] = cell
         write_json(self.folder / "scores.json", self.cells)
         return cell
+
+    def samples(self, version: str, task: str) -> Path:
+        """The file of the answers that `version` gave on `task`."""
+        return self.folder / "samples" / f"{version}-{task}.jsonl"
 
     def matrix(self, lineage: Sequence[Version], tasks: Sequence[str]) -> AccuracyMatrix:
         """R of a line of versions: the row of a version is the number of tasks it has learned."""

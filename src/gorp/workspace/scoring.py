@@ -1,6 +1,6 @@
 """Score versions on tasks, cell by cell of the matrix; what was measured under the same conditions is found again."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -51,6 +51,23 @@ def score_row(
                 cell = scores.enter(version, score, _key(session, digest, task))
             cells[task.name] = {name: cell[name] for name in ("score", "rows", "metric")}
     return cells
+
+
+def not_learned(
+    session: Session, version: str, cells: Mapping[str, Mapping[str, Any]], tasks: Container[str]
+) -> list[str]:
+    """A line for each of `tasks`, just learned, on which `version` is no better than the base model was.
+
+    A task on which the base model was always right is left out: there was nothing to learn.
+    """
+    scores = _scores(session)
+    before = scores.cells.get("v0", {})
+    return [
+        f"{task} scores {cell['score']:.1f}, no better than before training; its answers are in "
+        f"{scores.samples(version, task)}; more epochs or a higher learning rate?"
+        for task, cell in cells.items()
+        if task in tasks and task in before and cell["score"] <= before[task]["score"] < 100
+    ]
 
 
 def enter(session: Session, version: Version) -> None:

@@ -1,0 +1,46 @@
+"""What a run would read, task by task, in a few lines for the eye: rows, prompts that are too long, an example."""
+
+from dataclasses import replace
+
+from gorp.data import Task
+from gorp.data.encode import encode_prompts
+from gorp.data.split import columns
+from gorp.workspace.prepare import Session
+
+
+SHOWN = 240
+"""Characters of a prompt that are shown: its beginning and its end."""
+
+UNLIMITED = 2**31
+"""Tokens of a prompt that no prompt has."""
+
+
+def preview(session: Session) -> list[str]:
+    """Two lines or three for each task: how many rows, what is cut, and the first row to train on."""
+    return [f"{task.name}: {line}" for task in session.tasks for line in _about(session, task)]
+
+
+def _about(session: Session, task: Task) -> list[str]:
+    prompts, completions = columns(task.train)
+    dev = 0 if task.dev is None else len(task.dev)
+    lines = [f"rows: {len(prompts)} to train on, {len(task.eval)} to be scored on, {dev} for dev"]
+    limit = session.config.encoding.max_prompt_tokens
+    for part, texts in (("train", prompts), ("eval", columns(task.eval)[0])):
+        if long := sum(length > limit for length in _lengths(session, texts)):
+            lost = session.config.encoding.truncation
+            lines.append(f"{long} of {len(texts)} prompts of {part} exceed {limit} tokens and lose their {lost}")
+    return [*lines, f"for example {_short(prompts[0])!r} → {_short(completions[0])!r}"]
+
+
+def _lengths(session: Session, texts: list[str]) -> list[int]:
+    encoded = encode_prompts(
+        texts,
+        session.tokenizer,
+        encoder_decoder=bool(session.model.config.is_encoder_decoder),
+        encoding=replace(session.config.encoding, max_prompt_tokens=UNLIMITED),
+    )
+    return [len(ids) for ids in encoded]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-(SHOWN // 2) :]}"

@@ -1,0 +1,62 @@
+"""Fine-tuning for measurement: rates are chosen on development rows, test rows are seen with the chosen one only."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from scripts.pretrain.__main__ import parser
+from scripts.pretrain.finetune import RATES
+from scripts.pretrain.models import llama_config
+from scripts.pretrain.tokenizer import for_model, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A task of two labels, and a model of a few thousand weights."""
+    root = tmp_path_factory.mktemp("finetune")
+    task = root / "data" / "weather"
+    task.mkdir(parents=True)
+    (task / "labels.json").write_text('["good", "bad"]')
+    (task / "task.json").write_text('{"category": "SC", "dataset": "weather"}')
+    rows = [{"sentence": f"{('sun', 'rain')[number % 2]} {number}", "label": ("good", "bad")[number % 2]}
+            for number in range(40)]  # fmt: skip
+    for split, chosen in (("train", rows[:30]), ("test", rows[30:])):
+        (task / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    tokenizer = train_tokenizer([row["sentence"] for row in rows], 300)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4}
+    model = LlamaForCausalLM(LlamaConfig(**llama_config(tokenizer.get_vocab_size()).to_dict() | small))
+    model.save_pretrained(root / "model")
+    for_model(tokenizer, "llama", 256).save_pretrained(root / "model")
+    return root / "data", root / "model"
+
+
+def test_the_rate_is_chosen_on_development_rows(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = folders
+    command = ["finetune", str(model), "--data", str(data), "--out", str(tmp_path), "--tasks", "weather"]
+    arguments = parser().parse_args([*command, "--seeds", "0", "--dev-rows", "6", "--threads", "1"])
+    arguments.command(arguments)
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("incremental_lora-*.json")]
+    for random_weights in (False, True):
+        mine = [run for run in runs if run["cell"]["random_weights"] == random_weights]
+        trials = [run for run in mine if run["cell"]["split"] == "dev"]
+        assert sorted(run["cell"]["training"]["learning_rate"] for run in trials) == sorted(RATES)
+        best = max(run["ap"] for run in trials)
+        chosen = {run["cell"]["training"]["learning_rate"] for run in trials if run["ap"] == best}
+        reported = [run["cell"] for run in mine if run["cell"]["split"] == "eval"]
+        assert sorted(cell["seed"] for cell in reported) == [0]
+        rates = {cell["training"]["learning_rate"] for cell in reported}
+        assert len(rates) == 1 and rates <= chosen
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [(row["task"], row["weights"], row["seeds"]) for row in table] == [
+        ("weather", "pretrained", 1),
+        ("weather", "random", 1),
+    ]
+    # What is there is not run again.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("incremental_lora-*.json")}
+    arguments.command(arguments)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("incremental_lora-*.json")}
+    assert "| weather | pretrained |" in capsys.readouterr().out
