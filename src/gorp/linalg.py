@@ -39,7 +39,7 @@ def stands_out(rows: Tensor, basis: Tensor) -> Tensor:
     """Whether the part of each row outside span(`basis`) is more than rounding: ‖row (I - S Sᵀ)‖ > √eps ‖row‖.
 
     Of a gradient that lies in span(S) the projection leaves rounding, about eps ‖g‖ in a random direction, and Adam,
-    which divides by the size, would make full steps of it. Above √eps rounding is less than a thousandth of what is left.
+    which divides by the size, would make full steps of it. Above √eps rounding is less than a thousandth of the rest.
 
     Args:
         rows: p x n.
