@@ -149,7 +149,7 @@ def told(args: argparse.Namespace, run: Run, targets: Targets | None) -> dict[st
         "architecture": args.architecture,
         "packed": str(args.packed.resolve()),
         "machine": torch.cuda.get_device_name() if cuda else f"CPU, {args.threads} thread(s)",
-        "rows": args.rows,
+        "rows": run.train.rows,
         "seed": args.seed,
         "vocabulary": load(args.packed).get_vocab_size(),
         "torch": torch.__version__,
