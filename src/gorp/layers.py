@@ -116,23 +116,24 @@ class GradientTap:
 
 
 class GradientProbe:
-    """Takes ψᵀ G, one fixed random combination of the rows of a layer's gradient, as backward passes go by.
+    """Takes ψᵀ G, one fixed combination of the rows of a layer's gradient, as backward passes go by.
 
-    2·N·(m + n) flops a pass. It holds X until the layer's backward, as LoRA's A does anyway.
+    2·N·(m + n) flops a pass. It holds X until the layer's backward, as LoRA's A does anyway. ψ is a Weyl sequence in
+    [-1, 1), the same on every rank and device.
 
     Args:
         layer: A linear layer, wrapped or not.
-        weights: ψ, m numbers, on the layer's device.
     """
 
-    def __init__(self, layer: nn.Module, weights: Tensor) -> None:
-        self._weights, self._row = weights, None
+    def __init__(self, layer: nn.Module) -> None:
+        self._weights: Tensor | None = None
+        self._row: Tensor | None = None
         self._handle: RemovableHandle = layer.register_forward_hook(self._watch)
 
-    def take(self) -> Tensor:
-        """ψᵀ G of all micro-batches since the last call, n numbers; none where there was no backward pass."""
+    def take(self) -> Tensor | None:
+        """ψᵀ G of all micro-batches since the last call, n numbers; None where there was no backward pass."""
         row, self._row = self._row, None
-        return self._weights.new_zeros(0) if row is None else row
+        return row
 
     def remove(self) -> None:
         """Leave the layer as it was."""
@@ -144,8 +145,11 @@ class GradientProbe:
         x = args[0].detach()
 
         def see(gradient: Tensor) -> None:
-            combined = gradient.detach().reshape(-1, gradient.shape[-1]) @ self._weights.to(gradient.dtype)
-            row = (combined.to(x.dtype) @ x.reshape(-1, x.shape[-1])).to(self._weights.dtype)
+            d, m = gradient.detach(), gradient.shape[-1]
+            if self._weights is None:
+                self._weights = torch.arange(1, m + 1, device=d.device) * 2654435761 % 2**32 / 2**31 - 1
+            combined = d.reshape(-1, m) @ self._weights.to(d.dtype)  # D ψ
+            row = (combined.to(x.dtype) @ x.reshape(-1, x.shape[-1])).to(torch.promote_types(x.dtype, torch.float32))
             self._row = row if self._row is None else self._row + row
 
         output.register_hook(see)

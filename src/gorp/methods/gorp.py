@@ -94,11 +94,8 @@ class Gorp(Method):
         self._sketches = {name: self._new_sketch(name) for name in watched}
         self._open_taps()
         if self.config.projection == "both":
-            for index, name in enumerate(n for n in self._pairs if n in self.memory):
-                layer = model.get_submodule(name.removesuffix(".weight"))
-                generator = torch.Generator().manual_seed(index)
-                combination = torch.randn(self.weights.parameter(name).shape[0], generator=generator)
-                self._probes[name] = GradientProbe(layer, combination.to(self._pairs[name].down))
+            protected = [name for name in self._pairs if name in self.memory]
+            self._probes = {n: GradientProbe(model.get_submodule(n.removesuffix(".weight"))) for n in protected}
 
     @property
     def _cores(self) -> Mapping[str, LowRankUpdate]:
@@ -220,16 +217,18 @@ class Gorp(Method):
     @torch.no_grad()
     def _drop_rounding(self) -> None:
         """Zero the gradients of the pairs whose weight's gradient lies in S: rounding is all that they hold."""
-        rows = {name: probe.take() for name, probe in self._probes.items()}
-        if not any(len(row) for row in rows.values()):
+        rows = {}
+        for name, probe in self._probes.items():
+            row, down = probe.take(), self._pairs[name].down
+            rows[name] = down.new_zeros(down.shape[1]) if row is None else row.to(down)
+        if not rows:
             return
         sums = sum_over_ranks(torch.cat(list(rows.values()))).split([len(row) for row in rows.values()])
-        for (name, row), total in zip(rows.items(), sums, strict=True):
-            pair = self._pairs[name]
-            if len(row) and pair.down.grad is not None and pair.up.grad is not None:
-                speaks = stands_out(total[None], self.memory.basis(name, total)).to(total)
-                pair.down.grad.mul_(speaks)
-                pair.up.grad.mul_(speaks)
+        for name, total in zip(rows, sums, strict=True):
+            speaks = stands_out(total[None], self.memory.basis(name, total)).to(total)
+            for factor in (self._pairs[name].down, self._pairs[name].up):
+                if factor.grad is not None:
+                    factor.grad.mul_(speaks)
 
     @torch.no_grad()
     def _refresh(self, name: str, pairs: Pairs, optimizer: torch.optim.Optimizer) -> None:
