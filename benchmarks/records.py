@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -14,6 +13,7 @@ import matplotlib
 import torch
 
 from gorp.benchmark.cell import environment
+from gorp.storage import write_json
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,9 +68,8 @@ def conditions() -> dict[str, Any]:
 
 def write_record(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
     """`record` as `<folder>/<name>.json`; returns the path."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(path, record)
     return path
 
 

@@ -70,9 +70,8 @@ class Gorp(Method):
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
         self._seed, self._task = task.seed, task.index
-        self._period = min(
-            self.config.refresh_every, task.num_steps
-        )  # so that in a short task too each layer has a turn
+        # No longer than the task, so that in a short one too each layer has a turn.
+        self._period = min(self.config.refresh_every, task.num_steps)
         self.weights.load(self._folded)
         self._pairs = add_lora(model, self._lora_layers, self.lora) if self._lora_layers else {}
         for name, pair in self._pairs.items():
