@@ -6,132 +6,138 @@ import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer
 
 from gorp.storage import read_json, write_json
 from scripts.pretrain import checkpoint
 from scripts.pretrain.batches import LlamaBatches, T5Batches
-from scripts.pretrain.corpus import PackedTokens, documents, pack, parts, sample
-from scripts.pretrain.embeddings import taught_embeddings
+from scripts.pretrain.corpus import PackedTokens, pack, parts, sample
+from scripts.pretrain.described import described
 from scripts.pretrain.export import export
 from scripts.pretrain.finetune import add_arguments
 from scripts.pretrain.instructions import pairs
-from scripts.pretrain.models import EMBEDDING_DEVIATION, build
+from scripts.pretrain.models import build, taken
 from scripts.pretrain.noise import SpanCorruption
 from scripts.pretrain.objective import Objective
 from scripts.pretrain.pairs import PackedPairs, pack_pairs
+from scripts.pretrain.reading import SHAPES, Reading, pack_passages, passages, whole_words
 from scripts.pretrain.schedule import Budget
-from scripts.pretrain.targets import Targets, write_targets
 from scripts.pretrain.teacher import Teacher, origin
 from scripts.pretrain.tokenizer import VOCABULARY, load, train_tokenizer
 from scripts.pretrain.train import Run, Settings
+from scripts.pretrain.transplant import into_llama, into_t5
 
 
-LLAMA_LENGTH = 512
+LLAMA_LENGTH = 256
 """Tokens of a row of the Llama."""
 
-TAUGHT_RATE = 2e-3
-"""Peak learning rate of embeddings that come from an encoder, over their standard deviation."""
+SAMPLE = 0.1
+"""Share of the documents that the tokenizer's counts come from."""
+
+MEDIAN_TEXTS = 100
+"""Unchanged passages over which the transplanting takes its medians."""
 
 
 def pack_corpus(args: argparse.Namespace) -> None:
-    """Write tokenizer, token files and instruction pairs of a corpus folder."""
+    """Write tokenizer, token files, passages and instruction pairs of a corpus folder."""
+    torch.set_num_threads(args.threads)
     target: Path = args.packed
     target.mkdir(parents=True, exist_ok=True)
     files = parts(args.corpus)[: args.parts]
-    share = 1.0 if len(files) == 1 else 0.4
-    chosen = (text for seed, file in enumerate(files[:2]) for text in sample(file, share, seed))
-    train_tokenizer(chosen, args.vocabulary).save(str(target / "tokenizer.json"))
-    tokenizer = load(target)
+    teacher = Teacher(args.encoder)
+    encoder: Tokenizer = teacher.tokenizer.backend_tokenizer
+    share = 1.0 if len(files) == 1 else SAMPLE
+    chosen = (text for seed, file in enumerate(files) for text in sample(file, share, seed))
+    train_tokenizer(chosen, encoder, args.vocabulary).save(str(target / "tokenizer.json"))
+    tokenizer, words = load(target), whole_words(encoder)
     counts = {}
     for file in [args.corpus / "valid.txt", *files]:
         counts[file.name] = pack(file, tokenizer, target / f"{file.name.split('.')[0]}.npy")
         print(f"{file.name}: {counts[file.name]:,} tokens", flush=True)
 
+    def all_passages(offset: int) -> Iterator[tuple[str, bool]]:
+        for seed, file in enumerate(files):
+            yield from passages(sample(file, args.passage_share, offset + seed), words, offset + seed)
+
+    counts["passages"] = pack_passages(all_passages(0), tokenizer, target)
+    print(f"{counts['passages']:,} passages", flush=True)
+
     def all_pairs() -> Iterator[tuple[str, str]]:
-        for seed, file in enumerate(files[: args.pair_parts]):
-            yield from pairs(documents(file), seed, args.pairs_per_document)
+        unchanged = (text for text, clean in all_passages(1000) if clean)
+        yield from described(islice(unchanged, args.described), words, teacher, seed=0)
+        for seed, file in enumerate(files):
+            yield from pairs(sample(file, args.pair_share, seed), seed, args.pairs_per_document)
 
     counts["pairs"] = pack_pairs(all_pairs(), tokenizer, target)
     print(f"{counts['pairs']:,} instruction pairs", flush=True)
     write_json(target / "counts.json", counts)
+    write_json(target / "encoder.json", {"source": args.encoder, **origin(args.encoder)})
 
 
-def teach(args: argparse.Namespace) -> None:
-    """Write what the teacher makes of one part."""
-    torch.set_num_threads(args.threads)
-    tokens = write_targets(args.packed, load(args.packed), args.teacher, args.part, args.seconds)
-    print(f"part {args.part}: {tokens:,} tokens have targets")
-
-
-def batches(args: argparse.Namespace, targets: Targets | None, learn: bool) -> T5Batches | LlamaBatches:
-    """Open token files as batches: those to learn from, of which a teacher uses what it has read, or the held-out."""
+def batches(args: argparse.Namespace, learn: bool) -> T5Batches | LlamaBatches:
+    """Open token files as batches: those to learn from, or the held-out."""
     files = [args.packed / "valid.npy"]
     if learn:
         files = [args.packed / f"train-{part}.npy" for part in range(len(list(args.packed.glob("train-*.npy"))))]
-    most = [targets.covered(part) for part in range(len(files))] if targets else None
     if args.architecture == "llama":
         pool = PackedPairs(args.packed, args.seed, LLAMA_LENGTH - 34, 32) if learn else None
-        corpus = PackedTokens(files, LLAMA_LENGTH, args.seed, most)
-        return LlamaBatches(corpus=corpus, pairs=pool, rows=args.rows // 2, targets=targets)
+        return LlamaBatches(corpus=PackedTokens(files, LLAMA_LENGTH, args.seed), pairs=pool, rows=args.rows)
     noise = SpanCorruption()
     shape = T5Batches.prompt_length, T5Batches.answer_length
     pool = PackedPairs(args.packed, args.seed, shape[0] - 1, shape[1] - 1) if learn else None
-    corpus = PackedTokens(files, noise.window, args.seed, most)
-    return T5Batches(corpus=corpus, pairs=pool, noise=noise, rows=args.rows, seed=args.seed, targets=targets)
+    corpus = PackedTokens(files, noise.window, args.seed)
+    return T5Batches(corpus=corpus, pairs=pool, noise=noise, rows=args.rows, seed=args.seed)
 
 
-def begin(args: argparse.Namespace, vocabulary: int) -> tuple[PreTrainedModel, float]:
-    """Make the model and choose the peak learning rate of its embeddings, which is lower where they were taught."""
-    model = build(args.architecture, args.seed, vocabulary)
-    if not args.embeddings_from:
-        return model, Settings.embedding_rate
-    deviation = EMBEDDING_DEVIATION[args.architecture]
-    if not (args.run / checkpoint.FILE).exists():
-        counts = np.bincount(np.load(args.packed / "train-0.npy"), minlength=vocabulary)
-        teacher = Teacher(args.embeddings_from)
-        taught = taught_embeddings(load(args.packed), teacher, counts, model.config.hidden_size, args.seed)
-        model.get_input_embeddings().load_state_dict({"weight": deviation * taught})
-    return model, TAUGHT_RATE * deviation
+def begin(args: argparse.Namespace, tokenizer: Tokenizer, source: str, reading: Reading) -> Objective:
+    """Make the model with the encoder's weights in it."""
+    teacher = Teacher(source, dtype=torch.float32)
+    model = build(args.architecture, args.seed, teacher.model.config, tokenizer.get_vocab_size())
+    objective = Objective(model, teacher.width)
+    if (args.run / checkpoint.FILE).exists():
+        return objective
+    clean = [number for number in reading.pools[1].tolist() if reading.clean[number]][:MEDIAN_TEXTS]
+    layers, texts = taken(args.architecture, teacher.model.config), [reading.text(number) for number in clean]
+    with torch.no_grad():
+        if args.architecture == "t5":
+            objective.shift.copy_(into_t5(model, teacher, tokenizer, layers, texts))
+        else:
+            for own, value in zip(
+                (objective.scale, objective.shift), into_llama(model, teacher, tokenizer, layers, texts), strict=True
+            ):
+                own.copy_(value)
+    return objective
 
 
 def train(args: argparse.Namespace) -> None:
     """Begin or go on with a run."""
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("high")
-    vocabulary = load(args.packed).get_vocab_size()
+    tokenizer, source = load(args.packed), read_json(args.packed / "encoder.json")["source"]
     args.run.mkdir(parents=True, exist_ok=True)
-    model, embedding_rate = begin(args, vocabulary)
-    model = model.to(args.device)
-    targets = Targets(args.packed) if args.teacher_weight else None
-    settings = Settings(
-        rate=args.rate,
-        embedding_rate=embedding_rate,
-        pair_shares=(Settings.pair_shares[0], args.pair_share),
-        save_seconds=args.save_seconds,
-        compiled=not args.eager,
-        seed=args.seed,
-    )
-    held_out = batches(args, None, learn=False)
+    llama = args.architecture == "llama"
+    teacher = Teacher(source, SHAPES[-1][0] + 32)
+    reading = Reading(args.packed, tokenizer, teacher, 2 * args.rows, args.seed, llama)
+    objective = begin(args, tokenizer, source, reading).to(args.device)
+    settings = Settings(rate=args.rate, save_seconds=args.save_seconds, compiled=not args.eager, seed=args.seed)
     # The budget in seconds counts from the first start, which a run that goes on has in its checkpoint.
     budget = Budget(unit="tokens", total=args.tokens or 1, decay=args.decay)
-    objective = Objective(model, targets.width if targets else 0, args.teacher_weight)
-    run = Run(args.run, objective, batches(args, targets, learn=True), held_out, budget, settings)
+    run = Run(args.run, objective, batches(args, learn=True), batches(args, learn=False), reading, budget, settings)
     if args.until:
         end = datetime.fromisoformat(args.until).replace(tzinfo=UTC).timestamp()
         run.budget = Budget(unit="seconds", total=end - run.progress.began, decay=args.decay)
-    write_json(args.run / "run.json", told(args, run, targets))
+    write_json(args.run / "run.json", told(args, run))
     began = time.monotonic()
     progress = run(session_seconds=args.session_seconds)
     print(f"step {progress.step}, {progress.tokens:,} tokens, {progress.curve[-1]}, {time.monotonic() - began:.0f} s")
 
 
-def told(args: argparse.Namespace, run: Run, targets: Targets | None) -> dict[str, Any]:
+def told(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     """Say what `run.json` holds: what was asked, and for every session from which token on it was asked."""
     path = args.run / "run.json"
     earlier = read_json(path)["sessions"] if path.exists() else []
@@ -139,24 +145,20 @@ def told(args: argparse.Namespace, run: Run, targets: Targets | None) -> dict[st
         "tokens": run.progress.tokens,
         "budget": f"until {args.until}" if args.until else f"{args.tokens:,.0f} tokens",
         "rate": args.rate,
-        "embedding_rate": run.settings.embedding_rate,
         "decay": args.decay,
-        "pair_share": args.pair_share,
     }
-    cuda = run.device.type == "cuda"
-    corpus = run.train.corpus
     return {
         "architecture": args.architecture,
         "packed": str(args.packed.resolve()),
-        "machine": torch.cuda.get_device_name() if cuda else f"CPU, {args.threads} thread(s)",
+        "machine": torch.cuda.get_device_name() if run.device.type == "cuda" else f"CPU, {args.threads} thread(s)",
         "rows": run.train.rows,
         "seed": args.seed,
         "vocabulary": load(args.packed).get_vocab_size(),
         "torch": torch.__version__,
-        "text_tokens": len(corpus) * corpus.length,
-        "embeddings_from": origin(args.embeddings_from) if args.embeddings_from else None,
-        "teacher": targets.teacher if targets else None,
-        "teacher_weight": args.teacher_weight,
+        "encoder": read_json(args.packed / "encoder.json"),
+        "layers": taken(args.architecture, run.reading.teacher.model.config),
+        "reading_shares": run.settings.reading_shares,
+        "pair_shares": run.settings.pair_shares,
         "sessions": [*(entry for entry in earlier if entry["tokens"] < session["tokens"]), session],
     }
 
@@ -165,21 +167,20 @@ def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
     root = argparse.ArgumentParser(prog="python -m scripts.pretrain", description=__doc__)
     commands = root.add_subparsers(required=True)
-    one = commands.add_parser("pack", help="turn a corpus folder into token files")
+    one = commands.add_parser("pack", help="turn a corpus folder into tokenizer, token files, passages and pairs")
     one.add_argument("corpus", type=Path)
     one.add_argument("packed", type=Path)
+    one.add_argument(
+        "--encoder", required=True, help="folder of a BERT encoder, or an installed package that holds one"
+    )
     one.add_argument("--parts", type=int, default=None, help="training parts to use (all)")
-    one.add_argument("--pair-parts", type=int, default=None, help="parts from which instruction pairs are made (all)")
+    one.add_argument("--passage-share", type=float, default=0.3, help="documents that passages are cut from")
+    one.add_argument("--described", type=int, default=60_000, help="instruction pairs whose answer is the encoder's")
+    one.add_argument("--pair-share", type=float, default=0.3, help="documents that other pairs are made from")
     one.add_argument("--pairs-per-document", type=int, default=3)
     one.add_argument("--vocabulary", type=int, default=VOCABULARY)
+    one.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     one.set_defaults(command=pack_corpus)
-    also = commands.add_parser("teach", help="let a public encoder read token files; call it again to go on")
-    also.add_argument("packed", type=Path)
-    also.add_argument("teacher", help="folder of an encoder, or an installed package that holds one")
-    also.add_argument("--part", type=int, default=0)
-    also.add_argument("--seconds", type=float, default=float("inf"), help="time to spend (until the part is read)")
-    also.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    also.set_defaults(command=teach)
     two = commands.add_parser("train", help="begin or go on with a run")
     two.add_argument("architecture", choices=("t5", "llama"))
     two.add_argument("packed", type=Path)
@@ -187,14 +188,11 @@ def parser() -> argparse.ArgumentParser:
     length = two.add_mutually_exclusive_group(required=True)
     length.add_argument("--tokens", type=float, help="budget in tokens")
     length.add_argument("--until", help="time (UTC) at which the decay ends, as 2030-01-01T18:00")
-    two.add_argument("--decay", type=float, default=0.25, help="share of the budget that is decay")
+    two.add_argument("--decay", type=float, default=0.5, help="share of the budget that is decay")
     two.add_argument("--session-seconds", type=float, default=float("inf"), help="stop after this time, to go on later")
     two.add_argument("--save-seconds", type=float, default=240.0)
-    two.add_argument("--rows", type=int, default=32, help="rows of about 256 tokens per batch")
-    two.add_argument("--rate", type=float, default=3e-3)
-    two.add_argument("--pair-share", type=float, default=0.35, help="instruction batches in the budget's second half")
-    two.add_argument("--embeddings-from", metavar="ENCODER", help="begin with embeddings of this folder or package")
-    two.add_argument("--teacher-weight", type=float, default=0.0, help="weight of what `teach` wrote (0: not used)")
+    two.add_argument("--rows", type=int, default=16, help="rows of about 256 tokens per batch")
+    two.add_argument("--rate", type=float, default=Settings.rate, help="peak rate, in deviations of a tensor")
     two.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     two.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     two.add_argument("--eager", action="store_true", help="do not compile")

@@ -1,6 +1,5 @@
 """Batches as a function of the seed and of how many came before, so that a stopped run goes on exactly where it was."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 from scripts.pretrain.corpus import PackedTokens
 from scripts.pretrain.noise import SpanCorruption
 from scripts.pretrain.pairs import PackedPairs
-from scripts.pretrain.targets import SEGMENT, Targets
 from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 
@@ -31,26 +29,17 @@ class T5Batches:
     """Windows per batch of text; a batch of instructions has twice as many rows."""
     prompt_length: int = 128
     """Encoder tokens of an instruction row."""
-    targets: Targets | None = None
-    """What a teacher says of the windows, or none; `noise.window` is then a multiple of 16."""
     answer_length: int = 16
     """Decoder tokens of an instruction row."""
     seed: int = 0
     """Seed of the spans."""
 
     def text(self, number: int) -> dict[str, torch.Tensor]:
-        """Give text batch `number`: `input_ids` (rows, input_length), `labels` (rows, target_length).
-
-        With a teacher also `places` and `targets`, as the objective wants them.
-        """
+        """Give text batch `number`: `input_ids` (rows, input_length), `labels` (rows, target_length)."""
         numbers = range(number * self.rows, (number + 1) * self.rows)
         windows = np.stack([self.corpus.window(row) for row in numbers])
-        inputs, labels, places = self.noise(windows, np.random.default_rng([self.seed, 1, number]))
-        batch = {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
-        if self.targets is not None:
-            segments = torch.from_numpy(places).div(SEGMENT, rounding_mode="floor")
-            batch |= {"places": segments, "targets": said(self.targets, self.corpus, numbers)}
-        return batch
+        inputs, labels = self.noise(windows, np.random.default_rng([self.seed, 1, number]))
+        return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
 
     def instructions(self, number: int) -> dict[str, torch.Tensor]:
         """Give instruction batch `number`, padded to `prompt_length` and `answer_length`."""
@@ -75,22 +64,13 @@ class LlamaBatches:
     """Prompts and completions, or none."""
     rows: int = 16
     """Rows per batch."""
-    targets: Targets | None = None
-    """What a teacher says of the windows, or none; their length is then a multiple of 16."""
 
     def text(self, number: int) -> dict[str, torch.Tensor]:
-        """Give text batch `number`, every row begun by `<s>`; all tokens are learned.
-
-        With a teacher also `places` and `targets`, as the objective wants them.
-        """
+        """Give text batch `number`, every row begun by `<s>`; all tokens are learned."""
         numbers = range(number * self.rows, (number + 1) * self.rows)
         ids = torch.from_numpy(np.stack([self.corpus.window(row) for row in numbers]))
         ids[:, 0] = BOS_ID
-        batch = {"input_ids": ids, "labels": ids.clone()}
-        if self.targets is not None:
-            segments = torch.arange(ids.shape[1]).div(SEGMENT, rounding_mode="floor").expand(ids.shape)
-            batch |= {"places": segments, "targets": said(self.targets, self.corpus, numbers)}
-        return batch
+        return {"input_ids": ids, "labels": ids.clone()}
 
     def instructions(self, number: int) -> dict[str, torch.Tensor]:
         """Give instruction batch `number`: pairs one after another in a row, only the completions are learned."""
@@ -113,22 +93,8 @@ class LlamaBatches:
         return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
 
 
-def said(targets: Targets, corpus: PackedTokens, numbers: Iterable[int]) -> torch.Tensor:
-    """Look up what the teacher says of windows.
-
-    Args:
-        targets: The teacher's vectors.
-        corpus: The windows; its files are the parts 0, 1, ... of the corpus.
-        numbers: Which windows.
-
-    Returns:
-        float32, windows x segments x width of the teacher.
-    """
-    return torch.stack([targets.window(*corpus.place(number), corpus.length) for number in numbers])
-
-
 def tokens_of(batch: dict[str, torch.Tensor]) -> int:
     """Count the tokens of a batch, padding left out; those of the decoder count if it has rows of its own."""
     count = int((batch["input_ids"] != PAD_ID).sum())
-    own = batch["labels"].shape != batch["input_ids"].shape
+    own = "labels" in batch and batch["labels"].shape != batch["input_ids"].shape
     return count + (int((batch["labels"] != IGNORED).sum()) if own else 0)

@@ -46,30 +46,36 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 | | |
 |---|---|
 | weights | {weights:,}, bfloat16 |
-| vocabulary | {vocabulary} tokens, byte-level BPE: no unknown token |
-| tokens seen | {tokens:,}, padding left out, in {step:,} steps of {rows} rows |
+| vocabulary | {vocabulary} tokens, lower case, with bytes: no unknown token |
+| tokens seen | {tokens:,}, padding left out, in {step:,} steps |
 | machine | {machine}, torch {torch} |
-| optimizer | Muon for matrices, AdamW for embeddings, position biases and norms |
+| optimizer | AdamW, steps in proportion to the size of each tensor |
 | seed | {seed} |
 
 The learning rate rises, stays, and falls linearly to zero over the last share of the budget.
 
-| from token | budget | rate | of embeddings | decay over the last | instruction batches in the second half |
-|---|---|---|---|---|---|
+| from token | budget | rate | decay over the last |
+|---|---|---|---|
 {sessions}
 
 ## Data
 
-{size} tokens of English, in documents, of which the first {text_tokens:,} were used; windows are drawn without regard
-to the documents' borders.
+{size} tokens of English, in documents; windows are drawn without regard to the documents' borders.
 
 | part | licence | source |
 |---|---|---|
 {sources}
 
-In the first half of the budget 10 % of the batches, then the share above, are instruction pairs made from the whole
-text: name the kind of text, fill a gap, choose the title, the topic word, the defined word, tell whether a sentence
-follows or a claim is stated. No benchmark task is among them. Articles equal to a test item of DBpedia or BoolQ were
+| batches | first half of the budget | second half |
+|---|---|---|
+| short texts, read with the encoder | {reading_shares[0]:.0%} | {reading_shares[1]:.0%} |
+| instructions | {pair_shares[0]:.0%} | {pair_shares[1]:.0%} |
+| text | the rest | the rest |
+
+Of the short texts a quarter has words put in at random from the encoder's vocabulary, a tenth is only such words. The
+instructions are made from the texts: name the kind of text, fill a gap, choose the title, the topic word, the defined
+word, tell whether a sentence follows or a claim is stated, and which of some random words comes nearest to a text, by
+the encoder's own vectors. No benchmark task is among them. Articles equal to a test item of DBpedia or BoolQ were
 dropped before; no further decontamination was done, so claim nothing about zero-shot results.
 
 ## Held-out loss
@@ -84,8 +90,8 @@ dropped before; no further decontamination was done, so claim nothing about zero
 """
 
 T5 = {
-    "what": "A T5 v1.1 model, {num_layers} encoder and {num_decoder_layers} decoder layers of width {d_model}, trained "
-    "by span corruption.",
+    "what": "A T5 with plain GELU, {num_layers} encoder layers and {num_decoder_layers} decoder layer of width "
+    "{d_model}, trained by span corruption.",
     "loader": "AutoModelForSeq2SeqLM",
     "pipeline": "text2text-generation",
     "measure": "Of the removed tokens and sentinels of held-out text.",
@@ -131,9 +137,7 @@ def model_card(
         tenth=_tenth(curve),
         **{key: value for key, value in told.items() if key != "sessions"},
         sessions="\n".join(
-            f"| {at['tokens']:,} | {at['budget']} | {at['rate']:g} | {at['embedding_rate']:g} | {at['decay']:.0%} "
-            f"| {at['pair_share']:.0%} |"
-            for at in told["sessions"]
+            f"| {at['tokens']:,} | {at['budget']} | {at['rate']:g} | {at['decay']:.0%} |" for at in told["sessions"]
         ),
         weights=weights,
         tokens=curve[-1]["tokens"],
@@ -146,18 +150,12 @@ def model_card(
 
 def _origin(told: Mapping[str, Any]) -> str:
     """Say what the weights come from."""
-    who = told.get("embeddings_from") or told.get("teacher")
-    if who is None:
-        return "It was trained from random weights on the corpus below, and on nothing else."
-    parts = []
-    if told.get("embeddings_from"):
-        parts.append("its token embeddings began as that encoder's vectors of the single pieces")
-    if told.get("teacher"):
-        weight = f"{told['teacher_weight']:g}"
-        parts.append(f"beside its own loss it was pulled to that encoder's vectors of the text (weight {weight})")
+    who, layers = told["encoder"], ", ".join(str(layer + 1) for layer in told["layers"])
     return (
         f"It is reproducible from the corpus below and one public encoder, `{who['name']}` (licence: {who['license']}; "
-        f"sha256 of its weights: `{who['sha256']}`): {', and '.join(parts)}. All else began at random."
+        f"sha256 of its weights: `{who['sha256']}`): layers {layers} of that encoder and its vectors of the pieces, "
+        "rewritten for this architecture, are what it began with, and beside its own loss it learned to say of short "
+        "texts what the encoder says. All else began at random."
     )
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from gorp.storage import write_atomic
-from scripts.pretrain.optimizer import Optimizers
+from scripts.pretrain.optimizer import Optimizer
 
 
 FILE = "checkpoint.safetensors"
@@ -24,8 +24,10 @@ class Progress:
     """Optimizer steps done."""
     text_batches: int = 0
     """Text batches used."""
-    pair_batches: int = 0
+    pairs_batches: int = 0
     """Instruction batches used."""
+    reading_batches: int = 0
+    """Batches read with the teacher."""
     tokens: int = 0
     """Encoder and decoder tokens used, padding left out."""
     began: float = 0.0
@@ -36,28 +38,28 @@ class Progress:
     """Held-out losses: step, tokens, seconds, loss, perplexity."""
 
 
-def save(folder: Path, objective: nn.Module, optimizers: Optimizers, progress: Progress) -> None:
+def save(folder: Path, objective: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
     """Write `checkpoint.safetensors`; a kill leaves the old or the new one.
 
     Args:
         folder: Folder of the run.
         objective: The model, as its part `model`, and what else is learned.
-        optimizers: Its optimizers.
+        optimizer: Its optimizer.
         progress: Counters.
     """
     tensors = {name: weight.detach() for name, weight in objective.named_parameters()}
-    tensors |= {f"optimizer.{name}": value for name, value in optimizers.tensors().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.tensors().items()}
     tensors = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
     write_atomic(folder / FILE, to_bytes(tensors, metadata={"progress": json.dumps(asdict(progress))}))
 
 
-def load(folder: Path, objective: nn.Module, optimizers: Optimizers | None = None) -> Progress | None:
+def load(folder: Path, objective: nn.Module, optimizer: Optimizer | None = None) -> Progress | None:
     """Take up `checkpoint.safetensors` when there is one.
 
     Args:
         folder: Folder of the run.
         objective: As for `save`; its weights are overwritten.
-        optimizers: Its optimizers, or none when only the weights are wanted.
+        optimizer: Its optimizer, or none when only the weights are wanted.
 
     Returns:
         The counters, or none when there is no checkpoint.
@@ -67,12 +69,12 @@ def load(folder: Path, objective: nn.Module, optimizers: Optimizers | None = Non
         return None
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
-        tensors = {name: file.get_tensor(name) for name in names if optimizers or not name.startswith("optimizer.")}
+        tensors = {name: file.get_tensor(name) for name in names if optimizer or not name.startswith("optimizer.")}
         progress = Progress(**json.loads(file.metadata()["progress"]))
     with torch.no_grad():
         for name, weight in objective.named_parameters():
             weight.copy_(tensors[name])
-    if optimizers is not None:
+    if optimizer is not None:
         prefix = "optimizer."
-        optimizers.load({name[len(prefix) :]: tensors[name] for name in names if name.startswith(prefix)})
+        optimizer.load({name[len(prefix) :]: tensors[name] for name in names if name.startswith(prefix)})
     return progress

@@ -112,22 +112,22 @@ class PackedTokens:
     Window `i` is therefore a function of the seed and `i` alone.
     """
 
-    def __init__(self, files: list[Path], length: int, seed: int, most: list[int] | None = None) -> None:
+    def __init__(self, files: list[Path], length: int, seed: int) -> None:
         """Open the files as memory maps.
 
         Args:
             files: `.npy` files written by `pack`.
             length: Tokens per window.
             seed: Seed of the order.
-            most: Tokens used of each file, from its start; all when none.
 
         Raises:
             ValueError: The files hold fewer tokens than one window.
         """
         self.arrays = [np.load(file, mmap_mode="r") for file in files]
         self.length, self.seed = length, seed
-        ends = [len(array) for array in self.arrays] if most is None else most
-        self.starts = [(part, at) for part, end in enumerate(ends) for at in range(0, end - length + 1, length)]
+        self.starts = [
+            (part, at) for part, array in enumerate(self.arrays) for at in range(0, len(array) - length + 1, length)
+        ]
         if not self.starts:
             raise ValueError(f"The packed files hold no window of {length} tokens; pack more text.")
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
@@ -136,28 +136,17 @@ class PackedTokens:
         """Windows in one pass over the text."""
         return len(self.starts)
 
-    def place(self, number: int) -> tuple[int, int]:
-        """Say where window `number` lies; numbers run on over passes.
+    def window(self, number: int) -> np.ndarray:
+        """Give window `number`; numbers run on over passes.
 
         Args:
             number: 0, 1, 2, ...
 
         Returns:
-            Number of the file and of the first token in it.
+            `int64` array of shape (length,).
         """
         epoch, at = divmod(number, len(self.starts))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.starts))
-        return self.starts[self._order[at]]
-
-    def window(self, number: int) -> np.ndarray:
-        """Give window `number`.
-
-        Args:
-            number: As in `place`.
-
-        Returns:
-            `int64` array of shape (length,).
-        """
-        part, start = self.place(number)
+        part, start = self.starts[self._order[at]]
         return np.asarray(self.arrays[part][start : start + self.length], dtype=np.int64)

@@ -16,6 +16,7 @@ from scripts.pretrain.card import model_card
 from scripts.pretrain.models import MAX_LENGTH, build
 from scripts.pretrain.objective import Objective
 from scripts.pretrain.picture import perplexity_picture
+from scripts.pretrain.teacher import Teacher
 from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, PAD_ID, for_model, load
 
 
@@ -37,8 +38,9 @@ def export(run: Path, target: Path) -> dict[str, Any]:
     told = read_json(run / "run.json")
     packed = Path(told["packed"])
     tokenizer = load(packed)
-    model = build(told["architecture"], told["seed"], tokenizer.get_vocab_size())
-    progress = checkpoint.load(run, Objective(model))
+    encoder = Teacher(told["encoder"]["source"])
+    model = build(told["architecture"], told["seed"], encoder.model.config, tokenizer.get_vocab_size())
+    progress = checkpoint.load(run, Objective(model, encoder.width))
     if progress is None:
         raise CheckpointError(f"{run} holds no {checkpoint.FILE}; train until the first checkpoint, then export.")
     model = model.to(torch.bfloat16).eval()

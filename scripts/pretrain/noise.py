@@ -54,7 +54,7 @@ class SpanCorruption:
         """Decoder tokens: what was removed, one sentinel per span, `</s>`."""
         return self.removed + self.spans + 1
 
-    def __call__(self, tokens: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self, tokens: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Corrupt windows: kept and removed segments alternate, a kept one first.
 
         Args:
@@ -62,8 +62,7 @@ class SpanCorruption:
             draw: Source of randomness.
 
         Returns:
-            Encoder inputs (rows, input_length), targets (rows, target_length), and where in its window each encoder
-            input comes from (rows, input_length): the first token of the span for a sentinel, -1 for `</s>`.
+            Encoder inputs (rows, input_length) and targets (rows, target_length).
         """
         rows = len(tokens)
         lengths = np.empty((rows, 2 * self.spans), dtype=np.int64)
@@ -77,12 +76,7 @@ class SpanCorruption:
         inputs = np.where(gone, marked, tokens)[~gone | first].reshape(rows, -1)
         targets = np.where(gone, tokens, marked)[gone | first].reshape(rows, -1)
         end = np.full((rows, 1), EOS_ID)
-        places = np.nonzero(~gone | first)[1].reshape(rows, -1)
-        return (
-            np.concatenate([inputs, end], axis=1),
-            np.concatenate([targets, end], axis=1),
-            np.concatenate([places, np.full((rows, 1), -1)], axis=1),
-        )
+        return np.concatenate([inputs, end], axis=1), np.concatenate([targets, end], axis=1)
 
 
 def _partitions(rows: int, total: int, parts: int, draw: np.random.Generator) -> np.ndarray:

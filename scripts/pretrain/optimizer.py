@@ -1,66 +1,71 @@
-"""Muon for the hidden matrices, AdamW for embeddings, position biases and norms.
+"""AdamW with steps in proportion to the weights: the rate of a tensor is the run's rate times its own deviation.
 
-Muon steps along the orthogonal factor of the momentum and needs about half the tokens of AdamW at this size; its
-learning rate is scaled so that an update has the root mean square AdamW would give it ("match_rms_adamw"). Source:
-Liu et al. 2025, "Muon is Scalable for LLM Training".
+Transplanted tensors differ in size by a factor of twenty, since each stands in the scale of its place in the stream.
 """
 
 import torch
+from torch import Tensor
 
 from scripts.pretrain.objective import Objective
 
 
-class Optimizers:
-    """Both optimizers of a model behind one `step`."""
+LEAST = 1e-3
+"""Least size of a tensor that is taken for its deviation; position biases begin at zero and have `BIAS`."""
 
-    def __init__(self, objective: Objective, rate: float, embedding_rate: float) -> None:
-        """Sort the weights.
+BIAS = 0.1
+"""Size taken for position biases and for the constant of the distance."""
+
+
+class Optimizer:
+    """AdamW behind `step(factor)`."""
+
+    def __init__(self, objective: Objective, rate: float) -> None:
+        """Give each weight its rate.
 
         Args:
-            objective: The model, tied weights count once, and what else is learned.
-            rate: Peak learning rate of matrices and norms.
-            embedding_rate: Peak learning rate of the token embedding.
+            objective: The model with its first weights, tied weights count once, and what else is learned.
+            rate: Peak rate, in deviations of a tensor.
         """
-        tokens = objective.model.get_input_embeddings().weight
-        named = [(name, weight) for name, weight in objective.named_parameters() if weight is not tokens]
-        matrices = [(name, weight) for name, weight in named if weight.ndim == 2 and "relative" not in name]
-        others = [(name, weight) for name, weight in named if weight.ndim != 2 or "relative" in name]
-        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        self.names = [name for name, weight in objective.named_parameters() if weight.requires_grad]
         groups = [
-            {"params": [("embedding", tokens)], "lr": embedding_rate},
-            {"params": others, "lr": rate},
+            {"params": [weight], "lr": rate * size(name, weight.detach())}
+            for name, weight in objective.named_parameters()
+            if weight.requires_grad
         ]
-        adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-        self.parts = (muon, adamw)
-        self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
+        self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        self.peaks = [group["lr"] for group in groups]
 
     def step(self, factor: float) -> None:
         """Move the weights and clear the gradients.
 
         Args:
-            factor: Factor on the peak learning rates.
+            factor: Factor on the peak rates.
         """
-        for part, peaks in zip(self.parts, self.peaks, strict=True):
-            for group, peak in zip(part.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            part.step()
-            part.zero_grad(set_to_none=True)
+        for group, peak in zip(self.adamw.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Give the state as flat named tensors: `<optimizer>.<weight number>.<entry>`."""
-        return {
-            f"{number}.{weight}.{entry}": value
-            for number, part in enumerate(self.parts)
-            for weight, entries in part.state_dict()["state"].items()
-            for entry, value in entries.items()
-        }
+    def tensors(self) -> dict[str, Tensor]:
+        """Give the state as flat named tensors, `<weight number>.<entry>`, and the peak rates."""
+        state = self.adamw.state_dict()["state"]
+        tensors = {f"{weight}.{entry}": value for weight, entries in state.items() for entry, value in entries.items()}
+        return tensors | {"peaks": torch.tensor(self.peaks, dtype=torch.float64)}
 
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load(self, tensors: dict[str, Tensor]) -> None:
         """Take up the state `tensors` gave."""
-        for number, part in enumerate(self.parts):
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for name, value in tensors.items():
-                owner, weight, entry = name.split(".")
-                if int(owner) == number:
-                    state.setdefault(int(weight), {})[entry] = value
-            part.load_state_dict({**part.state_dict(), "state": state})
+        self.peaks = tensors.pop("peaks").tolist()
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            weight, entry = name.split(".")
+            state.setdefault(int(weight), {})[entry] = value
+        self.adamw.load_state_dict({**self.adamw.state_dict(), "state": state})
+
+
+def size(name: str, weight: Tensor) -> float:
+    """Give the size of a tensor: a matrix's deviation; of a norm's weight half that, or a tenth of its mean."""
+    if "relative_attention_bias" in name or name == "shift":
+        return BIAS
+    if weight.ndim == 1:
+        return max(LEAST, 0.5 * weight.std().item(), 0.1 * weight.abs().mean().item())
+    return max(LEAST, weight.std().item())

@@ -18,11 +18,15 @@ from scripts.pretrain import checkpoint
 from scripts.pretrain.batches import LlamaBatches, T5Batches, tokens_of
 from scripts.pretrain.checkpoint import Progress
 from scripts.pretrain.objective import Objective
-from scripts.pretrain.optimizer import Optimizers
+from scripts.pretrain.optimizer import Optimizer
+from scripts.pretrain.reading import Reading
 from scripts.pretrain.schedule import Budget
 
 
 Batch = dict[str, torch.Tensor]
+
+MEASURED_BATCHES = 8
+"""Batches from which the scales of the distance are taken."""
 
 HELD_OUT_BATCHES = 8
 """Batches of held-out text that are measured, at most."""
@@ -32,14 +36,14 @@ HELD_OUT_BATCHES = 8
 class Settings:
     """Settings of one run."""
 
-    rate: float = 3e-3
-    """Peak learning rate of the matrices."""
-    embedding_rate: float = 1e-2
-    """Peak learning rate of the token embedding."""
+    rate: float = 2e-3
+    """Peak rate of every tensor, in its own deviations."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    pair_shares: tuple[float, float] = (0.1, 0.35)
-    """Share of instruction batches in the first and second half of the budget."""
+    reading_shares: tuple[float, float] = (0.7, 0.35)
+    """Share of batches read with the teacher, in the first and second half of the budget."""
+    pair_shares: tuple[float, float] = (0.1, 0.4)
+    """Share of instruction batches likewise; the rest is text."""
     save_seconds: float = 240.0
     """Seconds between checkpoints; the held-out loss is measured at the same time."""
     log_steps: int = 20
@@ -59,6 +63,7 @@ class Run:
         objective: Objective,
         train: T5Batches | LlamaBatches,
         held_out: T5Batches | LlamaBatches,
+        reading: Reading,
         budget: Budget,
         settings: Settings,
     ) -> None:
@@ -69,14 +74,16 @@ class Run:
             objective: The model on its device, with its loss.
             train: Batches to learn from.
             held_out: Batches to measure on.
+            reading: Batches read with the teacher.
             budget: How long to train.
             settings: The rest.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.objective, self.train, self.held_out = folder, objective, train, held_out
-        self.settings, self.device = settings, objective.model.device
-        self.optimizers = Optimizers(objective, settings.rate, settings.embedding_rate)
-        self.progress = checkpoint.load(folder, objective, self.optimizers) or Progress(began=time.time())
+        self.settings, self.device, self.reading = settings, objective.model.device, reading
+        objective.measure([reading.batch(number) for number in range(MEASURED_BATCHES)])
+        self.optimizer = Optimizer(objective, settings.rate)
+        self.progress = checkpoint.load(folder, objective, self.optimizer) or Progress(began=time.time())
         self.budget = budget
         self.forward = torch.compile(objective, dynamic=False) if settings.compiled else objective
 
@@ -125,18 +132,18 @@ class Run:
         began, progress, spent = time.monotonic(), self.progress, self.spent
         kind, batch = self._next_batch(spent)
         self.objective.train()
-        loss, distance = self._loss(self.forward, batch)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.objective.model.parameters(), self.settings.clip)
-        self.optimizers.step(self.budget.rate(progress.step, spent))
+        loss, distances = self._loss(self.forward, batch)
+        (loss + sum(distances)).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip)
+        self.optimizer.step(self.budget.rate(progress.step, spent))
         progress.step += 1
         progress.tokens += (tokens := tokens_of(batch))
-        if progress.step % self.settings.log_steps == 0 or progress.step <= 5:
+        if progress.step % self.settings.log_steps < 3 or progress.step <= 5:
             self._log(
                 step=progress.step,
                 kind=kind,
-                loss=round(loss.item() - self.objective.weight * distance.item(), 4),
-                distance=round(distance.item(), 4),
+                loss=round(loss.item(), 4),
+                distances=[round(distance.item(), 4) for distance in distances],
                 norm=round(norm.item(), 3),
                 tokens=progress.tokens,
                 fraction=round(self.budget.fraction(spent), 4),
@@ -144,19 +151,24 @@ class Run:
             )
 
     def _next_batch(self, spent: float) -> tuple[str, Batch]:
-        progress = self.progress
-        share = self.settings.pair_shares[int(self.budget.fraction(spent) >= 0.5)]
+        progress, half = self.progress, int(self.budget.fraction(spent) >= 0.5)
+        reading, pairs = self.settings.reading_shares[half], self.settings.pair_shares[half]
         draw = np.random.default_rng([self.settings.seed, 3, progress.step]).random()
-        if self.train.pairs is not None and draw < share:
-            progress.pair_batches += 1
-            return "pairs", self.train.instructions(progress.pair_batches - 1)
+        if draw < reading:
+            progress.reading_batches += 1
+            return "reading", self.reading.batch(progress.reading_batches - 1)
+        if self.train.pairs is not None and draw < reading + pairs:
+            progress.pairs_batches += 1
+            return "pairs", self.train.instructions(progress.pairs_batches - 1)
         progress.text_batches += 1
         return "text", self.train.text(progress.text_batches - 1)
 
-    def _loss(self, forward: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _loss(self, forward: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        inputs = {name: moved[name] for name in ("input_ids", "attention_mask", "labels") if name in moved}
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            return forward(**moved)
+            loss, hidden = forward(**inputs)
+        return loss, list(self.objective.distance(hidden, moved)) if "owner" in moved else []
 
     @torch.no_grad()
     def _measure_and_save(self) -> None:
@@ -174,7 +186,7 @@ class Run:
                 "perplexity": round(math.exp(loss), 3),
             }
         )
-        checkpoint.save(self.folder, self.objective, self.optimizers, progress)
+        checkpoint.save(self.folder, self.objective, self.optimizer, progress)
         write_json(self.folder / "curve.json", progress.curve)
         self._log(held_out=progress.curve[-1])
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, BertConfig, LlamaForCausalLM
 
 from scripts.pretrain.__main__ import parser
 from scripts.pretrain.finetune import RATES
@@ -13,7 +13,7 @@ from scripts.pretrain.tokenizer import for_model, train_tokenizer
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A task of two labels, and a model of a few thousand weights."""
     root = tmp_path_factory.mktemp("finetune")
     task = root / "data" / "weather"
@@ -24,9 +24,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             for number in range(40)]  # fmt: skip
     for split, chosen in (("train", rows[:30]), ("test", rows[30:])):
         (task / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
-    tokenizer = train_tokenizer([row["sentence"] for row in rows], 300)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4}
-    model = LlamaForCausalLM(LlamaConfig(**llama_config(tokenizer.get_vocab_size()).to_dict() | small))
+    pieces = AutoTokenizer.from_pretrained(encoder).backend_tokenizer
+    tokenizer = train_tokenizer([row["sentence"] for row in rows], pieces, 500)
+    config = BertConfig(hidden_size=16, num_hidden_layers=0, num_attention_heads=4, intermediate_size=16)
+    model = LlamaForCausalLM(llama_config(config, tokenizer.get_vocab_size()))
     model.save_pretrained(root / "model")
     for_model(tokenizer, "llama", 256).save_pretrained(root / "model")
     return root / "data", root / "model"

@@ -1,7 +1,6 @@
 """Pre-training from a small folder of text: what goes in comes out, and a stopped run goes on as if it had not been."""
 
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gorp.errors import CheckpointError
 from scripts.pretrain.__main__ import parser
@@ -28,46 +18,27 @@ from scripts.pretrain.batches import IGNORED, LlamaBatches, T5Batches, tokens_of
 from scripts.pretrain.corpus import PackedTokens, documents
 from scripts.pretrain.export import export
 from scripts.pretrain.instructions import pairs
-from scripts.pretrain.models import llama_config, t5_config
+from scripts.pretrain.models import build
 from scripts.pretrain.noise import SpanCorruption
 from scripts.pretrain.objective import Objective
 from scripts.pretrain.pairs import PackedPairs
+from scripts.pretrain.reading import Reading
 from scripts.pretrain.schedule import Budget
-from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, FIRST_SENTINEL, PAD_ID, SENTINELS, for_model, load
+from scripts.pretrain.teacher import Teacher
+from scripts.pretrain.tokenizer import (
+    BLANK,
+    BOS_ID,
+    EOS_ID,
+    FIRST_SENTINEL,
+    NORMALIZER,
+    PAD_ID,
+    SENTINELS,
+    for_model,
+    load,
+    train_tokenizer,
+)
 from scripts.pretrain.train import Run, Settings
-
-
-VOCABULARY = 512
-WORDS = "river mountain castle village harbour bishop painter railway winter market engine garden soldier".split()
-
-
-def article(number: int) -> str:
-    """Write an article of a dozen sentences about one word."""
-    draw = random.Random(number)
-    topic = WORDS[number % len(WORDS)]
-    rows = [
-        f"The {topic} of {draw.choice(WORDS)} was {draw.choice(WORDS)} in {1800 + draw.randrange(99)} near the "
-        f"{draw.choice(WORDS)}."
-        for _ in range(12)
-    ]
-    return f"{topic.title()} number {number}\n\n{' '.join(rows)}"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A corpus folder of articles, a dialogue and a dictionary page, and what `pack` makes of it."""
-    root = tmp_path_factory.mktemp("pretrain")
-    corpus, packed = root / "corpus", root / "packed"
-    corpus.mkdir()
-    page = "\n".join(f"{word} (noun): a thing that is called {word} here." for word in WORDS)
-    talk = "\n".join(f"User: Where is the {word}?\nAssistant: Behind the {word}." for word in WORDS)
-    texts = [*(article(number) for number in range(60)), page, talk, "Höhe 😀 naïve"]
-    end = "\n<|endoftext|>\n"
-    (corpus / "train-0.txt").write_text(end.join(texts) + end, encoding="utf-8")
-    (corpus / "valid.txt").write_text(end.join(article(number) for number in range(100, 110)), encoding="utf-8")
-    arguments = parser().parse_args(["pack", str(corpus), str(packed), "--vocabulary", str(VOCABULARY)])
-    arguments.command(arguments)
-    return corpus, packed
+from tests.scripts.conftest import article
 
 
 @pytest.fixture(scope="module")
@@ -76,32 +47,43 @@ def tokenizer(folders: tuple[Path, Path]) -> Tokenizer:
     return load(folders[1])
 
 
-def small_run(architecture: str, packed: Path, folder: Path, budget: Budget) -> Run:
+def small_run(architecture: str, folders: tuple[Path, Path], encoder: Path, folder: Path, budget: Budget) -> Run:
     """Make a run of a model of a few thousand weights."""
-    torch.manual_seed(0)
-    train = [packed / "train-0.npy"]
+    packed = folders[1]
+    train, valid = [packed / "train-0.npy"], [packed / "valid.npy"]
+    teacher, tokenizer = Teacher(str(encoder)), load(packed)
+    model = build(architecture, 0, teacher.model.config, tokenizer.get_vocab_size())
     if architecture == "t5":
-        noise = SpanCorruption(window=40)
-        small = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1}
-        config = T5Config(**t5_config(VOCABULARY).to_dict() | small)
-        model: PreTrainedModel = T5ForConditionalGeneration(config)
-        pool = PackedPairs(packed, 0, 127, 15)
+        noise, pool = SpanCorruption(window=40), PackedPairs(packed, 0, 127, 15)
         batches = T5Batches(corpus=PackedTokens(train, 40, 0), pairs=pool, noise=noise, rows=2)
-        held_out = replace(batches, corpus=PackedTokens([packed / "valid.npy"], 40, 0), pairs=None)
+        held_out = replace(batches, corpus=PackedTokens(valid, 40, 0), pairs=None)
     else:
-        small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8}
-        model = LlamaForCausalLM(LlamaConfig(**llama_config(VOCABULARY).to_dict() | small))
         batches = LlamaBatches(corpus=PackedTokens(train, 128, 0), pairs=PackedPairs(packed, 0, 94, 32), rows=2)
-        held_out = replace(batches, corpus=PackedTokens([packed / "valid.npy"], 128, 0), pairs=None)
-    settings = Settings(compiled=False, pair_shares=(0.5, 0.5))
-    return Run(folder, Objective(model), batches, held_out, budget, settings)
+        held_out = replace(batches, corpus=PackedTokens(valid, 128, 0), pairs=None)
+    settings = Settings(compiled=False, rate=5e-2, reading_shares=(0.3, 0.3), pair_shares=(0.4, 0.4))
+    reading = Reading(packed, tokenizer, teacher, rows=2, seed=0, llama=architecture == "llama")
+    return Run(folder, Objective(model, teacher.width), batches, held_out, reading, budget, settings)
 
 
-@given(text=st.text().filter(lambda text: not text.startswith(" ")))
-def test_every_text_survives(tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+@given(text=st.text())
+def test_every_text_survives_but_for_case_accents_and_blanks(tokenizer: Tokenizer, text: str) -> None:
+    def plain(text: str) -> list[str]:
+        return NORMALIZER.normalize_str(text).replace(BLANK, " ").split()
+
     if not any(special in text for special in ("<pad>", "<s>", "</s>", "<extra_id_")):
-        assert tokenizer.decode(ids) == text
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert plain(tokenizer.decode(ids)) == plain(text)
+
+
+def test_frequent_words_of_the_encoder_are_one_piece(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("The river,\nCastle 19 —", add_special_tokens=False).tokens
+    assert tokens[:5] == ["▁the", "▁river", ",", "▁\n", "▁castle"]
+    assert tokens[5:] == ["▁", "1", "9", "▁", "<0xE2>", "<0x80>", "<0x94>"]
+
+
+def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
+    with pytest.raises(ValueError, match="A vocabulary of 300 tokens cannot hold"):
+        train_tokenizer(["a"], Tokenizer(models.WordPiece({"[UNK]": 0})), 300)
 
 
 def test_a_label_has_the_tokens_it_has_among_the_options(tokenizer: Tokenizer) -> None:
@@ -123,7 +105,7 @@ def test_the_spans_put_back_give_the_window(seed: int, window: int, density: flo
     noise = SpanCorruption(window=window, density=density, mean_span=4.0)
     draw = np.random.default_rng(seed)
     tokens = draw.integers(FIRST_SENTINEL + 32, 8192, (3, window))
-    inputs, targets, places = noise(tokens, draw)
+    inputs, targets = noise(tokens, draw)
     assert inputs.shape == (3, noise.input_length) and targets.shape == (3, noise.target_length)
     for row in range(3):
         is_sentinel = targets[row] < FIRST_SENTINEL + 32
@@ -133,8 +115,6 @@ def test_the_spans_put_back_give_the_window(seed: int, window: int, density: flo
         assert inputs[row, -1] == targets[row, -1] == EOS_ID
         assert list(missing) == list(range(FIRST_SENTINEL, FIRST_SENTINEL + noise.spans))
         np.testing.assert_array_equal(np.concatenate(whole), tokens[row])
-        starts = np.cumsum([0, *(len(part) for part in whole)])
-        np.testing.assert_array_equal(places[row], [*starts[:-1], -1])
 
 
 def test_more_spans_than_sentinels_are_refused() -> None:
@@ -156,7 +136,7 @@ def test_documents_are_packed_with_an_end_each(folders: tuple[Path, Path], token
     tokens = np.load(folders[1] / "train-0.npy")
     assert len(texts) == 63 and int((tokens == EOS_ID).sum()) == 63
     first = tokens[: int(np.flatnonzero(tokens == EOS_ID)[0])]
-    assert tokenizer.decode(first.tolist()) == article(0)
+    assert tokenizer.decode(first.tolist()).split() == article(0).lower().split()
 
 
 def test_the_answer_of_a_pair_is_among_its_options(folders: tuple[Path, Path]) -> None:
@@ -172,7 +152,9 @@ def test_packed_pairs_are_the_pairs(folders: tuple[Path, Path], tokenizer: Token
     packed = PackedPairs(folders[1], 0, 400, 50)
     numbers = range(len(packed.bounds))
     read = {tuple(tokenizer.decode(part.tolist()) for part in packed.pair(number)) for number in numbers}
-    assert read == set(pairs(documents(folders[0] / "train-0.txt"), seed=0, per_document=3))
+    written = set(pairs(documents(folders[0] / "train-0.txt"), seed=0, per_document=3))
+    again = {tuple(tokenizer.decode(tokenizer.encode(part).ids) for part in pair) for pair in written}
+    assert again < read and len(read - again) == 40
 
 
 def test_llama_learns_only_completions_of_instructions(folders: tuple[Path, Path], tokenizer: Tokenizer) -> None:
@@ -202,37 +184,38 @@ def test_the_rate_rises_stays_and_falls() -> None:
 
 @pytest.mark.parametrize("architecture", ["t5", "llama"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    architecture: str, folders: tuple[Path, Path], tmp_path: Path
+    architecture: str, folders: tuple[Path, Path], encoder: Path, tmp_path: Path
 ) -> None:
     budget = Budget(unit="tokens", total=4000, warmup_steps=3)
-    whole = small_run(architecture, folders[1], tmp_path / "whole", budget)
+    whole = small_run(architecture, folders, encoder, tmp_path / "whole", budget)
     whole(stop_at=6)
-    first = small_run(architecture, folders[1], tmp_path / "parts", budget)
+    first = small_run(architecture, folders, encoder, tmp_path / "parts", budget)
     first(stop_at=3)
-    second = small_run(architecture, folders[1], tmp_path / "parts", budget)
+    second = small_run(architecture, folders, encoder, tmp_path / "parts", budget)
     assert second.progress.step == 3
     second(stop_at=6)
     assert whole.progress.tokens == second.progress.tokens
-    assert whole.progress.pair_batches == second.progress.pair_batches > 0
+    assert whole.progress.pairs_batches == second.progress.pairs_batches > 0
+    assert whole.progress.reading_batches == second.progress.reading_batches > 0
     for (name, left), right in zip(whole.objective.named_parameters(), second.objective.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=0, msg=name)
 
 
-def test_a_run_learns_and_ends_at_its_budget(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    run = small_run("llama", folders[1], tmp_path, Budget(unit="tokens", total=30_000, warmup_steps=5))
+def test_a_run_learns_and_ends_at_its_budget(folders: tuple[Path, Path], encoder: Path, tmp_path: Path) -> None:
+    run = small_run("llama", folders, encoder, tmp_path, Budget(unit="tokens", total=30_000, warmup_steps=5))
     run(stop_at=0)
     progress = run()
     assert 30_000 <= progress.tokens < 30_000 + 2 * 128
     assert progress.curve[-1]["loss"] < progress.curve[0]["loss"] - 1.0
 
 
-def test_the_file_stop_begins_the_decay(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    run = small_run("t5", folders[1], tmp_path, Budget(unit="tokens", total=1e9, warmup_steps=1))
+def test_the_file_stop_begins_the_decay(folders: tuple[Path, Path], encoder: Path, tmp_path: Path) -> None:
+    run = small_run("t5", folders, encoder, tmp_path, Budget(unit="tokens", total=1e9, warmup_steps=1))
     run(stop_at=6)
     spent = run.progress.tokens
     (tmp_path / "STOP").touch()
     run(stop_at=7)
-    resumed = small_run("t5", folders[1], tmp_path, Budget(unit="tokens", total=1e9, warmup_steps=1))
+    resumed = small_run("t5", folders, encoder, tmp_path, Budget(unit="tokens", total=1e9, warmup_steps=1))
     progress = resumed()
     assert not (tmp_path / "STOP").exists()
     assert resumed.budget.total == pytest.approx(spent / 0.75)
@@ -253,9 +236,9 @@ def test_an_export_is_read_by_plain_transformers_and_learns_to_stop(
     loader = AutoModelForSeq2SeqLM if architecture == "t5" else AutoModelForCausalLM
     model = loader.from_pretrained(target, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(target)
-    assert 4e6 < model.num_parameters() < 16e6
+    assert model.num_parameters() < 16e6
     assert f"# {target.name}\n" in (target / "README.md").read_text()
-    assert tokenizer.decode(tokenizer("Höhe 😀")["input_ids"], skip_special_tokens=True) == "Höhe 😀"
+    assert tokenizer.decode(tokenizer("Höhe 😀")["input_ids"], skip_special_tokens=True) == "hohe 😀"
 
     prompt = tokenizer("Option: river, castle \nthe river\nAnswer:", return_tensors="pt")
     answer = tokenizer("river", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
@@ -265,8 +248,8 @@ def test_an_export_is_read_by_plain_transformers_and_learns_to_stop(
         batch = {"input_ids": ids, "labels": torch.cat([torch.full_like(prompt["input_ids"], IGNORED), labels], dim=1)}
     else:
         batch = {**prompt, "labels": labels}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(20):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -275,8 +258,10 @@ def test_an_export_is_read_by_plain_transformers_and_learns_to_stop(
     assert written.tolist() == answer
 
 
-def test_an_export_before_the_first_checkpoint_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    told = f'{{"architecture": "t5", "packed": "{folders[1]}", "seed": 0}}'
-    (tmp_path / "run.json").write_text(told)
+def test_an_export_before_the_first_checkpoint_is_refused(
+    folders: tuple[Path, Path], encoder: Path, tmp_path: Path
+) -> None:
+    told = {"architecture": "t5", "packed": str(folders[1]), "seed": 0, "encoder": {"source": str(encoder)}}
+    (tmp_path / "run.json").write_text(json.dumps(told))
     with pytest.raises(CheckpointError, match=r"holds no checkpoint\.safetensors"):
         export(tmp_path, tmp_path / "model")

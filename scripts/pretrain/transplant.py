@@ -1,0 +1,256 @@
+"""The weights of a BERT encoder put into a T5 encoder or a Llama, which then begin near to what it computes.
+
+BERT normalizes after each sublayer f_i, with γ_i, β_i; T5 and Llama before, without centring and without biases:
+
+    BERT     x_i = γ_i ⊙ (z_i - mean z_i) / σ_i + β_i,    z_{i+1} = x_i + f_i(x_i)
+    here     n_i = w_i ⊙ u_i / rms(u_i),                  u_{i+1} = u_i + g_i(n_i)
+
+The stream u_i stands for z_i ≈ E_i ⊙ u_i + k_i with a scale E_i and a constant k_i, d numbers each. With σ̄_i, ρ_i the
+medians of σ_i and of rms(u_i) / σ_i over some text,
+
+    w_i = ρ_i γ_i E_i,    c_i = β_i + γ_i k_i / σ̄_i,    x_i ≈ n_i + c_i,
+    E_{i+1} = γ_i E_i / σ̄_i,    k_{i+1} = c_i + (output bias of f_i),
+    g_i = centred (f_i without that bias) / E_{i+1}.
+
+The constants c_i and the input biases reach the sublayers through a few more coordinates of the stream, in which every
+token has the same number κ and whose norm weight makes them read 1; κ² times their count is ‖k_0‖². What is lost: σ_i
+differs between tokens, absolute positions (their mean is kept), and in the Llama whatever comes later in the text. The
+training that follows mends it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import BertModel, LlamaForCausalLM, T5ForConditionalGeneration
+
+from scripts.pretrain.teacher import Teacher
+from scripts.pretrain.tokenizer import in_encoder
+
+
+GELU_AS_SILU = 1.702
+"""GELU(h) is about SiLU(1.702 h) / 1.702. Source: Hendrycks & Gimpel 2016."""
+
+UP_DEVIATION = 0.006
+"""Standard deviation of the Llama's `up` projections around their constant."""
+
+FRESH = 0.1
+"""Size of a new layer's output beside the stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """The norm before one sublayer, and the stream after it."""
+
+    weight: Tensor
+    """w with the constant coordinates last."""
+    constant: Tensor
+    """c, what its reader adds."""
+    scale: Tensor
+    """E of the stream after the sublayer."""
+
+
+class Walk:
+    """Goes through the encoder norm by norm and keeps E and k."""
+
+    def __init__(self, encoder: BertModel, inputs: Sequence[Tensor], extra: int) -> None:
+        """Begin at the embeddings.
+
+        Args:
+            encoder: The encoder, in float32.
+            inputs: z of each of its norms over some text, tokens x d.
+            extra: Constant coordinates.
+        """
+        table = encoder.embeddings
+        self.norms, self.inputs, self.extra, self.at = norms(encoder), inputs, extra, 0
+        self.mean = table.word_embeddings.weight.mean(0)
+        told = self.mean + table.position_embeddings.weight[1:64].mean(0) + table.token_type_embeddings.weight[0]
+        self.k = told - told.mean()
+        self.scale = torch.ones_like(self.k)
+        self.kappa = (self.k.square().sum() / extra).sqrt()
+
+    def next(self, bias: Tensor | None = None) -> Norm:
+        """Give the next norm.
+
+        Args:
+            bias: Output bias of the sublayer before it.
+        """
+        if bias is not None:
+            self.k = self.k + bias
+        self.k = self.k - self.k.mean()
+        norm, z = self.norms[self.at], self.inputs[self.at]
+        deviation = z.std(1, unbiased=False)
+        stream = (z - z.mean(1, keepdim=True) - self.k) / self.scale
+        rms = ((stream.square().sum(1) + self.extra * self.kappa**2) / (z.shape[1] + self.extra)).sqrt()
+        ratio, typical = (rms / deviation).median(), deviation.median()
+        weight = torch.cat([ratio * norm.weight * self.scale, (rms.median() / self.kappa).expand(self.extra)])
+        constant = norm.bias + norm.weight * self.k / typical
+        self.scale, self.k, self.at = norm.weight * self.scale / typical, constant, self.at + 1
+        return Norm(weight=weight, constant=constant, scale=self.scale)
+
+    def reading(self, linear: nn.Linear, norm: Norm, biased: bool = True) -> Tensor:
+        """Give a projection that reads the stream: W for the varying part, W c + b from the constant coordinates."""
+        told = linear.weight @ norm.constant + (linear.bias if biased else 0)
+        return torch.cat([linear.weight, (told / self.extra)[:, None].expand(-1, self.extra)], dim=1)
+
+    def writing(self, weight: Tensor, norm: Norm) -> Tensor:
+        """Give a projection that writes to the stream: centred, in the stream's scale, nothing to the constants."""
+        centred = (weight - weight.mean(0)) / norm.scale[:, None]
+        return torch.cat([centred, weight.new_zeros(self.extra, weight.shape[1])])
+
+
+def norms(encoder: BertModel) -> list[nn.LayerNorm]:
+    """List the encoder's norms in order: of the embeddings, then two of each layer."""
+    found = [encoder.embeddings.LayerNorm]
+    for layer in encoder.encoder.layer:
+        found += [layer.attention.output.LayerNorm, layer.output.LayerNorm]
+    return found
+
+
+@torch.no_grad()
+def norm_inputs(teacher: Teacher, texts: Sequence[str]) -> list[Tensor]:
+    """Run texts through the encoder and keep what goes into each norm, tokens x d."""
+    kept: list[list[Tensor]] = [[] for _ in norms(teacher.model)]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs, own=own: own.append(inputs[0].flatten(0, 1)))
+        for norm, own in zip(norms(teacher.model), kept, strict=True)
+    ]
+    for text in texts:
+        teacher.texts([text])
+    for hook in hooks:
+        hook.remove()
+    return [torch.cat(pieces) for pieces in kept]
+
+
+def embeddings(walk: Walk, teacher: Teacher, tokenizer: Tokenizer) -> Tensor:
+    """Give the stream's beginning: the encoder's vector of each piece, V x (d + extra)."""
+    table, known = teacher.model.embeddings.word_embeddings.weight, teacher.tokenizer.get_vocab()
+    pieces = (in_encoder(tokenizer.id_to_token(number) or "") for number in range(tokenizer.get_vocab_size()))
+    vectors = torch.stack([table[known[piece]] if piece in known else walk.mean for piece in pieces]) - walk.mean
+    vectors = vectors - vectors.mean(1, keepdim=True)
+    return torch.cat([vectors, walk.kappa.expand(len(vectors), walk.extra)], dim=1)
+
+
+@torch.no_grad()
+def into_t5(
+    model: T5ForConditionalGeneration,
+    teacher: Teacher,
+    tokenizer: Tokenizer,
+    layers: Sequence[int],
+    texts: Sequence[str],
+) -> Tensor:
+    """Put the encoder's weights into the T5's encoder.
+
+    Args:
+        model: As wide as the encoder and a few coordinates more.
+        teacher: The encoder, in float32.
+        tokenizer: Tokenizer of the model.
+        layers: The encoder's layers that are taken, in order, as many as the model's encoder has.
+        texts: Some text, for the medians.
+
+    Returns:
+        The constant that brings the model's encoder output to the teacher's, d numbers.
+    """
+    walk = Walk(teacher.model, norm_inputs(teacher, texts), model.config.d_model - teacher.width)
+    blocks = iter(model.encoder.block)
+    bias = None
+    for number, layer in enumerate(teacher.model.encoder.layer):
+        block = next(blocks) if number in layers else None
+        norm, own = walk.next(bias), layer.attention.self
+        bias = None
+        if block is not None:
+            attention = block.layer[0].SelfAttention
+            block.layer[0].layer_norm.weight.copy_(norm.weight)
+            # T5 does not divide the scores by the root of the head's width.
+            attention.q.weight.copy_(walk.reading(own.query, norm) / own.attention_head_size**0.5)
+            # A bias of the keys shifts all scores of a query alike.
+            attention.k.weight.copy_(walk.reading(own.key, norm, biased=False))
+            attention.v.weight.copy_(walk.reading(own.value, norm).index_fill(1, _last(walk), 0.0))
+            attention.o.weight.copy_(walk.writing(layer.attention.output.dense.weight, norm))
+            bias = _attention_bias(layer, norm)
+        norm = walk.next(bias)
+        bias = None
+        if block is not None:
+            block.layer[1].layer_norm.weight.copy_(norm.weight)
+            block.layer[1].DenseReluDense.wi.weight.copy_(walk.reading(layer.intermediate.dense, norm))
+            block.layer[1].DenseReluDense.wo.weight.copy_(walk.writing(layer.output.dense.weight, norm))
+            bias = layer.output.dense.bias
+    model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.zero_()
+    model.shared.weight.copy_(embeddings(walk, teacher, tokenizer))
+    norm = walk.next(bias)
+    model.encoder.final_layer_norm.weight.copy_(norm.weight)
+    for block in model.decoder.block:
+        for part in (
+            block.layer[0].SelfAttention.o,
+            block.layer[1].EncDecAttention.o,
+            block.layer[2].DenseReluDense.wo,
+        ):
+            part.weight.mul_(FRESH)
+    # T5 divides the logits by the root of the width, for embeddings of deviation 1; the encoder's are far smaller.
+    model.decoder.final_layer_norm.weight.fill_(model.config.d_model**0.5)
+    return norm.constant
+
+
+@torch.no_grad()
+def into_llama(
+    model: LlamaForCausalLM, teacher: Teacher, tokenizer: Tokenizer, layers: Sequence[int], texts: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Put the encoder's weights into the Llama's first layers; those after them begin small.
+
+    Args:
+        model: As wide as the encoder and a few coordinates more; may be narrower inside, then the neurons of the
+            largest weights are taken.
+        teacher: The encoder, in float32.
+        tokenizer: Tokenizer of the model.
+        layers: The encoder's layers that are taken, in order, fewer than the model has.
+        texts: Some text, for the medians.
+
+    Returns:
+        Weight of a norm, and the constant, that bring the stream after those layers to the teacher's output.
+    """
+    walk = Walk(teacher.model, norm_inputs(teacher, texts), model.config.hidden_size - teacher.width)
+    blocks = iter(model.model.layers)
+    bias = None
+    for number, layer in enumerate(teacher.model.encoder.layer):
+        block = next(blocks) if number in layers else None
+        norm, own = walk.next(bias), layer.attention.self
+        bias = None
+        if block is not None:
+            block.input_layernorm.weight.copy_(norm.weight)
+            block.self_attn.q_proj.weight.copy_(walk.reading(own.query, norm))
+            block.self_attn.k_proj.weight.copy_(walk.reading(own.key, norm, biased=False))
+            block.self_attn.v_proj.weight.copy_(walk.reading(own.value, norm).index_fill(1, _last(walk), 0.0))
+            block.self_attn.o_proj.weight.copy_(walk.writing(layer.attention.output.dense.weight, norm))
+            bias = _attention_bias(layer, norm)
+        norm = walk.next(bias)
+        bias = None
+        if block is not None:
+            inner, outer = layer.intermediate.dense, layer.output.dense
+            size = outer.weight.norm(dim=0) * inner.weight.norm(dim=1)
+            taken = size.topk(model.config.intermediate_size).indices.sort().values
+            block.post_attention_layernorm.weight.copy_(norm.weight)
+            block.mlp.gate_proj.weight.copy_(GELU_AS_SILU * walk.reading(inner, norm)[taken])
+            up = torch.randn_like(block.mlp.up_proj.weight) * UP_DEVIATION
+            block.mlp.up_proj.weight.copy_(up.index_fill(1, _last(walk), 1 / walk.extra))
+            block.mlp.down_proj.weight.copy_(walk.writing(outer.weight[:, taken], norm) / GELU_AS_SILU)
+            bias = outer.bias
+    norm = walk.next(bias)
+    typical = norm.weight[-1] * walk.kappa
+    for block in blocks:
+        block.self_attn.o_proj.weight.mul_(FRESH * typical)
+        block.mlp.down_proj.weight.mul_(FRESH * typical)
+    model.model.embed_tokens.weight.copy_(embeddings(walk, teacher, tokenizer))
+    return norm.weight, norm.constant
+
+
+def _attention_bias(layer: nn.Module, norm: Norm) -> Tensor:
+    """Give what attention adds to every token: weights of one sum pass constant values on."""
+    value, output = layer.attention.self.value, layer.attention.output.dense
+    return output.bias + output.weight @ (value.weight @ norm.constant + value.bias)
+
+
+def _last(walk: Walk) -> Tensor:
+    """Give the places of the constant coordinates."""
+    return torch.arange(len(walk.k), len(walk.k) + walk.extra)
