@@ -7,7 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gorp.adapters import LoraSettings, add_lora
 from gorp.frame import Frame, exact_frame, reduced_gradient
-from gorp.layers import GradientTap, LowRankUpdate, linear_of, unwrap, wrap
+from gorp.layers import LowRankUpdate, linear_of, unwrap, wrap
+from gorp.watch import GradientTap
 from tests.matrices import basis
 
 

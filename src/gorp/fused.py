@@ -41,13 +41,8 @@ class FusedBranches(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        into, out = _joined(down, right.mT, dim=0).to(x.dtype), _joined(up, left, dim=1).to(x.dtype)
-        hidden = rows @ into.mT  # [X Aᵀ, X V], N x (r + k)
-        r = 0 if down is None else len(down)
-        inside = hidden[:, r:].to(core.dtype)
-        y = rows @ weight.mT if bias is None else torch.addmm(bias, rows, weight.mT)
-        y.addmm_(_joined(scale * hidden[:, :r], (inside @ core.mT).to(x.dtype), dim=1), out.mT)
-        ctx.save_for_backward(x if r else None, weight, hidden, core, left, right, down, up)
+        y, hidden = forward_products(rows, weight, bias, core, left, right, down, up, scale)
+        ctx.save_for_backward(None if down is None else x, weight, hidden, core, left, right, down, up)
         ctx.scale, ctx.shape = scale, x.shape
         return y.reshape(*x.shape[:-1], -1)
 
@@ -58,20 +53,63 @@ class FusedBranches(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight, hidden, core, left, right, down, up = ctx.saved_tensors
         d = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])
-        into, out = _joined(down, right.mT, dim=0).to(d.dtype), _joined(up, left, dim=1).to(d.dtype)
-        r = 0 if down is None else len(down)
-        outside = d @ out  # [D B, D U], N x (r + k)
-        d_scaled, d_inside = ctx.scale * outside[:, :r], outside[:, r:].to(core.dtype)
-        d_core = d_inside.mT @ hidden[:, r:].to(core.dtype)  # dL/dC = (D U)ᵀ X V
-        d_down = d_up = d_x = None
-        if down is not None and up is not None:
-            d_down = (d_scaled.mT @ x.reshape(-1, x.shape[-1])).to(down.dtype)  # s (D B)ᵀ X
-            d_up = (d.mT @ hidden[:, :r]).to(up.dtype).mul_(ctx.scale)  # s Dᵀ X Aᵀ
-        if ctx.needs_input_grad[0]:
-            d_x = d @ weight
-            d_x.addmm_(_joined(d_scaled, (d_inside @ core).to(d.dtype), dim=1), into)  # + [s D B, D U C] [A; Vᵀ]
-            d_x = d_x.reshape(ctx.shape)
-        return d_x, None, None, d_core, None, None, d_down, d_up, None
+        rows = None if x is None else x.reshape(-1, x.shape[-1])
+        need = ctx.needs_input_grad[0]
+        d_x, d_core, d_down, d_up = backward_products(
+            d, rows, weight, hidden, core, left, right, down, up, ctx.scale, need_input=need
+        )
+        return None if d_x is None else d_x.reshape(ctx.shape), None, None, d_core, None, None, d_down, d_up, None
+
+
+def forward_products(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    core: Tensor,
+    left: Tensor,
+    right: Tensor,
+    down: Tensor | None,
+    up: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Y, N x m, and [X Aᵀ, X V], N x (r + k), of X, N x n."""
+    into, out = _joined(down, right.mT, dim=0).to(rows.dtype), _joined(up, left, dim=1).to(rows.dtype)
+    hidden = rows @ into.mT
+    r = 0 if down is None else len(down)
+    inside = hidden[:, r:].to(core.dtype)
+    y = rows @ weight.mT if bias is None else torch.addmm(bias, rows, weight.mT)
+    y.addmm_(_joined(scale * hidden[:, :r], (inside @ core.mT).to(rows.dtype), dim=1), out.mT)
+    return y, hidden
+
+
+def backward_products(
+    d: Tensor,
+    rows: Tensor | None,
+    weight: Tensor,
+    hidden: Tensor,
+    core: Tensor,
+    left: Tensor,
+    right: Tensor,
+    down: Tensor | None,
+    up: Tensor | None,
+    scale: float,
+    *,
+    need_input: bool,
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """The gradients of X (where needed), C, A and B (where there is LoRA) from D, N x m."""
+    into, out = _joined(down, right.mT, dim=0).to(d.dtype), _joined(up, left, dim=1).to(d.dtype)
+    r = 0 if down is None else len(down)
+    outside = d @ out  # [D B, D U], N x (r + k)
+    d_scaled, d_inside = scale * outside[:, :r], outside[:, r:].to(core.dtype)
+    d_core = d_inside.mT @ hidden[:, r:].to(core.dtype)  # dL/dC = (D U)ᵀ X V
+    d_down = d_up = d_x = None
+    if down is not None and up is not None and rows is not None:
+        d_down = (d_scaled.mT @ rows).to(down.dtype)  # s (D B)ᵀ X
+        d_up = (d.mT @ hidden[:, :r]).to(up.dtype).mul_(scale)  # s Dᵀ X Aᵀ
+    if need_input:
+        d_x = d @ weight
+        d_x.addmm_(_joined(d_scaled, (d_inside @ core).to(d.dtype), dim=1), into)  # + [s D B, D U C] [A; Vᵀ]
+    return d_x, d_core, d_down, d_up
 
 
 def _joined(first: Tensor | None, second: Tensor, *, dim: int) -> Tensor:

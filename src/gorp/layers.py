@@ -1,13 +1,14 @@
-"""The full-rank branch of a linear layer, and the tap that shows a layer's inputs and output gradients."""
+"""The full-rank branch of a linear layer."""
 
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from gorp.compiled import branches, enter
 from gorp.frame import Frame
 from gorp.fused import FusedBranches
+from gorp.watch import Watch
 
 
 class LowRankUpdate(nn.Module):
@@ -33,6 +34,9 @@ class LowRankUpdate(nn.Module):
         self.inner = inner
         self._lora = plain_lora(inner)
         self._fusable = type(linear_of(inner)) is nn.Linear and (self._lora is not None or type(inner) is nn.Linear)
+        self.watches: list[Watch] = []
+        """Who sees X and D of the compiled operation; the others have hooks."""
+        self.number = enter(self)
         self.core = nn.Parameter(torch.zeros(rank, rank, dtype=dtype, device=weight.device))
         self.register_buffer("left", torch.zeros(m, rank, dtype=dtype, device=weight.device))
         self.register_buffer("right", torch.zeros(n, rank, dtype=dtype, device=weight.device))
@@ -44,7 +48,7 @@ class LowRankUpdate(nn.Module):
         by branch.
         """
         linear = linear_of(self.inner)
-        if not self._fusable or linear.weight.requires_grad:
+        if not self.fused:
             return self.branch_by_branch(x)
         device = x.device.type
         if torch.is_autocast_enabled(device):
@@ -52,9 +56,31 @@ class LowRankUpdate(nn.Module):
         down, up, scale = (None, None, 1.0) if self._lora is None else self._lora
         bias = None if linear.bias is None else linear.bias.to(x.dtype)
         with torch.autocast(device, enabled=False):
-            return FusedBranches.apply(
-                x, linear.weight.to(x.dtype), bias, self.core, self.left, self.right, down, up, scale
-            )
+            operands = linear.weight.to(x.dtype), bias, self.core, self.left, self.right, down, up, scale
+            if torch.compiler.is_compiling():
+                y, _ = branches(x.reshape(-1, x.shape[-1]), *operands, self.number)
+                return y.reshape(*x.shape[:-1], -1)
+            return FusedBranches.apply(x, *operands)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the layer and its branches are one operation."""
+        return self._fusable and not linear_of(self.inner).weight.requires_grad
+
+    def wants_input(self) -> bool:
+        """Whether a watch needs X, which a core alone does not keep."""
+        return self._lora is None and any(watch.wants_input() for watch in self.watches)
+
+    def keep(self, x: Tensor) -> None:
+        """Give X to the watches that want it."""
+        for watch in self.watches:
+            if watch.wants_input():
+                watch.keep(x)
+
+    def see(self, x: Tensor | None, d: Tensor) -> None:
+        """Show D, and X where it was kept, to the watches."""
+        for watch in self.watches:
+            watch.see(x, d)
 
     def branch_by_branch(self, x: Tensor) -> Tensor:
         """The same, the obvious way: what is below, plus U (C (Vᵀ x))."""
@@ -81,78 +107,6 @@ class LowRankUpdate(nn.Module):
             self.left.copy_(frame.left)
             self.right.copy_(frame.right)
         return left, right
-
-
-class GradientTap:
-    """Shows X and D of one layer, for the forward passes made while it is open.
-
-    The pairs live from the layer's forward to `take`, so only taps of layers that are due should be open. Works
-    with gradient checkpointing: the first forward, which records nothing, is ignored.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.open = False
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-        self._handle: RemovableHandle = layer.register_forward_hook(self._watch)
-
-    def take(self) -> list[tuple[Tensor, Tensor]]:
-        """The (X, D) seen since the last call, N x n and N x m each, one pair a micro-batch."""
-        pairs, self._pairs = self._pairs, []
-        return pairs
-
-    def remove(self) -> None:
-        """Leave the layer as it was."""
-        self._handle.remove()
-
-    def _watch(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if not self.open or not output.requires_grad:
-            return
-        x = args[0].detach()
-
-        def see(gradient: Tensor) -> None:
-            self._pairs.append((x.reshape(-1, x.shape[-1]), gradient.detach().reshape(-1, gradient.shape[-1])))
-
-        output.register_hook(see)
-
-
-class GradientProbe:
-    """Takes ψᵀ G, one fixed combination of the rows of a layer's gradient, as backward passes go by.
-
-    2·N·(m + n) flops a pass. It holds X until the layer's backward, as LoRA's A does anyway. ψ is a Weyl sequence in
-    [-1, 1), the same on every rank and device.
-
-    Args:
-        layer: A linear layer, wrapped or not.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self._weights: Tensor | None = None
-        self._row: Tensor | None = None
-        self._handle: RemovableHandle = layer.register_forward_hook(self._watch)
-
-    def take(self) -> Tensor | None:
-        """ψᵀ G of all micro-batches since the last call, n numbers; None where there was no backward pass."""
-        row, self._row = self._row, None
-        return row
-
-    def remove(self) -> None:
-        """Leave the layer as it was."""
-        self._handle.remove()
-
-    def _watch(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if not output.requires_grad:
-            return
-        x = args[0].detach()
-
-        def see(gradient: Tensor) -> None:
-            d, m = gradient.detach(), gradient.shape[-1]
-            if self._weights is None:
-                self._weights = torch.arange(1, m + 1, device=d.device) * 2654435761 % 2**32 / 2**31 - 1
-            combined = d.reshape(-1, m) @ self._weights.to(d.dtype)  # D ψ
-            row = (combined.to(x.dtype) @ x.reshape(-1, x.shape[-1])).to(torch.promote_types(x.dtype, torch.float32))
-            self._row = row if self._row is None else self._row + row
-
-        output.register_hook(see)
 
 
 def plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:

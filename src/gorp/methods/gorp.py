@@ -23,13 +23,14 @@ from gorp.distributed import sum_over_ranks
 from gorp.errors import ConfigError
 from gorp.frame import Pairs, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
-from gorp.layers import GradientProbe, GradientTap, LowRankUpdate, unwrap
+from gorp.layers import LowRankUpdate, unwrap
 from gorp.linalg import project_out, stands_out
 from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
 from gorp.sketch import FrequentDirections
 from gorp.targets import resolve
+from gorp.watch import GradientProbe, GradientTap
 
 
 @final
