@@ -15,7 +15,7 @@ from gorp.layers import wrap
 from gorp.method import TaskContext
 from gorp.watch import GradientProbe, GradientTap
 from tests.matrices import basis
-from tests.runs import fresh, tiny, tokenizer
+from tests.runs import fresh, tiny, tokenizer, train
 
 
 class Counting:
@@ -113,3 +113,16 @@ def test_one_graph_trains_every_step_as_the_eager_model_does(family):
         assert counting.graphs == 2 * compiled
         found.append(losses)
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_trainer_compiles_the_model_and_learns_the_same(tmp_path):
+    weights = []
+    for name, training in (("eager", {}), ("compiled", {"torch_compile": True, "torch_compile_backend": "aot_eager"})):
+        torch.manual_seed(0)
+        model = tiny("llama")
+        method = fresh("gorp", model, lora=LoraSettings(r=2), full_modules="all-linear")
+        for task in (1, 2):
+            train(model, method, task, tmp_path / f"{name}{task}", **training)
+        weights.append({key: value.clone() for key, value in model.state_dict().items()})
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
