@@ -187,7 +187,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_old_frame_and_the_sketch(tmp_p
             if self.overflows:
                 self.handle.remove()
                 assert all(torch.equal(x, y) for x, y in zip(self.frame(), self.before, strict=True))
-                assert all(torch.isfinite(sketch.rows).all() for sketch in method._sketches.values())
+                assert all(torch.isfinite(sketch.rows).all() for sketch in method._summary._sketches.values())
                 model.zero_grad()
 
         def frame(self):

@@ -10,7 +10,7 @@ guarantee: the change ΔW of any later task satisfies ‖ΔW S‖ <= 1e-5 ‖ΔW
 x in span(S), whatever the optimizer. `paper` mode is literal. `docs/equations.md` maps every equation to its line.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -21,14 +21,14 @@ from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
 from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
 from gorp.distributed import sum_over_ranks
 from gorp.errors import ConfigError
-from gorp.frame import Pairs, gradient_rows, is_due
+from gorp.frame import Pairs, is_due
 from gorp.full_rank import FullRankBranch
 from gorp.layers import LowRankUpdate, unwrap
 from gorp.linalg import project_out, stands_out
 from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
-from gorp.sketch import FrequentDirections
+from gorp.methods.gorp_summary import TaskSummary
 from gorp.targets import resolve
 from gorp.watch import GradientProbe, GradientTap
 
@@ -57,7 +57,7 @@ class Gorp(Method):
         self._full: FullRankBranch | None = None
         self._taps: dict[str, GradientTap] = {}
         self._probes: dict[str, GradientProbe] = {}
-        self._sketches: dict[str, FrequentDirections] = {}
+        self._summary: TaskSummary | None = None
 
     @override
     def setup(self, model: nn.Module) -> None:
@@ -91,7 +91,7 @@ class Gorp(Method):
         if self.config.memory_source == "sketch":
             watched += [name for name in self._pairs if name not in self._cores]
         self._taps = {name: GradientTap(model.get_submodule(name.removesuffix(".weight"))) for name in watched}
-        self._sketches = {name: self._new_sketch(name) for name in watched}
+        self._summary = TaskSummary(self.config, {name: self.weights.parameter(name).shape[1] for name in watched})
         self._open_taps()
         if self.config.projection == "both":
             protected = [name for name in self._pairs if name in self.memory]
@@ -112,8 +112,8 @@ class Gorp(Method):
 
     @override
     def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if self.step == 1 and self._remembers_moments():
-            self._moment(optimizer, next(p for g in optimizer.param_groups for p in g["params"]))  # refuse early
+        if self.step == 1 and self._summary is not None:
+            self._summary.check(optimizer, has_cores=bool(self._cores))
         for name, tap in self._taps.items():
             pairs = tap.take()
             if pairs:
@@ -138,7 +138,7 @@ class Gorp(Method):
 
     @override
     def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
-        assert self._full is not None
+        assert self._full is not None and self._summary is not None
         changes = self._full.finish()
         for name, pair in self._pairs.items():
             change = changes.setdefault(name, WeightDelta(self.weights.parameter(name).shape))
@@ -151,13 +151,14 @@ class Gorp(Method):
             for name, change in changes.items()
             if name in self.memory
         }
-        self._remember(optimizer, changes)
+        for name in changes:
+            self._summary.remember(self.memory, name, optimizer, self._pairs.get(name), self._cores.get(name))
         self._keep(changes)
         for watch in (*self._taps.values(), *self._probes.values()):
             watch.remove()
         unwrap(model)
         remove_lora(model)
-        self._pairs, self._full, self._taps, self._sketches, self._probes = {}, None, {}, {}, {}
+        self._pairs, self._full, self._taps, self._summary, self._probes = {}, None, {}, None, {}
         self.weights.load(self.deltas)
 
     @override
@@ -181,8 +182,9 @@ class Gorp(Method):
         state = super().state_dict() | prefixed("memory", self.memory.state_dict()) | prefixed("shared", shared)
         if self.config.adapter == "shared":
             state |= prefixed("folded", pack_deltas(self._folded))
-        state |= {f"sketch/{name}": sketch.rows for name, sketch in self._sketches.items()}
-        return state | (prefixed("full", self._full.state_dict()) if self._full else {})  # in the middle of a task
+        if self._full and self._summary:  # in the middle of a task
+            state |= prefixed("sketch", self._summary.state_dict()) | prefixed("full", self._full.state_dict())
+        return state
 
     @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -193,9 +195,8 @@ class Gorp(Method):
         self._shared = {name: (shared[f"{name}::a"], shared[f"{name}::b"]) for name in names}
         fresh = self.config.adapter == "fresh"
         self._folded = self.deltas if fresh else unpack_deltas(without_prefix("folded", state))
-        for name, rows in without_prefix("sketch", state).items():
-            self._sketches[name].load(rows)
-        if self._full:
+        if self._full and self._summary:
+            self._summary.load_state_dict(without_prefix("sketch", state))
             self._full.load_state_dict(without_prefix("full", state))
         self._open_taps()
 
@@ -234,38 +235,12 @@ class Gorp(Method):
     def _refresh(self, name: str, pairs: Pairs, optimizer: torch.optim.Optimizer) -> None:
         """At a layer's turn: feed its sketch, and give its core a new frame."""
         generator = self._generator(name)
-        if self.config.memory_source == "sketch":
-            count = self.config.rank + self.config.oversampling
-            rows = gradient_rows(pairs, count=count, generator=generator)
-            if torch.isfinite(rows).all():
-                self._sketches[name].insert(rows)
+        if self._summary is not None:
+            self._summary.feed(name, pairs, generator)
         if self._full and name in self._cores:
             like = self._cores[name].right.mT
             basis = self.memory.basis(name, like) if self.config.mode == "strict" else like.new_zeros(like.shape[1], 0)
             self._full.refresh(name, pairs, basis, optimizer, generator)
-
-    def _remember(self, optimizer: torch.optim.Optimizer, changed: Iterable[str]) -> None:
-        """S grows by the energy rule, from the first moment or the sketch."""
-        for name in changed:
-            pair, layer = self._pairs.get(name), self._cores.get(name)
-            if self.config.mode == "paper" and layer is not None:  # S in the k x k coordinates, as published
-                self.memory.extend(f"{name}::core", self._moment(optimizer, layer.core).mT)
-            if self.config.mode == "paper" and pair is not None and self.config.adapter_side == "rank":
-                self.memory.extend(f"{name}::rank", self._moment(optimizer, pair.down).mT)
-            elif self.config.memory_source == "sketch":
-                if self.config.mode == "strict" or pair is not None:
-                    self.memory.extend(name, self._sketches[name].rows)
-            elif rows := self._moment_rows(optimizer, pair, layer):
-                self.memory.extend(name, torch.cat(rows))
-
-    def _moment_rows(
-        self, optimizer: torch.optim.Optimizer, pair: LoraPair | None, layer: LowRankUpdate | None
-    ) -> list[Tensor]:
-        """The first moments of a weight's branches as vectors of its input space, each branch of norm 1."""
-        rows = [] if pair is None else [self._moment(optimizer, pair.down)]
-        if layer is not None and self.config.mode == "strict":
-            rows.append(self._moment(optimizer, layer.core) @ layer.right.mT)  # rows of U m Vᵀ, up to the isometry U
-        return [r / r.norm().clamp(min=1e-30) for r in rows]
 
     def _keep(self, changes: Mapping[str, WeightDelta]) -> None:
         """Fold the task's changes into what the model serves with."""
@@ -284,29 +259,6 @@ class Gorp(Method):
             if name in pairs:
                 folded.append(-self._pairs[name].scale * self._pairs[name].up, self._pairs[name].down.mT)
             self._folded[name] = folded
-
-    def _moment(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
-        """Adam's first moment, or the momentum buffer of an optimizer that has only that."""
-        state = optimizer.state.get(parameter, {})
-        for key in ("exp_avg", "momentum_buffer"):
-            if torch.is_tensor(state.get(key)):
-                return state[key]
-        if not state and parameter.grad is None:  # a layer that this task never used: nothing to remember
-            return torch.zeros_like(parameter)
-        raise ConfigError(
-            f"gorp remembers a task by the optimizer's first moment (method.memory_source: moment, and the cores in "
-            f"paper mode), but {type(optimizer).__name__} keeps none. Use an optimizer with momentum, or strict mode "
-            "with `memory_source: sketch`."
-        )
-
-    def _remembers_moments(self) -> bool:
-        """Whether the task's end will ask the optimizer for its first moment."""
-        in_paper_mode = bool(self._cores) or self.config.adapter_side == "rank"
-        return self.config.memory_source == "moment" or (self.config.mode == "paper" and in_paper_mode)
-
-    def _new_sketch(self, name: str) -> FrequentDirections:
-        n = self.weights.parameter(name).shape[1]
-        return FrequentDirections(min(self.config.sketch_size, n), n)
 
     def _open_taps(self) -> None:
         """Watch, in the coming step, the layers whose turn it is."""
