@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from gorp.frame import exact_frame, gradient_rows, is_due, reduced_gradient, rotate_moments, sketched_frame
+from gorp.frame import Seen, exact_frame, gradient_rows, is_due, reduced_gradient, rotate_moments, sketched_frames
 from gorp.linalg import orthonormality_error, orthonormalize
 from tests.matrices import basis, decaying, projector
 
@@ -24,7 +24,8 @@ def gradient_of(pairs):
 
 def sketch(pairs, away_from, **options):
     settings = {"rank": 4, "oversampling": 8, "power_steps": 1} | options
-    return sketched_frame(pairs, away_from, **settings, generator=draw())
+    (frame,) = sketched_frames([Seen(pairs=pairs, basis=away_from, generator=draw())], **settings)
+    return frame
 
 
 @pytest.mark.parametrize(("m", "n", "s"), [(9, 12, 0), (9, 12, 3), (12, 9, 3), (12, 9, 8), (3, 20, 5), (20, 3, 1)])
@@ -35,6 +36,21 @@ def test_is_the_exact_frame_once_the_sketch_is_as_wide_as_the_matrix(m, n, s):
     torch.testing.assert_close(projector(fast.right), projector(exact.right), rtol=0, atol=1e-10)
     # Left and right singular vectors belong together: U Vᵀ is free of the signs that SVD may choose.
     torch.testing.assert_close(fast.left @ fast.right.mT, exact.left @ exact.right.mT, rtol=0, atol=1e-10)
+
+
+def test_layers_of_one_call_have_the_frames_they_would_have_alone():
+    shapes, away_from = ((9, 12), (9, 12), (12, 9), (9, 12)), {12: basis(12, 3), 9: basis(9, 2)}
+    pairs = [random_pairs(m, n) for m, n in shapes]
+    pairs[1] = [(x, d * torch.inf) for x, d in pairs[1]]
+    seen = [Seen(pairs=p, basis=away_from[n], generator=draw()) for p, (_, n) in zip(pairs, shapes, strict=True)]
+    together = sketched_frames(seen, rank=4, oversampling=2, power_steps=1)
+    for frame, p, (_, n) in zip(together, pairs, shapes, strict=True):
+        alone = sketch(p, away_from[n], oversampling=2)
+        assert (frame is None) == (alone is None) == (not gradient_of(p).isfinite().all())
+        if frame is not None:
+            torch.testing.assert_close(vars(frame), vars(alone), rtol=0, atol=1e-12)
+            reduced = reduced_gradient(p, frame)
+            torch.testing.assert_close(reduced, frame.sigma.diag(), rtol=0, atol=1e-9)
 
 
 def test_comes_close_on_a_decaying_spectrum_with_a_narrow_sketch():
@@ -173,9 +189,7 @@ def test_a_gradient_that_lies_in_the_protected_space_has_no_frame():
     """What projection leaves of it is rounding, and Adam would make full steps of that."""
     basis = orthonormalize(torch.randn(64, 20))
     x, d = torch.randn(100, 20) @ basis.mT, torch.randn(100, 32)
-    frame = sketched_frame(
-        [(x, d)], basis, rank=8, oversampling=8, power_steps=1, generator=torch.Generator().manual_seed(0)
-    )
+    frame = sketch([(x, d)], basis, rank=8)
     assert frame is not None
     assert not frame.left.any()
     assert not frame.right.any()

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from gorp.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
-from gorp.linalg import orthonormalize, project_out, project_out_rows
+from gorp.linalg import orthonormalize, orthonormalize_all, project_out, project_out_rows
 
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 """(X, D) of each micro-batch of one optimizer step: N x n and N x m."""
+
+
+SQUARED = 4 * torch.finfo(torch.float64).eps ** 0.5
+"""Relative size under which the eigenvalues of B Bᵀ, which are squares, say nothing in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,57 +31,71 @@ class Frame:
     """U, m x k."""
     right: Tensor
     """V, n x k."""
+    sigma: Tensor | None = None
+    """Of a frame just taken from a gradient: Uᵀ G V = diag(σ), k numbers, summed over ranks."""
 
 
-def sketched_frame(
-    pairs: Pairs, basis: Tensor, *, rank: int, oversampling: int, power_steps: int, generator: torch.Generator
-) -> Frame | None:
-    """U, V of the projected gradient G (I - S Sᵀ), by a randomized SVD that only ever multiplies thin matrices.
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What one layer's frame is taken from."""
+
+    pairs: Pairs
+    """This rank's (X, D)."""
+    basis: Tensor
+    """S, n x s. The dtype of the result; X and D are converted to it."""
+    generator: torch.Generator
+    """A CPU generator, the same on every rank."""
+
+
+def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, power_steps: int) -> list[Frame | None]:
+    """U, V of each layer's projected gradient G (I - S Sᵀ), by a randomized SVD that only multiplies thin matrices.
 
         Y = Dᵀ (X Ω)            Ω = (I - S Sᵀ) Gaussian, n x q, q = k + oversampling
         Q = qr(Y)               repeated after  Z = (I - S Sᵀ) Xᵀ (D Q),  Y = Dᵀ (X Z)   power_steps times
         B = (D Q)ᵀ X (I - S Sᵀ) q x n
-        B = U_b Σ Vᵀ            U = Q U_b[:, :k],  V = V[:, :k]
+        B Bᵀ = U_b Σ² U_bᵀ      q x q, in float64
+        U = Q U_b[:, :k]        V = Bᵀ U_b[:, :k] Σ⁻¹, made orthonormal
 
     Each product costs 2·N·q·(m + n) flops instead of 2·N·m·n. With several ranks the sums Y, Z and B run over all
     of them: (m + n)·q numbers a product. When q reaches min(m, n) the frame is that of the exact SVD.
 
+    QR runs over all layers of one shape together. The small matrices B Bᵀ of all layers go to the CPU in one piece,
+    which is the only time that a device is waited for.
+
     Args:
-        pairs: This rank's (X, D).
-        basis: S, n x s. The dtype of the result; X and D are converted to it.
+        layers: What is seen of each.
         rank: k.
         oversampling: Columns of the sketch beyond k; q = k + oversampling, at most min(m, n).
         power_steps: How often Q is refined; each costs two more products.
-        generator: A CPU generator, the same on every rank.
 
     Returns:
-        The frame; None where the gradient is not finite.
+        The frames; None where the gradient is not finite.
 
     References:
         Halko, Martinsson and Tropp, *Finding structure with randomness*, arXiv:0909.4061, algorithms 4.4 and 5.1.
         Wang et al., arXiv:2507.02503 (the frame); the order "project, then take the frame" is ours (docs/equations.md).
     """
-    pairs = [(x.to(basis), d.to(basis)) for x, d in pairs]
-    m, n = pairs[0][1].shape[1], pairs[0][0].shape[1]
-    q = min(rank + oversampling, m, n)
-    omega = torch.randn(n, q, generator=generator, dtype=basis.dtype).to(basis.device)
-    omega = project_out(omega, basis)
-    y = _times(pairs, omega)
-    if not torch.isfinite(y).all():
-        return None
-    left = _range(y)
+    if not layers:
+        return []
+    all_pairs = [[(x.to(seen.basis), d.to(seen.basis)) for x, d in seen.pairs] for seen in layers]
+    bases = [seen.basis for seen in layers]
+    ys = []
+    for pairs, seen in zip(all_pairs, layers, strict=True):
+        m, n = pairs[0][1].shape[1], pairs[0][0].shape[1]
+        q = min(rank + oversampling, m, n)
+        omega = torch.randn(n, q, generator=seen.generator, dtype=seen.basis.dtype).to(seen.basis.device)
+        ys.append(_times(pairs, project_out(omega, seen.basis)))
+    lefts = _ranges(ys)
     for _ in range(power_steps):
-        z = project_out(_transposed_times(pairs, left), basis)
-        left = _range(_times(pairs, z))
-    whole = _transposed_times(pairs, left).mT  # (D Q)ᵀ X, q x n
-    b = project_out_rows(whole, basis)  # (D Q)ᵀ X (I - S Sᵀ)
-    small_left, sigma, right_t = torch.linalg.svd(b, full_matrices=False)
-    left, right = left @ small_left[:, :rank], right_t[:rank].mT
-    return _finish(left, sigma[:rank], right, basis, rank=rank, size=whole.norm(), outside=b.norm())
+        zs = [project_out(_transposed_times(p, q), s) for p, q, s in zip(all_pairs, lefts, bases, strict=True)]
+        lefts = _ranges([_times(pairs, z) for pairs, z in zip(all_pairs, zs, strict=True)])
+    wholes = [_transposed_times(pairs, left).mT for pairs, left in zip(all_pairs, lefts, strict=True)]  # (D Q)ᵀ X
+    bs = [project_out_rows(whole, basis) for whole, basis in zip(wholes, bases, strict=True)]  # (D Q)ᵀ X (I - S Sᵀ)
+    return _from_rows(lefts, bs, [whole.norm() for whole in wholes], bases, rank=rank)
 
 
 def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
-    """The same from a dense gradient by a full SVD: what `sketched_frame` approximates. For tests and the reference.
+    """The same from a dense gradient by a full SVD: what `sketched_frames` approximates. For tests and the reference.
 
     Args:
         gradient: G, m x n.
@@ -86,30 +104,61 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
     """
     b = project_out_rows(gradient, basis)
     left, sigma, right_t = torch.linalg.svd(b, full_matrices=False)
-    left, right = left[:, :rank], right_t[:rank].mT
-    return _finish(left, sigma[:rank], right, basis, rank=rank, size=gradient.norm(), outside=b.norm())
+    alive = _alive(sigma[:rank], gradient.norm(), b.norm(), size=max(gradient.shape))
+    right = orthonormalize(right_t[:alive].mT, away_from=basis)
+    return _finish(left[:, :alive], sigma[:alive], right, rank=rank)
 
 
-def _finish(
-    left: Tensor, sigma: Tensor, right: Tensor, basis: Tensor, *, rank: int, size: Tensor, outside: Tensor
-) -> Frame:
-    """Drop directions without signal, make V exactly orthogonal to S, pad to k columns, agree among ranks.
+def _from_rows(
+    lefts: Sequence[Tensor], bs: Sequence[Tensor], sizes: Sequence[Tensor], bases: Sequence[Tensor], *, rank: int
+) -> list[Frame | None]:
+    """The frames from Q and B of each layer, by the eigenvectors of B Bᵀ."""
+    wide = [b.double() for b in bs]
+    told = [torch.cat([(b @ b.mT).flatten(), size.double()[None]]) for b, size in zip(wide, sizes, strict=True)]
+    host = torch.cat(told).cpu().split([len(part) for part in told])
+    frames: list[Frame | None] = [None] * len(bs)
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for index, (b, left, part) in enumerate(zip(bs, lefts, host, strict=True)):
+        if not part.isfinite().all():
+            continue
+        squared, vectors = torch.linalg.eigh(part[:-1].view(len(b), len(b)))
+        sigma, vectors = squared.flip(0).clamp(min=0).sqrt()[:rank], vectors.flip(1)[:, :rank]
+        outside = squared.clamp(min=0).sum().sqrt()
+        eps = torch.finfo(b.dtype).eps
+        alive = _alive(sigma, part[-1], outside, size=max(len(left), b.shape[1]), eps=eps)
+        turn, sigma = (x.to(b.device, non_blocking=True) for x in (vectors[:, :alive], sigma[:alive]))
+        right = wide[index].mT @ (turn / sigma)  # Bᵀ U_b Σ⁻¹
+        found[index] = left @ turn.to(left), sigma.to(left), project_out(right.to(left), bases[index])
+    rights = orthonormalize_all([right for _, _, right in found.values()])
+    for (index, (left, sigma, _)), right in zip(found.items(), rights, strict=True):
+        frames[index] = _finish(left, sigma, right, rank=rank)
+    return frames
+
+
+def _alive(sigma: Tensor, whole: Tensor, outside: Tensor, *, size: int, eps: float | None = None) -> int:
+    """How many directions have signal.
+
+    Rounding is measured against the gradient before projection: what is left of one that lies in S is noise, and
+    as in `gorp.linalg.stands_out` a direction must stand out from what was projected away.
+    """
+    eps = torch.finfo(sigma.dtype).eps if eps is None else eps
+    inside = (whole.square() - outside.square()).clamp(min=0).sqrt()
+    return int((sigma > max(eps * size, SQUARED) * whole + eps**0.5 * inside).sum())
+
+
+def _finish(left: Tensor, sigma: Tensor, right: Tensor, *, rank: int) -> Frame:
+    """Fix the signs, pad to k columns, agree among ranks.
 
     Singular vectors are unique but for the sign of each pair, which libraries choose as they like. Whatever lives in
     the frame's coordinates and outlives it (paper mode's S, moments that are kept) depends on it, so it is fixed: the
     largest entry of each column of V is positive.
     """
-    # Rounding is measured against the gradient before projection: what is left of one that lies in S is noise, and
-    # as in `gorp.linalg.stands_out` a direction must stand out from what was projected away.
-    eps, inside = torch.finfo(sigma.dtype).eps, (size.square() - outside.square()).clamp(min=0).sqrt()
-    floor = eps * max(*left.shape, *right.shape) * size + eps**0.5 * inside
-    alive = int((sigma > floor).sum())
-    right = orthonormalize(right[:, :alive], away_from=basis)
+    alive = len(sigma)
     largest = right.gather(0, right.abs().argmax(dim=0, keepdim=True)) if alive else right[:1]
     signs = torch.where(largest < 0, -1.0, 1.0).to(right)
-    padded = [torch.nn.functional.pad(x * signs, (0, rank - alive)) for x in (left[:, :alive], right)]
+    padded = [torch.nn.functional.pad(x * signs, (0, rank - alive)) for x in (left, right)]
     u, v = (broadcast_from_owner(x) for x in padded)
-    return Frame(left=u.contiguous(), right=v.contiguous())
+    return Frame(left=u.contiguous(), right=v.contiguous(), sigma=torch.nn.functional.pad(sigma, (0, rank - alive)))
 
 
 def reduced_gradient(pairs: Pairs, frame: Frame) -> Tensor:
@@ -156,8 +205,8 @@ def is_due(step: int, *, every: int, offset: int) -> bool:
     return (step - 1) % every == offset % every
 
 
-def _range(y: Tensor) -> Tensor:
-    return torch.linalg.qr(y).Q
+def _ranges(ys: Sequence[Tensor]) -> list[Tensor]:
+    return orthonormalize_all(ys)
 
 
 def _times(pairs: Pairs, right: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
-from gorp.frame import Frame, Pairs, reduced_gradient, rotate_moments, sketched_frame
+from gorp.distributed import num_ranks
+from gorp.frame import Frame, Seen, rotate_moments, sketched_frames
 from gorp.layers import LowRankUpdate, wrap
 from gorp.weights import BaseWeights
 
@@ -25,8 +26,8 @@ class FullRankBranch:
         weights: W₀ of the model.
         earlier: What W holds besides W₀ when the task starts, by weight.
         rank: k.
-        oversampling: See `sketched_frame`.
-        power_steps: See `sketched_frame`.
+        oversampling: See `sketched_frames`.
+        power_steps: See `sketched_frames`.
         moments: What happens to an optimizer's moments of C: carried into the new frame, left, or set to zero.
     """
 
@@ -55,37 +56,31 @@ class FullRankBranch:
         self._moments = moments
 
     @torch.no_grad()
-    def refresh(
-        self, name: str, pairs: Pairs, basis: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator
-    ) -> None:
-        """Fold C, take the frame of the gradient at hand, and give C its gradient there.
+    def refresh(self, seen: Mapping[str, Seen], optimizer: torch.optim.Optimizer) -> None:
+        """Of each layer: fold C, take the frame of the gradient at hand, and give C its gradient there.
 
         Args:
-            name: The weight.
-            pairs: (X, D) of this step.
-            basis: S, n x s: the frame's V is orthogonal to it.
+            seen: By weight: (X, D) of this step, S that the frame's V is orthogonal to, and randomness.
             optimizer: Holds the moments of C.
-            generator: See `sketched_frame`.
         """
-        layer = self.layers[name]
-        new = sketched_frame(
-            pairs,
-            basis,
-            rank=self._rank,
-            oversampling=self._oversampling,
-            power_steps=self._power_steps,
-            generator=generator,
+        frames = sketched_frames(
+            list(seen.values()), rank=self._rank, oversampling=self._oversampling, power_steps=self._power_steps
         )
-        if new is None:  # a gradient that is not finite has no frame: the old one stays
-            return
+        for name, new in zip(seen, frames, strict=True):
+            if new is not None:  # a gradient that is not finite has no frame: the old one stays
+                self._turn(name, new, optimizer)
+
+    def _turn(self, name: str, new: Frame, optimizer: torch.optim.Optimizer) -> None:
+        layer = self.layers[name]
         old = Frame(left=layer.left.clone(), right=layer.right.clone())
         left, right = layer.fold(new)
         self.changes[name].append(left, right)
         earlier = [self._earlier[name]] if name in self._earlier else []
         self._weights.fold(name, left, right, [*earlier, self.changes[name]])
-        assert layer.core.grad is not None
-        # G' = Uᵀ G V = Σ. Off the diagonal stands rounding alone, and Adam would blow it up to full steps.
-        layer.core.grad.copy_(reduced_gradient(pairs, new).diagonal().diag())
+        assert layer.core.grad is not None and new.sigma is not None
+        # G' = Uᵀ G V = Σ, averaged over ranks. Computed as a product it would have rounding beside its diagonal, and
+        # Adam would blow that up to full steps.
+        layer.core.grad.copy_((new.sigma / num_ranks()).diag())
         state = optimizer.state.get(layer.core, {})
         if self._moments == "rotate":
             rotate_moments(state, old, new)

@@ -9,6 +9,8 @@ Shape letters
     p   columns of whatever is being projected or remembered
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,11 +66,21 @@ def orthonormalize(x: Tensor, away_from: Tensor | None = None) -> Tensor:
     Returns:
         n x p. QR alone leaves the signs of the columns to the library; here they are those of `x`.
     """
-    if away_from is not None:
-        x = project_out(x, away_from)
-    q, r = torch.linalg.qr(x)
-    signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(x.dtype)
-    return q * signs
+    return orthonormalize_all([x if away_from is None else project_out(x, away_from)])[0]
+
+
+def orthonormalize_all(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """The same for several matrices, those of one shape together."""
+    groups: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
+    for number, x in enumerate(matrices):
+        groups.setdefault((x.shape, x.dtype, x.device), []).append(number)
+    result = list(matrices)
+    for members in groups.values():
+        q, r = torch.linalg.qr(torch.stack([matrices[number] for number in members]))
+        signs = torch.where(r.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0).to(q)
+        for number, one in zip(members, q * signs[:, None], strict=True):
+            result[number] = one
+    return result
 
 
 def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gorp.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
-from gorp.frame import reduced_gradient, sketched_frame
+from gorp.frame import Seen, reduced_gradient, sketched_frames
 from tests.matrices import basis
 
 
@@ -43,7 +43,8 @@ def a_frame_is_that_of_all_ranks_rows(rank, ranks):
     rows = slice(rank * 17 // ranks, (rank + 1) * 17 // ranks)
     settings = {"rank": 3, "oversampling": 8, "power_steps": 1}
     mine = [(x[rows], d[rows])]
-    frame = sketched_frame(mine, away_from, **settings, generator=torch.Generator().manual_seed(0))
+    seen = Seen(pairs=mine, basis=away_from, generator=torch.Generator().manual_seed(0))
+    (frame,) = sketched_frames([seen], **settings)
     reduced = reduced_gradient(mine, frame)
     copies = [torch.empty_like(frame.right) for _ in range(ranks)]
     dist.all_gather(copies, frame.right)

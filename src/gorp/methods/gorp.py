@@ -21,7 +21,7 @@ from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
 from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
 from gorp.distributed import sum_over_ranks
 from gorp.errors import ConfigError
-from gorp.frame import Pairs, is_due
+from gorp.frame import Pairs, Seen, is_due
 from gorp.full_rank import FullRankBranch
 from gorp.layers import LowRankUpdate, unwrap
 from gorp.linalg import project_out, stands_out
@@ -114,10 +114,7 @@ class Gorp(Method):
     def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.step == 1 and self._summary is not None:
             self._summary.check(optimizer, has_cores=bool(self._cores))
-        for name, tap in self._taps.items():
-            pairs = tap.take()
-            if pairs:
-                self._refresh(name, pairs, optimizer)
+        self._refresh({name: pairs for name, tap in self._taps.items() if (pairs := tap.take())}, optimizer)
         self._drop_rounding()
         for name, pair in self._pairs.items():
             if pair.down.grad is not None:
@@ -232,15 +229,18 @@ class Gorp(Method):
                     factor.grad.mul_(speaks)
 
     @torch.no_grad()
-    def _refresh(self, name: str, pairs: Pairs, optimizer: torch.optim.Optimizer) -> None:
-        """At a layer's turn: feed its sketch, and give its core a new frame."""
-        generator = self._generator(name)
-        if self._summary is not None:
+    def _refresh(self, shown: Mapping[str, Pairs], optimizer: torch.optim.Optimizer) -> None:
+        """Of the layers whose turn it is: feed the sketches, and give the cores new frames."""
+        assert self._full is not None and self._summary is not None
+        seen = {}
+        for name, pairs in shown.items():
+            generator = self._generator(name)
             self._summary.feed(name, pairs, generator)
-        if self._full and name in self._cores:
-            like = self._cores[name].right.mT
-            basis = self.memory.basis(name, like) if self.config.mode == "strict" else like.new_zeros(like.shape[1], 0)
-            self._full.refresh(name, pairs, basis, optimizer, generator)
+            if name in self._cores:
+                like, strict = self._cores[name].right.mT, self.config.mode == "strict"
+                basis = self.memory.basis(name, like) if strict else like.new_zeros(like.shape[1], 0)
+                seen[name] = Seen(pairs=pairs, basis=basis, generator=generator)
+        self._full.refresh(seen, optimizer)
 
     def _keep(self, changes: Mapping[str, WeightDelta]) -> None:
         """Fold the task's changes into what the model serves with."""

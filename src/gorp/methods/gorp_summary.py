@@ -36,8 +36,8 @@ class TaskSummary:
         """
         if self.config.memory_source == "sketch":
             rows = gradient_rows(pairs, count=self.config.rank + self.config.oversampling, generator=generator)
-            if torch.isfinite(rows).all():
-                self._sketches[name].insert(rows)
+            # Without asking, which would wait for the device: rows of a gradient that is not finite count as zero.
+            self._sketches[name].insert(torch.where(torch.isfinite(rows).all(), rows, torch.zeros_like(rows)))
 
     def check(self, optimizer: torch.optim.Optimizer, *, has_cores: bool) -> None:
         """Refuse, at the first step rather than at the last, an optimizer that keeps nothing to remember.
