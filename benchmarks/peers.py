@@ -2,8 +2,7 @@
 
 A step is what Hugging Face's Trainer does with its defaults: forward, backward, the method's edit of the gradients,
 clipping to norm 1, AdamW (fused), the method's correction of the weights. All peers see the same batch and hold the
-same base weights. galore-torch and apollo-torch are wanted installed: `pip install galore-torch apollo-torch
---no-deps`.
+same base weights. galore-torch and apollo-torch come with `pip install -e '.[benchmark]'`.
 """
 
 import gc
@@ -239,7 +238,7 @@ def _submodule(package: str, name: str) -> Any:
     if package not in sys.modules:
         spec = importlib.util.find_spec(package)
         if spec is None:
-            raise SystemExit(f"{package} is not installed: pip install {package.replace('_', '-')} --no-deps")
+            raise SystemExit(f"{package} is not installed: pip install -e '.[benchmark]'")
         sys.modules[package] = shell = types.ModuleType(package)
         shell.__path__ = list(spec.submodule_search_locations or [])
     return importlib.import_module(f"{package}.{name}")
