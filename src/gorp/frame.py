@@ -59,8 +59,8 @@ def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, pow
     Each product costs 2·N·q·(m + n) flops instead of 2·N·m·n. With several ranks the sums Y, Z and B run over all
     of them: (m + n)·q numbers a product. When q reaches min(m, n) the frame is that of the exact SVD.
 
-    QR runs over all layers of one shape together. The small matrices B Bᵀ of all layers go to the CPU in one piece,
-    which is the only time that a device is waited for.
+    The small matrices B Bᵀ of all layers go to the CPU in one piece, which is the only time that a device is waited for
+    on purpose; the last QR runs over all layers of one shape together.
 
     Args:
         layers: What is seen of each.
@@ -77,21 +77,22 @@ def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, pow
     """
     if not layers:
         return []
-    all_pairs = [[(x.to(seen.basis), d.to(seen.basis)) for x, d in seen.pairs] for seen in layers]
-    bases = [seen.basis for seen in layers]
-    ys = []
-    for pairs, seen in zip(all_pairs, layers, strict=True):
+    lefts, bs, sizes = [], [], []
+    for seen in layers:  # one after another: X and D in the basis's dtype may be copies, and large
+        pairs, basis = [(x.to(seen.basis), d.to(seen.basis)) for x, d in seen.pairs], seen.basis
         m, n = pairs[0][1].shape[1], pairs[0][0].shape[1]
         q = min(rank + oversampling, m, n)
-        omega = torch.randn(n, q, generator=seen.generator, dtype=seen.basis.dtype).to(seen.basis.device)
-        ys.append(_times(pairs, project_out(omega, seen.basis)))
-    lefts = _ranges(ys)
-    for _ in range(power_steps):
-        zs = [project_out(_transposed_times(p, q), s) for p, q, s in zip(all_pairs, lefts, bases, strict=True)]
-        lefts = _ranges([_times(pairs, z) for pairs, z in zip(all_pairs, zs, strict=True)])
-    wholes = [_transposed_times(pairs, left).mT for pairs, left in zip(all_pairs, lefts, strict=True)]  # (D Q)ᵀ X
-    bs = [project_out_rows(whole, basis) for whole, basis in zip(wholes, bases, strict=True)]  # (D Q)ᵀ X (I - S Sᵀ)
-    return _from_rows(lefts, bs, [whole.norm() for whole in wholes], bases, rank=rank)
+        omega = torch.randn(n, q, generator=seen.generator, dtype=basis.dtype).to(basis.device)
+        left = orthonormalize(_times(pairs, project_out(omega, basis)))
+        for _ in range(power_steps):
+            z = project_out(_transposed_times(pairs, left), basis)
+            left = orthonormalize(_times(pairs, z))
+        whole = _transposed_times(pairs, left).mT  # (D Q)ᵀ X, q x n
+        lefts.append(left)
+        bs.append(project_out_rows(whole, basis))  # (D Q)ᵀ X (I - S Sᵀ)
+        sizes.append(whole.norm())
+    bases = [seen.basis for seen in layers]
+    return _from_rows(lefts, bs, sizes, bases, rank=rank)
 
 
 def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
@@ -203,10 +204,6 @@ def is_due(step: int, *, every: int, offset: int) -> bool:
     Layers with different offsets spread their refreshes, so that no step is slow.
     """
     return (step - 1) % every == offset % every
-
-
-def _ranges(ys: Sequence[Tensor]) -> list[Tensor]:
-    return orthonormalize_all(ys)
 
 
 def _times(pairs: Pairs, right: Tensor) -> Tensor:

@@ -49,9 +49,10 @@ class Watch(ABC):
             return
         if x is None and self._inputs:
             x = self._inputs.pop()
+        if x is not None and self.holds:
+            x, d = x.clone(), d.clone()  # the compiler may use their memory again
         if x is not None:
-            # The compiler may use their memory again.
-            self.saw(x.clone(), d.clone()) if self.holds else self.saw(x, d)
+            self.saw(x, d)
 
     def remove(self) -> None:
         """Leave the layer as it was."""
