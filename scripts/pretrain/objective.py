@@ -55,7 +55,9 @@ class Objective(nn.Module):
         whitening = directions * (variances.clamp(min=0) + PLAIN * variances[-1]).rsqrt()
         self.whitening = whitening / (centred @ whitening).square().sum(1).mean().sqrt()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None):
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the model on a batch.
 
         Args:

@@ -26,7 +26,6 @@ class Optimizer:
             objective: The model with its first weights, tied weights count once, and what else is learned.
             rate: Peak rate, in deviations of a tensor.
         """
-        self.names = [name for name, weight in objective.named_parameters() if weight.requires_grad]
         groups = [
             {"params": [weight], "lr": rate * size(name, weight.detach())}
             for name, weight in objective.named_parameters()

@@ -64,7 +64,7 @@ class Walk:
             extra: Constant coordinates.
         """
         table = encoder.embeddings
-        self.norms, self.inputs, self.extra, self.at = norms(encoder), inputs, extra, 0
+        self.encoder, self.norms, self.inputs, self.extra, self.at = encoder, norms(encoder), inputs, extra, 0
         self.mean = table.word_embeddings.weight.mean(0)
         told = self.mean + table.position_embeddings.weight[1:64].mean(0) + table.token_type_embeddings.weight[0]
         self.k = told - told.mean()
@@ -89,6 +89,42 @@ class Walk:
         constant = norm.bias + norm.weight * self.k / typical
         self.scale, self.k, self.at = norm.weight * self.scale / typical, constant, self.at + 1
         return Norm(weight=weight, constant=constant, scale=self.scale)
+
+    def through(self, layers: Sequence[int]) -> tuple[list[tuple[nn.Module, Norm, Norm]], Norm]:
+        """Go through all layers.
+
+        Args:
+            layers: Numbers of those that are taken; the stream passes the others by.
+
+        Returns:
+            The taken ones with the norms before their attention and their neurons, and the norm after the last.
+        """
+        found, bias = [], None
+        for number, layer in enumerate(self.encoder.encoder.layer):
+            first = self.next(bias)
+            value, output = layer.attention.self.value, layer.attention.output.dense
+            # Weights of one sum pass constant values on.
+            bias = output.bias + output.weight @ (value.weight @ first.constant + value.bias)
+            second = self.next(bias if number in layers else None)
+            bias = layer.output.dense.bias if number in layers else None
+            if number in layers:
+                found.append((layer, first, second))
+        return found, self.next(bias)
+
+    def attention(self, layer: nn.Module, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give the projections of queries, keys, values and output; `through` has what values add to every token."""
+        own = layer.attention.self
+        return (
+            self.reading(own.query, norm),
+            self.reading(own.key, norm, biased=False),  # a bias of the keys shifts all scores of a query alike
+            self.reading(own.value, norm).index_fill(1, self.constants, 0.0),
+            self.writing(layer.attention.output.dense.weight, norm),
+        )
+
+    @property
+    def constants(self) -> Tensor:
+        """Places of the constant coordinates."""
+        return torch.arange(len(self.k), len(self.k) + self.extra)
 
     def reading(self, linear: nn.Linear, norm: Norm, biased: bool = True) -> Tensor:
         """Give a projection that reads the stream: W for the varying part, W c + b from the constant coordinates."""
@@ -154,33 +190,22 @@ def into_t5(
         The constant that brings the model's encoder output to the teacher's, d numbers.
     """
     walk = Walk(teacher.model, norm_inputs(teacher, texts), model.config.d_model - teacher.width)
-    blocks = iter(model.encoder.block)
-    bias = None
-    for number, layer in enumerate(teacher.model.encoder.layer):
-        block = next(blocks) if number in layers else None
-        norm, own = walk.next(bias), layer.attention.self
-        bias = None
-        if block is not None:
-            attention = block.layer[0].SelfAttention
-            block.layer[0].layer_norm.weight.copy_(norm.weight)
-            # T5 does not divide the scores by the root of the head's width.
-            attention.q.weight.copy_(walk.reading(own.query, norm) / own.attention_head_size**0.5)
-            # A bias of the keys shifts all scores of a query alike.
-            attention.k.weight.copy_(walk.reading(own.key, norm, biased=False))
-            attention.v.weight.copy_(walk.reading(own.value, norm).index_fill(1, _last(walk), 0.0))
-            attention.o.weight.copy_(walk.writing(layer.attention.output.dense.weight, norm))
-            bias = _attention_bias(layer, norm)
-        norm = walk.next(bias)
-        bias = None
-        if block is not None:
-            block.layer[1].layer_norm.weight.copy_(norm.weight)
-            block.layer[1].DenseReluDense.wi.weight.copy_(walk.reading(layer.intermediate.dense, norm))
-            block.layer[1].DenseReluDense.wo.weight.copy_(walk.writing(layer.output.dense.weight, norm))
-            bias = layer.output.dense.bias
+    found, last = walk.through(layers)
+    for block, (layer, first, second) in zip(model.encoder.block, found, strict=True):
+        attention = block.layer[0].SelfAttention
+        query, key, value, output = walk.attention(layer, first)
+        block.layer[0].layer_norm.weight.copy_(first.weight)
+        # T5 does not divide the scores by the root of the head's width.
+        attention.q.weight.copy_(query / layer.attention.self.attention_head_size**0.5)
+        attention.k.weight.copy_(key)
+        attention.v.weight.copy_(value)
+        attention.o.weight.copy_(output)
+        block.layer[1].layer_norm.weight.copy_(second.weight)
+        block.layer[1].DenseReluDense.wi.weight.copy_(walk.reading(layer.intermediate.dense, second))
+        block.layer[1].DenseReluDense.wo.weight.copy_(walk.writing(layer.output.dense.weight, second))
     model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.zero_()
     model.shared.weight.copy_(embeddings(walk, teacher, tokenizer))
-    norm = walk.next(bias)
-    model.encoder.final_layer_norm.weight.copy_(norm.weight)
+    model.encoder.final_layer_norm.weight.copy_(last.weight)
     for block in model.decoder.block:
         for part in (
             block.layer[0].SelfAttention.o,
@@ -190,7 +215,7 @@ def into_t5(
             part.weight.mul_(FRESH)
     # T5 divides the logits by the root of the width, for embeddings of deviation 1; the encoder's are far smaller.
     model.decoder.final_layer_norm.weight.fill_(model.config.d_model**0.5)
-    return norm.constant
+    return last.constant
 
 
 @torch.no_grad()
@@ -211,46 +236,25 @@ def into_llama(
         Weight of a norm, and the constant, that bring the stream after those layers to the teacher's output.
     """
     walk = Walk(teacher.model, norm_inputs(teacher, texts), model.config.hidden_size - teacher.width)
-    blocks = iter(model.model.layers)
-    bias = None
-    for number, layer in enumerate(teacher.model.encoder.layer):
-        block = next(blocks) if number in layers else None
-        norm, own = walk.next(bias), layer.attention.self
-        bias = None
-        if block is not None:
-            block.input_layernorm.weight.copy_(norm.weight)
-            block.self_attn.q_proj.weight.copy_(walk.reading(own.query, norm))
-            block.self_attn.k_proj.weight.copy_(walk.reading(own.key, norm, biased=False))
-            block.self_attn.v_proj.weight.copy_(walk.reading(own.value, norm).index_fill(1, _last(walk), 0.0))
-            block.self_attn.o_proj.weight.copy_(walk.writing(layer.attention.output.dense.weight, norm))
-            bias = _attention_bias(layer, norm)
-        norm = walk.next(bias)
-        bias = None
-        if block is not None:
-            inner, outer = layer.intermediate.dense, layer.output.dense
-            size = outer.weight.norm(dim=0) * inner.weight.norm(dim=1)
-            taken = size.topk(model.config.intermediate_size).indices.sort().values
-            block.post_attention_layernorm.weight.copy_(norm.weight)
-            block.mlp.gate_proj.weight.copy_(GELU_AS_SILU * walk.reading(inner, norm)[taken])
-            up = torch.randn_like(block.mlp.up_proj.weight) * UP_DEVIATION
-            block.mlp.up_proj.weight.copy_(up.index_fill(1, _last(walk), 1 / walk.extra))
-            block.mlp.down_proj.weight.copy_(walk.writing(outer.weight[:, taken], norm) / GELU_AS_SILU)
-            bias = outer.bias
-    norm = walk.next(bias)
-    typical = norm.weight[-1] * walk.kappa
-    for block in blocks:
+    found, last = walk.through(layers)
+    for block, (layer, first, second) in zip(model.model.layers, found, strict=False):
+        attention, inner, outer = block.self_attn, layer.intermediate.dense, layer.output.dense
+        query, key, value, output = walk.attention(layer, first)
+        block.input_layernorm.weight.copy_(first.weight)
+        attention.q_proj.weight.copy_(query)
+        attention.k_proj.weight.copy_(key)
+        attention.v_proj.weight.copy_(value)
+        attention.o_proj.weight.copy_(output)
+        size = outer.weight.norm(dim=0) * inner.weight.norm(dim=1)
+        taken = size.topk(model.config.intermediate_size).indices.sort().values
+        block.post_attention_layernorm.weight.copy_(second.weight)
+        block.mlp.gate_proj.weight.copy_(GELU_AS_SILU * walk.reading(inner, second)[taken])
+        up = torch.randn_like(block.mlp.up_proj.weight) * UP_DEVIATION
+        block.mlp.up_proj.weight.copy_(up.index_fill(1, walk.constants, 1 / walk.extra))
+        block.mlp.down_proj.weight.copy_(walk.writing(outer.weight[:, taken], second) / GELU_AS_SILU)
+    typical = last.weight[-1] * walk.kappa
+    for block in model.model.layers[len(found) :]:
         block.self_attn.o_proj.weight.mul_(FRESH * typical)
         block.mlp.down_proj.weight.mul_(FRESH * typical)
     model.model.embed_tokens.weight.copy_(embeddings(walk, teacher, tokenizer))
-    return norm.weight, norm.constant
-
-
-def _attention_bias(layer: nn.Module, norm: Norm) -> Tensor:
-    """Give what attention adds to every token: weights of one sum pass constant values on."""
-    value, output = layer.attention.self.value, layer.attention.output.dense
-    return output.bias + output.weight @ (value.weight @ norm.constant + value.bias)
-
-
-def _last(walk: Walk) -> Tensor:
-    """Give the places of the constant coordinates."""
-    return torch.arange(len(walk.k), len(walk.k) + walk.extra)
+    return last.weight, last.constant
