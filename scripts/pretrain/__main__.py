@@ -39,6 +39,10 @@ LLAMA_LENGTH = 256
 SAMPLE = 0.1
 """Share of the documents that the tokenizer's counts come from."""
 
+SHARES = {"t5": ((0.7, 0.4), (0.15, 0.4)), "llama": ((0.6, 0.35), (0.25, 0.5))}
+"""Share of batches read with the teacher, and of instructions, in the first and second half; the rest is text. The
+Llama learns to read from instructions too: only there does the end of a row ask for the whole of it."""
+
 MEDIAN_TEXTS = 100
 """Unchanged passages over which the transplanting takes its medians."""
 
@@ -55,6 +59,8 @@ def pack_corpus(args: argparse.Namespace) -> None:
     chosen = (text for seed, file in enumerate(files) for text in sample(file, share, seed))
     train_tokenizer(chosen, encoder, args.vocabulary).save(str(target / "tokenizer.json"))
     tokenizer, words = load(target), whole_words(encoder)
+    # Words that the model has to read in pieces come twice as often.
+    put_in = words + [word for word in words if len(tokenizer.encode(word).ids) > 1]
     counts = {}
     for file in [args.corpus / "valid.txt", *files]:
         counts[file.name] = pack(file, tokenizer, target / f"{file.name.split('.')[0]}.npy")
@@ -62,14 +68,14 @@ def pack_corpus(args: argparse.Namespace) -> None:
 
     def all_passages(offset: int) -> Iterator[tuple[str, bool]]:
         for seed, file in enumerate(files):
-            yield from passages(sample(file, args.passage_share, offset + seed), words, offset + seed)
+            yield from passages(sample(file, args.passage_share, offset + seed), put_in, offset + seed)
 
     counts["passages"] = pack_passages(all_passages(0), tokenizer, target)
     print(f"{counts['passages']:,} passages", flush=True)
 
     def all_pairs() -> Iterator[tuple[str, str]]:
-        unchanged = (text for text, clean in all_passages(1000) if clean)
-        yield from described(islice(unchanged, args.described), words, teacher, seed=0)
+        texts = (text for text, _ in all_passages(1000))
+        yield from described(islice(texts, args.described), words, teacher, seed=0)
         for seed, file in enumerate(files):
             yield from pairs(sample(file, args.pair_share, seed), seed, args.pairs_per_document)
 
@@ -124,7 +130,15 @@ def train(args: argparse.Namespace) -> None:
     teacher = Teacher(source, SHAPES[-1][0] + 32)
     reading = Reading(args.packed, tokenizer, teacher, 2 * args.rows, args.seed, llama)
     objective = begin(args, tokenizer, source, reading).to(args.device)
-    settings = Settings(rate=args.rate, save_seconds=args.save_seconds, compiled=not args.eager, seed=args.seed)
+    reading_shares, pair_shares = SHARES[args.architecture]
+    settings = Settings(
+        reading_shares=reading_shares,
+        pair_shares=pair_shares,
+        rate=args.rate,
+        save_seconds=args.save_seconds,
+        compiled=not args.eager,
+        seed=args.seed,
+    )
     # The budget in seconds counts from the first start, which a run that goes on has in its checkpoint.
     budget = Budget(unit="tokens", total=args.tokens or 1, decay=args.decay)
     run = Run(args.run, objective, batches(args, learn=True), batches(args, learn=False), reading, budget, settings)

@@ -29,7 +29,7 @@ SENTINELS = tuple(f"<extra_id_{number}>" for number in range(32))
 FIRST_SENTINEL = 3
 """Id of `<extra_id_0>`; the others follow upwards."""
 
-VOCABULARY = 10_240
+VOCABULARY = 14_592
 """Number of tokens, special ones included."""
 
 BLANK = "▁"

@@ -40,9 +40,9 @@ class Settings:
     """Peak rate of every tensor, in its own deviations."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    reading_shares: tuple[float, float] = (0.7, 0.35)
+    reading_shares: tuple[float, float]
     """Share of batches read with the teacher, in the first and second half of the budget."""
-    pair_shares: tuple[float, float] = (0.1, 0.4)
+    pair_shares: tuple[float, float]
     """Share of instruction batches likewise; the rest is text."""
     save_seconds: float = 240.0
     """Seconds between checkpoints; the held-out loss is measured at the same time."""

@@ -12,6 +12,9 @@ medians of σ_i and of rms(u_i) / σ_i over some text,
     E_{i+1} = γ_i E_i / σ̄_i,    k_{i+1} = c_i + (output bias of f_i),
     g_i = centred (f_i without that bias) / E_{i+1}.
 
+Of the neurons those are kept whose share of the output varies most: the deviation of the activation times the length
+of the output weight. What the others add on average goes to the output bias.
+
 The constants c_i and the input biases reach the sublayers through a few more coordinates of the stream, in which every
 token has the same number κ and whose norm weight makes them read 1; κ² times their count is ‖k_0‖². What is lost: σ_i
 differs between tokens, absolute positions (their mean is kept), and in the Llama whatever comes later in the text. The
@@ -52,19 +55,40 @@ class Norm:
     """E of the stream after the sublayer."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer that is taken."""
+
+    own: nn.Module
+    """The encoder's layer."""
+    first: Norm
+    """Before its attention."""
+    second: Norm
+    """Before its neurons."""
+    neurons: Tensor
+    """Numbers of the neurons that are kept."""
+
+
 class Walk:
     """Goes through the encoder norm by norm and keeps E and k."""
 
-    def __init__(self, encoder: BertModel, inputs: Sequence[Tensor], extra: int) -> None:
+    def __init__(self, teacher: Teacher, texts: Sequence[str], extra: int, neurons: int) -> None:
         """Begin at the embeddings.
 
         Args:
-            encoder: The encoder, in float32.
-            inputs: z of each of its norms over some text, tokens x d.
+            teacher: The encoder, in float32.
+            texts: Some text, for the medians and the choice of neurons.
             extra: Constant coordinates.
+            neurons: How many of a layer are kept.
         """
-        table = encoder.embeddings
-        self.encoder, self.norms, self.inputs, self.extra, self.at = encoder, norms(encoder), inputs, extra, 0
+        self.encoder, self.norms, self.extra, self.at = teacher.model, norms(teacher.model), extra, 0
+        table, layers = self.encoder.embeddings, self.encoder.encoder.layer
+        inner = [layer.output.dense for layer in layers]
+        read = read_along(teacher, texts, [*self.norms, *inner])
+        self.inputs, activations = read[: len(self.norms)], read[len(self.norms) :]
+        size = [part.std(0) * dense.weight.norm(dim=0) for part, dense in zip(activations, inner, strict=True)]
+        self.neurons = [part.topk(neurons).indices.sort().values for part in size]
+        self.activation = [part.mean(0) for part in activations]
         self.mean = table.word_embeddings.weight.mean(0)
         told = self.mean + table.position_embeddings.weight[1:64].mean(0) + table.token_type_embeddings.weight[0]
         self.k = told - told.mean()
@@ -90,14 +114,14 @@ class Walk:
         self.scale, self.k, self.at = norm.weight * self.scale / typical, constant, self.at + 1
         return Norm(weight=weight, constant=constant, scale=self.scale)
 
-    def through(self, layers: Sequence[int]) -> tuple[list[tuple[nn.Module, Norm, Norm]], Norm]:
+    def through(self, layers: Sequence[int]) -> tuple[list[Layer], Norm]:
         """Go through all layers.
 
         Args:
             layers: Numbers of those that are taken; the stream passes the others by.
 
         Returns:
-            The taken ones with the norms before their attention and their neurons, and the norm after the last.
+            The taken ones, and the norm after the last.
         """
         found, bias = [], None
         for number, layer in enumerate(self.encoder.encoder.layer):
@@ -106,9 +130,11 @@ class Walk:
             # Weights of one sum pass constant values on.
             bias = output.bias + output.weight @ (value.weight @ first.constant + value.bias)
             second = self.next(bias if number in layers else None)
-            bias = layer.output.dense.bias if number in layers else None
+            bias = None
             if number in layers:
-                found.append((layer, first, second))
+                outer, kept, typical = layer.output.dense, self.neurons[number], self.activation[number]
+                bias = outer.bias + outer.weight @ typical.index_fill(0, kept, 0.0)
+                found.append(Layer(own=layer, first=first, second=second, neurons=kept))
         return found, self.next(bias)
 
     def attention(self, layer: nn.Module, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,12 +172,12 @@ def norms(encoder: BertModel) -> list[nn.LayerNorm]:
 
 
 @torch.no_grad()
-def norm_inputs(teacher: Teacher, texts: Sequence[str]) -> list[Tensor]:
-    """Run texts through the encoder and keep what goes into each norm, tokens x d."""
-    kept: list[list[Tensor]] = [[] for _ in norms(teacher.model)]
+def read_along(teacher: Teacher, texts: Sequence[str], modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Run texts through the encoder and keep what goes into each of some modules, tokens x width."""
+    kept: list[list[Tensor]] = [[] for _ in modules]
     hooks = [
-        norm.register_forward_pre_hook(lambda _, inputs, own=own: own.append(inputs[0].flatten(0, 1)))
-        for norm, own in zip(norms(teacher.model), kept, strict=True)
+        module.register_forward_pre_hook(lambda _, inputs, own=own: own.append(inputs[0].flatten(0, 1)))
+        for module, own in zip(modules, kept, strict=True)
     ]
     for text in texts:
         teacher.texts([text])
@@ -189,20 +215,20 @@ def into_t5(
     Returns:
         The constant that brings the model's encoder output to the teacher's, d numbers.
     """
-    walk = Walk(teacher.model, norm_inputs(teacher, texts), model.config.d_model - teacher.width)
+    walk = Walk(teacher, texts, model.config.d_model - teacher.width, model.config.d_ff)
     found, last = walk.through(layers)
-    for block, (layer, first, second) in zip(model.encoder.block, found, strict=True):
-        attention = block.layer[0].SelfAttention
-        query, key, value, output = walk.attention(layer, first)
-        block.layer[0].layer_norm.weight.copy_(first.weight)
+    for block, layer in zip(model.encoder.block, found, strict=True):
+        attention, inner, outer = block.layer[0].SelfAttention, layer.own.intermediate.dense, layer.own.output.dense
+        query, key, value, output = walk.attention(layer.own, layer.first)
+        block.layer[0].layer_norm.weight.copy_(layer.first.weight)
         # T5 does not divide the scores by the root of the head's width.
-        attention.q.weight.copy_(query / layer.attention.self.attention_head_size**0.5)
+        attention.q.weight.copy_(query / layer.own.attention.self.attention_head_size**0.5)
         attention.k.weight.copy_(key)
         attention.v.weight.copy_(value)
         attention.o.weight.copy_(output)
-        block.layer[1].layer_norm.weight.copy_(second.weight)
-        block.layer[1].DenseReluDense.wi.weight.copy_(walk.reading(layer.intermediate.dense, second))
-        block.layer[1].DenseReluDense.wo.weight.copy_(walk.writing(layer.output.dense.weight, second))
+        block.layer[1].layer_norm.weight.copy_(layer.second.weight)
+        block.layer[1].DenseReluDense.wi.weight.copy_(walk.reading(inner, layer.second)[layer.neurons])
+        block.layer[1].DenseReluDense.wo.weight.copy_(walk.writing(outer.weight[:, layer.neurons], layer.second))
     model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.zero_()
     model.shared.weight.copy_(embeddings(walk, teacher, tokenizer))
     model.encoder.final_layer_norm.weight.copy_(last.weight)
@@ -225,8 +251,7 @@ def into_llama(
     """Put the encoder's weights into the Llama's first layers; those after them begin small.
 
     Args:
-        model: As wide as the encoder and a few coordinates more; may be narrower inside, then the neurons of the
-            largest weights are taken.
+        model: As wide as the encoder and a few coordinates more.
         teacher: The encoder, in float32.
         tokenizer: Tokenizer of the model.
         layers: The encoder's layers that are taken, in order, fewer than the model has.
@@ -235,23 +260,21 @@ def into_llama(
     Returns:
         Weight of a norm, and the constant, that bring the stream after those layers to the teacher's output.
     """
-    walk = Walk(teacher.model, norm_inputs(teacher, texts), model.config.hidden_size - teacher.width)
+    walk = Walk(teacher, texts, model.config.hidden_size - teacher.width, model.config.intermediate_size)
     found, last = walk.through(layers)
-    for block, (layer, first, second) in zip(model.model.layers, found, strict=False):
-        attention, inner, outer = block.self_attn, layer.intermediate.dense, layer.output.dense
-        query, key, value, output = walk.attention(layer, first)
-        block.input_layernorm.weight.copy_(first.weight)
+    for block, layer in zip(model.model.layers, found, strict=False):
+        attention, inner, outer = block.self_attn, layer.own.intermediate.dense, layer.own.output.dense
+        query, key, value, output = walk.attention(layer.own, layer.first)
+        block.input_layernorm.weight.copy_(layer.first.weight)
         attention.q_proj.weight.copy_(query)
         attention.k_proj.weight.copy_(key)
         attention.v_proj.weight.copy_(value)
         attention.o_proj.weight.copy_(output)
-        size = outer.weight.norm(dim=0) * inner.weight.norm(dim=1)
-        taken = size.topk(model.config.intermediate_size).indices.sort().values
-        block.post_attention_layernorm.weight.copy_(second.weight)
-        block.mlp.gate_proj.weight.copy_(GELU_AS_SILU * walk.reading(inner, second)[taken])
+        block.post_attention_layernorm.weight.copy_(layer.second.weight)
+        block.mlp.gate_proj.weight.copy_(GELU_AS_SILU * walk.reading(inner, layer.second)[layer.neurons])
         up = torch.randn_like(block.mlp.up_proj.weight) * UP_DEVIATION
         block.mlp.up_proj.weight.copy_(up.index_fill(1, walk.constants, 1 / walk.extra))
-        block.mlp.down_proj.weight.copy_(walk.writing(outer.weight[:, taken], second) / GELU_AS_SILU)
+        block.mlp.down_proj.weight.copy_(walk.writing(outer.weight[:, layer.neurons], layer.second) / GELU_AS_SILU)
     typical = last.weight[-1] * walk.kappa
     for block in model.model.layers[len(found) :]:
         block.self_attn.o_proj.weight.mul_(FRESH * typical)

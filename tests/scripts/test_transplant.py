@@ -90,9 +90,9 @@ def test_a_transplanted_model_begins_near_to_the_encoder(
 
 def test_shapes_follow_the_encoder() -> None:
     minilm = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    for architecture, config in (("t5", t5_config(minilm, 10_240)), ("llama", llama_config(minilm, 10_240))):
+    for architecture, config in (("t5", t5_config(minilm, 14_592)), ("llama", llama_config(minilm, 14_592))):
         with torch.device("meta"):
-            model = build(architecture, 0, minilm, 10_240)
+            model = build(architecture, 0, minilm, 14_592)
         assert model.config.to_dict() == config.to_dict()
         assert 8e6 < model.num_parameters() < 16e6
     assert taken("t5", BertConfig(num_hidden_layers=3)) == [0, 2]
