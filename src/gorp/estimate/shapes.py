@@ -4,6 +4,7 @@ Structure is built on the meta device, where adapters can be added; the step run
 on the CPU, where autocast and attention choose their kernels as they do in earnest.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -28,17 +29,21 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     return FakeTensor(mode, torch.empty_like(tensor, device="meta", requires_grad=False), torch.device("cpu"))
 
 
-def batch_of(model: PreTrainedModel, *, rows: int, prompt: int, answer: int) -> dict[str, Tensor]:
+def batch_of(model: PreTrainedModel, *, rows: int, prompt: int, answer: int) -> dict[str, Any]:
     """Token ids, mask and labels, made in the mode that is active: the longest rows there can be.
 
-    An encoder-decoder reads the prompt and answers; a decoder reads both in one row. The first row is one
-    token short, so that the mask is used, as it is wherever rows differ in length.
+    An encoder-decoder reads the prompt and answers; a decoder reads both in one row, and has logits for as many
+    tokens as the answer's (`gorp.training.answers`) where it can be told so. The first row is one token short, so that
+    the mask is used, as it is wherever rows differ in length.
     """
-    length = prompt if model.config.is_encoder_decoder else prompt + answer
-    mask = torch.ones(rows, length, dtype=torch.long)
+    decoder = not model.config.is_encoder_decoder
+    mask = torch.ones(rows, prompt + answer if decoder else prompt, dtype=torch.long)
     mask[0, -1] = 0
-    labels = torch.ones(rows, answer if model.config.is_encoder_decoder else length, dtype=torch.long)
-    return {"input_ids": torch.ones_like(mask), "attention_mask": mask, "labels": labels}
+    batch = {"input_ids": torch.ones_like(mask), "attention_mask": mask}
+    if decoder and "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return batch | {"labels": torch.ones_like(mask)}
+    fewer = {"logits_to_keep": answer} if decoder else {}
+    return batch | {"labels": torch.ones(rows, answer, dtype=torch.long)} | fewer
 
 
 def forward_and_backward(model: nn.Module, batch: dict[str, Any], *, autocast: torch.dtype | None) -> None:

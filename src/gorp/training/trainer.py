@@ -6,6 +6,7 @@ optimizer       the class the Trainer's arguments ask for, on the method's group
 checkpoints     the trainable weights and the method's state, in safetensors, marked complete when they are
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 from gorp.errors import ConfigError, TrainingError
 from gorp.method import Method
+from gorp.training.answers import AnswerLoss, answer_loss
 from gorp.training.checkpoint import load_checkpoint, mark_complete, save_checkpoint
 
 
@@ -48,13 +50,18 @@ class ContinualTrainerMixin(Trainer):
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
             loss = loss * share * ranks
         else:
-            loss, outputs = super().compute_loss(
-                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-            )
+            with self._logits_wanted(inputs):
+                loss, outputs = super().compute_loss(
+                    model, {**inputs}, return_outputs=True, num_items_in_batch=num_items_in_batch
+                )
         extra = self.method.extra_loss(self.plain_model, inputs) if model.training else None
         if extra is not None:
             loss = loss + (extra / self.current_gradient_accumulation_steps if scaled else extra)
         return (loss, outputs) if return_outputs else loss
+
+    def _logits_wanted(self, inputs: Any) -> AbstractContextManager[None]:
+        """What says, while the model runs, where logits are wanted; here everywhere."""
+        return nullcontext()
 
     @override
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -132,7 +139,21 @@ class ContinualTrainerMixin(Trainer):
 
 
 class ContinualTrainer(ContinualTrainerMixin, Trainer):
-    """For decoder-only models."""
+    """For decoder-only models: the head works where a label is (`gorp.training.answers`), where it can."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A compiled model would be compiled anew for every number of labels; nn.DataParallel cuts the batch itself.
+        usual = (
+            self.model_accepts_loss_kwargs and not self.args.label_smoothing_factor and self.compute_loss_func is None
+        )
+        if usual and not self.args.torch_compile and self.args.n_gpu <= 1:
+            self.compute_loss_func = answer_loss(self.plain_model)
+
+    @override
+    def _logits_wanted(self, inputs: Any) -> AbstractContextManager[None]:
+        own = self.compute_loss_func
+        return own.watching(inputs["labels"]) if isinstance(own, AnswerLoss) else nullcontext()
 
 
 class ContinualSeq2SeqTrainer(ContinualTrainerMixin, Seq2SeqTrainer):
