@@ -16,6 +16,7 @@ from scripts.pretrain.card import model_card
 from scripts.pretrain.models import MAX_LENGTH, build
 from scripts.pretrain.objective import Objective
 from scripts.pretrain.picture import perplexity_picture
+from scripts.pretrain.stream import to_unit_embeddings
 from scripts.pretrain.teacher import Teacher
 from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, PAD_ID, for_model, load
 
@@ -43,6 +44,7 @@ def export(run: Path, target: Path) -> dict[str, Any]:
     progress = checkpoint.load(run, Objective(model, encoder.width))
     if progress is None:
         raise CheckpointError(f"{run} holds no {checkpoint.FILE}; train until the first checkpoint, then export.")
+    to_unit_embeddings(model)
     model = model.to(torch.bfloat16).eval()
     special: dict[str, Any] = {"pad_token_id": PAD_ID, "eos_token_id": EOS_ID, "max_new_tokens": 50}
     special |= {"decoder_start_token_id": PAD_ID} if told["architecture"] == "t5" else {"bos_token_id": BOS_ID}

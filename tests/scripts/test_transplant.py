@@ -18,6 +18,7 @@ from scripts.pretrain.models import build, llama_config, t5_config, taken
 from scripts.pretrain.objective import Objective
 from scripts.pretrain.optimizer import Optimizer
 from scripts.pretrain.reading import SHAPES, Reading, passages, whole_words
+from scripts.pretrain.stream import to_unit_embeddings
 from scripts.pretrain.teacher import Teacher, locate, means, origin, owners, word_starts
 from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, load
 from tests.scripts.conftest import TOPICS, article
@@ -86,6 +87,21 @@ def test_a_transplanted_model_begins_near_to_the_encoder(
     batch = texts.batch(1)
     assert nearness(objective, batch) > 0.5 > 0.2 > nearness(unlearned, batch)
     assert objective(batch["input_ids"], batch["attention_mask"])[1].shape[-1] == 48
+
+
+@pytest.mark.parametrize("architecture", ["t5", "llama"])
+def test_the_scale_of_the_stream_changes_no_answer(architecture: str) -> None:
+    encoder = BertConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+    model = build(architecture, 0, encoder, 60).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3.0)
+    ids = torch.randint(0, 60, (2, 7), generator=torch.Generator().manual_seed(0))
+    before = model(input_ids=ids, labels=ids).logits
+    to_unit_embeddings(model)
+    assert model.get_input_embeddings().weight.std().item() == pytest.approx(1)
+    after = model(input_ids=ids, labels=ids).logits
+    torch.testing.assert_close(after, before, rtol=0, atol=2e-3 * before.std().item())
 
 
 def test_shapes_follow_the_encoder() -> None:
