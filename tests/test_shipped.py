@@ -1,0 +1,90 @@
+"""The two shipped models: their size, plain loading, answers that end, and a task learned in seconds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from gorp.data import Encoding
+from gorp.data.encode import encode_completion
+from gorp.methods import METHODS
+from gorp.models import SHIPPED, SHIPPED_FOLDER, ModelConfig, load_model
+from gorp.training import train_task
+
+
+QUESTION = "Which word comes nearest to the text? Choose one from the option.\nOption: {} \n{}\nAnswer:"
+
+ASKED = [
+    (("music", "sea"), "The ship lay in the harbour, and the sailors looked at the waves.", "sea"),
+    (("music", "sea"), "She played the violin, and the orchestra followed.", "music"),
+    (("kitchen", "war"), "The army marched through the night to meet the enemy's soldiers.", "war"),
+    (("kitchen", "war"), "Bake the bread in the oven and let the soup boil.", "kitchen"),
+]
+
+
+def loaded(name: str):
+    auto = AutoModelForSeq2SeqLM if name.endswith("t5") else AutoModelForCausalLM
+    return auto.from_pretrained(SHIPPED_FOLDER / name), AutoTokenizer.from_pretrained(SHIPPED_FOLDER / name)
+
+
+@torch.no_grad()
+def loss(model, tokenizer, prompt, answer) -> float:
+    """Of an answer after a prompt."""
+    ids = torch.tensor(
+        [encode_completion(answer, tokenizer, prompt=":", encoder_decoder=model.config.is_encoder_decoder)]
+    )
+    if model.config.is_encoder_decoder:
+        return model(input_ids=prompt, labels=ids).loss.item()
+    labels = torch.cat([torch.full_like(prompt, -100), ids], dim=1)
+    return model(input_ids=torch.cat([prompt, ids], dim=1), labels=labels).loss.item()
+
+
+def test_together_they_stay_under_64_mb():
+    files = [file for name in SHIPPED for file in (SHIPPED_FOLDER / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 64e6
+    assert {"model.safetensors", "tokenizer.json", "README.md"} <= {Path(file).name for file in files}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_plain_transformers_reads_them_and_answers_end(name):
+    model, tokenizer = loaded(name)
+    assert 8e6 < model.num_parameters() < 16e6 and model.dtype == torch.bfloat16
+    right = 0
+    for options, text, answer in ASKED:
+        prompt = tokenizer(QUESTION.format(", ".join(options), text), return_tensors="pt")
+        out = model.float().generate(**prompt, max_new_tokens=20, do_sample=False)[0]
+        assert out[-1] == tokenizer.eos_token_id
+        right += min(options, key=lambda option, ids=prompt["input_ids"]: loss(model, tokenizer, ids, option)) == answer
+    assert right >= 3
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_text_comes_back_but_for_its_capitals(name):
+    _, tokenizer = loaded(name)
+    text = "a café, 12 % of it: naïve & <odd> 北京?\nnext line"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text.replace("é", "e").replace("ï", "i")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_gorp_learns_from_them(name, tmp_path):
+    model, tokenizer = load_model(ModelConfig(path=name), "cpu")
+    places, sounds = ("the sea", "a river", "an island", "the beach"), ("a song", "the violin", "an opera", "a choir")
+    kinds = [(thing, kind) for kind, things in (("place", places), ("sound", sounds)) for thing in things]
+    rows = [{"prompt": f"What is {thing}?\nAnswer:", "completion": kind} for thing, kind in kinds] * 4
+    method = METHODS["gorp"](METHODS["gorp"].Config(full_modules="all-linear"))
+    method.setup(model)
+    result = train_task(
+        model, tokenizer, method, Dataset.from_list(rows), name="kinds", index=1, seed=0,
+        training={"learning_rate": 1e-3, "num_train_epochs": 6, "per_device_train_batch_size": 8},
+        encoding=Encoding(), folder=tmp_path,
+    )  # fmt: skip
+    assert result.steps == 24
+    with method.serving(model) as serving:
+        for thing, kind in (("the lake", "place"), ("a melody", "sound")):
+            prompt = tokenizer(f"What is {thing}?\nAnswer:", return_tensors="pt")
+            out = serving.generate(**prompt, max_new_tokens=8, do_sample=False)[0]
+            told = out if model.config.is_encoder_decoder else out[prompt["input_ids"].shape[1] :]
+            assert tokenizer.decode(told, skip_special_tokens=True).strip() == kind
