@@ -21,7 +21,7 @@ from gorp.storage import write_json
 
 
 TASKS = ("dbpedia", "agnews", "SST-2", "yelp")
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 2e-3, 4e-3)
 SEEDS = (0, 1, 2)
 TRAINING = {"lr_scheduler_type": "linear", "per_device_train_batch_size": 16, "bf16": True}
 ALL_ROWS = 1_000_000
