@@ -10,16 +10,14 @@ from gorp.training.answers import IGNORED, answer_loss
 from tests.runs import fresh, tiny, train
 
 
+TOKENS = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
 SMALL = {
-    "vocab_size": 50,
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
 
 FAMILIES = {
@@ -39,9 +37,8 @@ FAMILIES = {
 
 def model_of(family: str, **overrides):
     torch.manual_seed(0)
-    own = {"n_embd": "hidden_size"} if family == "gpt2" else {}
-    settings = {name: value for name, value in SMALL.items() if name not in own.values()}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(settings | FAMILIES[family] | overrides)))
+    usual = TOKENS if family == "gpt2" else TOKENS | SMALL
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(usual | FAMILIES[family] | overrides)))
 
 
 def batch():

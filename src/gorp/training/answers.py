@@ -19,9 +19,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import ModelOutput
 
-
-IGNORED = -100
-"""Label of a token without one, in transformers."""
+from gorp.data.encode import IGNORED
 
 
 class AnswerLoss:
@@ -59,8 +57,7 @@ class AnswerLoss:
             num_items_in_batch: N, where it is not the number of labels in this batch.
         """
         logits = outputs["logits"]
-        size = logits.shape[-1]
-        return ForCausalLMLoss(logits, None, size, num_items_in_batch, shift_labels=self._targets)
+        return ForCausalLMLoss(logits, None, logits.shape[-1], num_items_in_batch, shift_labels=self._targets)
 
 
 def answer_loss(model: PreTrainedModel) -> AnswerLoss | None:

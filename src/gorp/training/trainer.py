@@ -50,7 +50,7 @@ class ContinualTrainerMixin(Trainer):
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
             loss = loss * share * ranks
         else:
-            with self._logits_wanted(inputs):
+            with self._logits_wanted(inputs):  # of a copy: with a loss of its own the Trainer takes the labels out
                 loss, outputs = super().compute_loss(
                     model, {**inputs}, return_outputs=True, num_items_in_batch=num_items_in_batch
                 )
