@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gorp.adapters import LoraSettings
 from gorp.data import Collator, Encoding, encode
 from gorp.demo.run import DemoSettings, demo_tasks
-from gorp.frame import Seen, exact_frame, sketched_frames
+from gorp.frame import Seen, exact_frame, gradient_rows, sketched_frames
 from gorp.layers import linear_of
 from gorp.methods.gorp import Gorp
 from gorp.methods.gorp_config import GorpConfig
@@ -53,7 +53,9 @@ def captured(pair: tuple[Tensor, Tensor], basis: Tensor, config: GorpConfig, see
     """The sketched frame's energy over the exact frame's, in float64 from the same float32 pair."""
     x, d = pair
     options = {"rank": config.rank, "oversampling": config.oversampling, "power_steps": config.power_steps}
-    seen = Seen(pairs=[pair], basis=basis, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    rows = gradient_rows([pair], count=config.rank + config.oversampling, generator=generator)
+    seen = Seen(pairs=[pair], basis=basis, rows=rows)
     (sketched,) = sketched_frames([seen], **options)
     gradient = d.double().mT @ x.double()
     exact = exact_frame(gradient, basis.double(), rank=config.rank)

@@ -22,9 +22,14 @@ def gradient_of(pairs):
     return sum(d.mT @ x for x, d in pairs)
 
 
+def seen(pairs, away_from):
+    rows = gradient_rows(pairs, count=12, generator=draw())
+    return Seen(pairs=pairs, basis=away_from, rows=rows)
+
+
 def sketch(pairs, away_from, **options):
-    settings = {"rank": 4, "oversampling": 8, "power_steps": 1} | options
-    (frame,) = sketched_frames([Seen(pairs=pairs, basis=away_from, generator=draw())], **settings)
+    settings = {"rank": 4, "oversampling": 8, "power_steps": 0} | options
+    (frame,) = sketched_frames([seen(pairs, away_from)], **settings)
     return frame
 
 
@@ -42,8 +47,8 @@ def test_layers_of_one_call_have_the_frames_they_would_have_alone():
     shapes, away_from = ((9, 12), (9, 12), (12, 9), (9, 12)), {12: basis(12, 3), 9: basis(9, 2)}
     pairs = [random_pairs(m, n) for m, n in shapes]
     pairs[1] = [(x, d * torch.inf) for x, d in pairs[1]]
-    seen = [Seen(pairs=p, basis=away_from[n], generator=draw()) for p, (_, n) in zip(pairs, shapes, strict=True)]
-    together = sketched_frames(seen, rank=4, oversampling=2, power_steps=1)
+    layers = [seen(p, away_from[n]) for p, (_, n) in zip(pairs, shapes, strict=True)]
+    together = sketched_frames(layers, rank=4, oversampling=2, power_steps=0)
     for frame, p, (_, n) in zip(together, pairs, shapes, strict=True):
         alone = sketch(p, away_from[n], oversampling=2)
         assert (frame is None) == (alone is None) == (not gradient_of(p).isfinite().all())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gorp.linalg import (
     extend_basis,
+    left_singular,
     orthonormality_error,
     orthonormalize,
     principal_angles,
@@ -122,6 +123,27 @@ class TestExtendBasis:
     def test_refuses_an_energy_that_is_no_fraction(self, energy):
         with pytest.raises(ValueError, match=r"in \[0, 1\); got"):
             extend_basis(torch.zeros(3, 0), torch.ones(3, 2), energy=energy)
+
+
+class TestLeftSingular:
+    @pytest.mark.parametrize("shape", [(60, 20), (20, 60), (30, 30), (30, 0)])
+    def test_is_that_of_the_svd_in_float64(self, shape):
+        """Singular values from 1 down to 1e-4, a thousand times the rounding of float32."""
+        n, p = shape
+        size = min(n, p)
+        sigma = torch.logspace(0, -4, size, dtype=torch.float64)
+        u, v = random_basis(n, size), random_basis(p, size)
+        left, values = left_singular((u * sigma @ v.mT).float())
+        assert values.dtype == left.dtype == torch.float32
+        assert left.shape == (n, size)
+        torch.testing.assert_close(values.double(), sigma, rtol=1e-2, atol=0)
+        assert ((left.double() * u).sum(dim=0).abs() > 0.999).all()
+        assert orthonormality_error(left) < 1e-5
+
+    def test_of_zeros_is_finite(self):
+        left, values = left_singular(torch.zeros(6, 3))
+        assert left.isfinite().all()
+        assert torch.equal(values, torch.zeros(3))
 
 
 class TestOrthonormalize:

@@ -43,19 +43,22 @@ class Seen:
     """This rank's (X, D)."""
     basis: Tensor
     """S, n x s. The dtype of the result; X and D are converted to it."""
-    generator: torch.Generator
-    """A CPU generator, the same on every rank."""
+    rows: Tensor
+    """R, random combinations of the gradient's rows, from `gradient_rows`; at least q x n, the same on every rank."""
 
 
 def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, power_steps: int) -> list[Frame | None]:
     """U, V of each layer's projected gradient G (I - S Sᵀ), by a randomized SVD that only multiplies thin matrices.
 
-        Y = Dᵀ (X Ω)            Ω = (I - S Sᵀ) Gaussian, n x q, q = k + oversampling
-        Q = qr(Y)               repeated after  Z = (I - S Sᵀ) Xᵀ (D Q),  Y = Dᵀ (X Z)   power_steps times
+        R = Ψᵀ G                q x n, Ψ Gaussian, q = k + oversampling: the rows that the task's sketch is fed as well
+        Z = (I - S Sᵀ) Rᵀ       n x q
+        Y = Dᵀ (X Z)            m x q
+        Q = qr(Y)               repeated from  Z = (I - S Sᵀ) Xᵀ (D Q)  on, power_steps times
         B = (D Q)ᵀ X (I - S Sᵀ) q x n
         B Bᵀ = U_b Σ² U_bᵀ      q x q, in float64
         U = Q U_b[:, :k]        V = Bᵀ U_b[:, :k] Σ⁻¹, made orthonormal
 
+    Y = G (I - S Sᵀ) Gᵀ Ψ has the singular values of the projected gradient squared, as after half a power iteration.
     Each product costs 2·N·q·(m + n) flops instead of 2·N·m·n. With several ranks the sums Y, Z and B run over all
     of them: (m + n)·q numbers a product. When q reaches min(m, n) the frame is that of the exact SVD.
 
@@ -66,7 +69,7 @@ def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, pow
         layers: What is seen of each.
         rank: k.
         oversampling: Columns of the sketch beyond k; q = k + oversampling, at most min(m, n).
-        power_steps: How often Q is refined; each costs two more products.
+        power_steps: How often Q is refined further; each costs two more products.
 
     Returns:
         The frames; None where the gradient is not finite.
@@ -82,8 +85,8 @@ def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, pow
         pairs, basis = [(x.to(seen.basis), d.to(seen.basis)) for x, d in seen.pairs], seen.basis
         m, n = pairs[0][1].shape[1], pairs[0][0].shape[1]
         q = min(rank + oversampling, m, n)
-        omega = torch.randn(n, q, generator=seen.generator, dtype=basis.dtype).to(basis.device)
-        left = orthonormalize(_times(pairs, project_out(omega, basis)))
+        z = project_out(seen.rows[:q].mT.to(basis), basis)
+        left = orthonormalize(_times(pairs, z))
         for _ in range(power_steps):
             z = project_out(_transposed_times(pairs, left), basis)
             left = orthonormalize(_times(pairs, z))
@@ -171,11 +174,17 @@ def reduced_gradient(pairs: Pairs, frame: Frame) -> Tensor:
 def gradient_rows(pairs: Pairs, *, count: int, generator: torch.Generator) -> Tensor:
     """`count` random combinations R of the gradient's rows, with E[Rᵀ R] = Gᵀ G: what a row sketch is fed.
 
-    R = Ψᵀ Dᵀ X,   Ψ Gaussian m x count, entries of variance 1 / count        4·N·count·(m + n) flops
+    R = Ψᵀ Dᵀ X,   Ψ Gaussian m x count, entries of variance 1 / count        2·N·count·(m + n) flops
+
+    Args:
+        pairs: This rank's (X, D), computed in float32 or wider; G is the mean over ranks.
+        count: Rows of R.
+        generator: A CPU generator, the same on every rank.
     """
-    pairs = [(x.float(), d.float()) for x, d in pairs]
+    dtype = torch.promote_types(pairs[0][0].dtype, torch.float32)
+    pairs = [(x.to(dtype), d.to(dtype)) for x, d in pairs]
     m = pairs[0][1].shape[1]
-    psi = torch.randn(m, count, generator=generator).to(pairs[0][1].device) / count**0.5
+    psi = torch.randn(m, count, generator=generator, dtype=dtype).to(pairs[0][1].device) / count**0.5
     return _transposed_times(pairs, psi).mT / num_ranks()
 
 

@@ -87,7 +87,7 @@ def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tenso
     """Grow `basis` until it holds more than `energy` of the squared norm of `matrix`.
 
         M̂ = M - S Sᵀ M                                    residual          (GPM eq. 8)
-        M̂ = U Σ Vᵀ                                        SVD
+        M̂ = U Σ Vᵀ                                        SVD (`left_singular`)
         k = min { k : ‖SᵀM‖² + σ₁² + … + σₖ² > ε ‖M‖² }    energy rule       (GPM eq. 9)
         S ← [ S, u₁ … uₖ ]
 
@@ -112,7 +112,7 @@ def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tenso
         raise ValueError(f"energy is a fraction of the squared norm, in [0, 1); got {energy}")
     matrix = matrix.to(basis.dtype)
     residual = project_out(matrix, basis)
-    directions, sigma, _ = torch.linalg.svd(residual, full_matrices=False)
+    directions, sigma = left_singular(residual)
     total, captured = matrix.square().sum(), (basis.mT @ matrix).square().sum()
     enough = captured + sigma.square().cumsum(0) > energy * total
     k = 0 if captured > energy * total else int((~enough).sum()) + 1
@@ -122,6 +122,32 @@ def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tenso
     # Columns of U are orthogonal to S only up to rounding; orthonormalize projects a second time.
     added = orthonormalize(directions[:, :k], away_from=basis)
     return torch.cat([basis, added], dim=1), sigma[:k].square()
+
+
+def left_singular(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors U and singular values σ of `x`, in descending order: of float32 without an SVD.
+
+        Xᵀ X = V Σ² Vᵀ,  U = X V Σ⁻¹     in float64; X Xᵀ = U Σ² Uᵀ where that is the smaller matrix
+
+    Squares halve the digits, and float64 has twice those of float32: what is above the rounding of a float32 matrix,
+    eps·σ₁, is found as by an SVD, at about a third of the time. Columns of U below that mean nothing.
+
+    Args:
+        x: n x p; float32 (or narrower, computed as float32) or float64, which goes through an SVD.
+
+    Returns:
+        n x min(n, p) and min(n, p) numbers, in the dtype of `x`.
+    """
+    if x.dtype == torch.float64:
+        left, sigma, _ = torch.linalg.svd(x, full_matrices=False)
+        return left, sigma
+    wide = x.double()
+    tall = x.shape[0] > x.shape[1]
+    squared, vectors = torch.linalg.eigh(wide.mT @ wide if tall else wide @ wide.mT)
+    sigma, vectors = squared.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
+    if tall:
+        vectors = wide @ (vectors / sigma.clamp(min=torch.finfo(x.dtype).tiny))
+    return vectors.to(x.dtype), sigma.to(x.dtype)
 
 
 def orthonormality_error(basis: Tensor) -> float:

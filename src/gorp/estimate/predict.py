@@ -219,7 +219,7 @@ class _Step:
             if w.lora:
                 work, moved = 2 * 4 * r * w.n * s, 2 * 2 * 4 * w.n * s
                 flops, seconds = flops + work, seconds + self.device.seconds(work, moved)
-            if products := (2 + 2 * config.power_steps) * w.core + sketched:
+            if products := (2 + 2 * config.power_steps) * w.core + (w.core or sketched):
                 tokens = self._tokens(w.name)
                 work = products * 2 * tokens * q * (w.m + w.n) + 2 * w.m * w.n * config.rank * w.core
                 moved = products * 4 * (tokens * (w.m + w.n) + 2 * w.n * s) + 2 * 4 * w.m * w.n * w.core

@@ -21,7 +21,7 @@ from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
 from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
 from gorp.distributed import sum_over_ranks
 from gorp.errors import ConfigError
-from gorp.frame import Pairs, Seen, is_due
+from gorp.frame import Pairs, Seen, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
 from gorp.layers import LowRankUpdate, unwrap
 from gorp.linalg import project_out, stands_out
@@ -234,12 +234,13 @@ class Gorp(Method):
         assert self._full is not None and self._summary is not None
         seen = {}
         for name, pairs in shown.items():
-            generator = self._generator(name)
-            self._summary.feed(name, pairs, generator)
+            count = self.config.rank + self.config.oversampling
+            rows = gradient_rows(pairs, count=count, generator=self._generator(name))
+            self._summary.feed(name, rows)
             if name in self._cores:
                 like, strict = self._cores[name].right.mT, self.config.mode == "strict"
                 basis = self.memory.basis(name, like) if strict else like.new_zeros(like.shape[1], 0)
-                seen[name] = Seen(pairs=pairs, basis=basis, generator=generator)
+                seen[name] = Seen(pairs=pairs, basis=basis, rows=rows)
         self._full.refresh(seen, optimizer)
 
     def _keep(self, changes: Mapping[str, WeightDelta]) -> None:

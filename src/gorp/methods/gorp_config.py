@@ -68,8 +68,8 @@ class GorpConfig(MethodConfig):
     """Whether layers refresh their frames at different steps. (Paper: all together.)"""
     oversampling: int = 8
     """Extra columns of the sketched frame beyond k."""
-    power_steps: int = 1
-    """Power iterations of the sketched frame."""
+    power_steps: int = 0
+    """Power iterations of the sketched frame, beside the half one that it always makes."""
     recompress: float = 1e-6
     """Relative error allowed when a finished task's factors are shortened; its row space never grows."""
 

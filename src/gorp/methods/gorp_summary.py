@@ -7,7 +7,6 @@ from torch import Tensor
 
 from gorp.adapters import LoraPair
 from gorp.errors import ConfigError
-from gorp.frame import Pairs, gradient_rows
 from gorp.layers import LowRankUpdate
 from gorp.memory import SubspaceMemory
 from gorp.methods.gorp_config import GorpConfig
@@ -26,16 +25,14 @@ class TaskSummary:
         self.config = config
         self._sketches = {name: FrequentDirections(min(config.sketch_size, n), n) for name, n in widths.items()}
 
-    def feed(self, name: str, pairs: Pairs, generator: torch.Generator) -> None:
+    def feed(self, name: str, rows: Tensor) -> None:
         """Put rows of a weight's gradient into its sketch, where a sketch is what is remembered.
 
         Args:
             name: The weight.
-            pairs: (X, D) of its layer.
-            generator: Of the random rows.
+            rows: Random combinations of the gradient's rows, from `gorp.frame.gradient_rows`.
         """
         if self.config.memory_source == "sketch":
-            rows = gradient_rows(pairs, count=self.config.rank + self.config.oversampling, generator=generator)
             # Without asking, which would wait for the device: rows of a gradient that is not finite count as zero.
             self._sketches[name].insert(torch.where(torch.isfinite(rows).all(), rows, torch.zeros_like(rows)))
 
