@@ -133,17 +133,19 @@ class TestLeftSingular:
         size = min(n, p)
         sigma = torch.logspace(0, -4, size, dtype=torch.float64)
         u, v = random_basis(n, size), random_basis(p, size)
-        left, values = left_singular((u * sigma @ v.mT).float())
+        left, values = left_singular((u * sigma @ v.mT).float(), len)
         assert values.dtype == left.dtype == torch.float32
         assert left.shape == (n, size)
         torch.testing.assert_close(values.double(), sigma, rtol=1e-2, atol=0)
         assert ((left.double() * u).sum(dim=0).abs() > 0.999).all()
         assert orthonormality_error(left) < 1e-5
 
-    def test_of_zeros_is_finite(self):
-        left, values = left_singular(torch.zeros(6, 3))
-        assert left.isfinite().all()
-        assert torch.equal(values, torch.zeros(3))
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_gives_as_many_as_are_asked_for(self, dtype):
+        x = torch.diag(torch.tensor([1.0, 3.0, 2.0], dtype=dtype))[:, [0, 1, 2, 0]]
+        left, values = left_singular(x, lambda sigma: int((sigma > 1.5).sum()))
+        torch.testing.assert_close(values, torch.tensor([3.0, 2.0], dtype=dtype))
+        torch.testing.assert_close(left.abs(), torch.tensor([[0.0, 0], [1, 0], [0, 1]], dtype=dtype))
 
 
 class TestOrthonormalize:

@@ -9,7 +9,7 @@ Shape letters
     p   columns of whatever is being projected or remembered
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -112,42 +112,47 @@ def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tenso
         raise ValueError(f"energy is a fraction of the squared norm, in [0, 1); got {energy}")
     matrix = matrix.to(basis.dtype)
     residual = project_out(matrix, basis)
-    directions, sigma = left_singular(residual)
     total, captured = matrix.square().sum(), (basis.mT @ matrix).square().sum()
-    enough = captured + sigma.square().cumsum(0) > energy * total
-    k = 0 if captured > energy * total else int((~enough).sum()) + 1
-    # Directions below rounding are noise, and there are never more than n in all.
-    above_rounding = sigma > torch.finfo(sigma.dtype).eps * max(matrix.shape) * total.sqrt()
-    k = min(k, int(above_rounding.sum()), basis.shape[0] - basis.shape[1])
+
+    def needed(sigma: Tensor) -> int:
+        if captured > energy * total:
+            return 0
+        k = int((captured + sigma.square().cumsum(0) <= energy * total).sum()) + 1
+        # Directions below rounding are noise, and there are never more than n in all.
+        above_rounding = sigma > torch.finfo(sigma.dtype).eps * max(matrix.shape) * total.sqrt()
+        return min(k, int(above_rounding.sum()), basis.shape[0] - basis.shape[1])
+
+    directions, sigma = left_singular(residual, needed)
     # Columns of U are orthogonal to S only up to rounding; orthonormalize projects a second time.
-    added = orthonormalize(directions[:, :k], away_from=basis)
-    return torch.cat([basis, added], dim=1), sigma[:k].square()
+    return torch.cat([basis, orthonormalize(directions, away_from=basis)], dim=1), sigma.square()
 
 
-def left_singular(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors U and singular values σ of `x`, in descending order: of float32 without an SVD.
+def left_singular(x: Tensor, needed: Callable[[Tensor], int]) -> tuple[Tensor, Tensor]:
+    """The first left singular vectors U of `x` and their singular values, in descending order; no SVD of float32.
 
-        Xᵀ X = V Σ² Vᵀ,  U = X V Σ⁻¹     in float64; X Xᵀ = U Σ² Uᵀ where that is the smaller matrix
+        Xᵀ X = V Σ² Vᵀ,  U = X V Σ⁻¹      in float64; where X is wide, X Xᵀ = U Σ² Uᵀ
 
     Squares halve the digits, and float64 has twice those of float32: what is above the rounding of a float32 matrix,
-    eps·σ₁, is found as by an SVD, at about a third of the time. Columns of U below that mean nothing.
+    eps·σ₁, is found as by an SVD, in half the time.
 
     Args:
-        x: n x p; float32 (or narrower, computed as float32) or float64, which goes through an SVD.
+        x: n x p; float32, or float64, which goes through an SVD.
+        needed: Tells from all min(n, p) singular values how many are wanted; none below the rounding of `x`.
 
     Returns:
-        n x min(n, p) and min(n, p) numbers, in the dtype of `x`.
+        U, n x k, and k singular values, in the dtype of `x`.
     """
     if x.dtype == torch.float64:
         left, sigma, _ = torch.linalg.svd(x, full_matrices=False)
-        return left, sigma
+        k = needed(sigma)
+        return left[:, :k], sigma[:k]
     wide = x.double()
     tall = x.shape[0] > x.shape[1]
     squared, vectors = torch.linalg.eigh(wide.mT @ wide if tall else wide @ wide.mT)
-    sigma, vectors = squared.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
-    if tall:
-        vectors = wide @ (vectors / sigma.clamp(min=torch.finfo(x.dtype).tiny))
-    return vectors.to(x.dtype), sigma.to(x.dtype)
+    sigma = squared.flip(0).clamp(min=0).sqrt()
+    k = needed(sigma.to(x.dtype))
+    vectors = vectors.flip(1)[:, :k]
+    return (wide @ (vectors / sigma[:k]) if tall else vectors).to(x.dtype), sigma[:k].to(x.dtype)
 
 
 def orthonormality_error(basis: Tensor) -> float:

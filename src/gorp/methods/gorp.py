@@ -247,8 +247,10 @@ class Gorp(Method):
         """Fold the task's changes into what the model serves with."""
         shared = self.config.adapter == "shared"
         for name, change in changes.items():
-            change.recompress(self.config.recompress)
-            self.deltas.setdefault(name, WeightDelta(change.shape)).add(change.to("cpu"))
+            held = self.deltas.setdefault(name, WeightDelta(change.shape))
+            if not held.is_dense:  # a dense sum takes a matrix, however short the factors are
+                change.recompress(self.config.recompress)
+            held.add(change.to("cpu"))
         if not shared:
             self._folded = self.deltas
             return
