@@ -73,7 +73,8 @@ class Gorp(Method):
         self._seed, self._task = task.seed, task.index
         # No longer than the task, so that in a short one too each layer has a turn.
         self._period = min(self.config.refresh_every, task.num_steps)
-        self.weights.load(self._folded)
+        if self._folded is not self.deltas:  # those are in the weights already
+            self.weights.load(self._folded)
         self._pairs = add_lora(model, self._lora_layers, self.lora) if self._lora_layers else {}
         for name, pair in self._pairs.items():
             self._place(name, pair)
