@@ -23,7 +23,7 @@ def gradient_of(pairs):
 
 
 def seen(pairs, away_from):
-    rows = gradient_rows(pairs, count=12, generator=draw())
+    rows = gradient_rows(pairs, count=16, generator=draw())
     return Seen(pairs=pairs, basis=away_from, rows=rows)
 
 
@@ -56,6 +56,31 @@ def test_layers_of_one_call_have_the_frames_they_would_have_alone():
             torch.testing.assert_close(vars(frame), vars(alone), rtol=0, atol=1e-12)
             reduced = reduced_gradient(p, frame)
             torch.testing.assert_close(reduced, frame.sigma.diag(), rtol=0, atol=1e-9)
+
+
+def energy(pairs, away_from, frame):
+    """Of the projected gradient, in the frame, as a share of what the exact frame holds."""
+    gradient = gradient_of(pairs).double()
+    exact = exact_frame(gradient, away_from.double(), rank=frame.left.shape[1])
+    held = [(f.left.double().mT @ gradient @ f.right.double()).square().sum() for f in (frame, exact)]
+    return (held[0] / held[1]).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_finds_the_energy_of_a_slowly_decaying_gradient_beside_a_large_protected_part(dtype):
+    """A frame from a random start holds 0.2 of it, one from rows that are not projected no more."""
+    away_from = basis(80, 20)
+    gradient = decaying(100, 80, rate=0.9) + 20 * torch.randn(100, 20).double() @ away_from.mT
+    pairs = [(gradient.to(dtype), torch.eye(100, dtype=dtype))]
+    assert energy(pairs, away_from, sketch(pairs, away_from.to(dtype))) > 0.95
+
+
+def test_float32_keeps_directions_that_are_small_beside_the_first():
+    gradient = decaying(64, 64, rate=0.25)  # σ₈ = 6e-5 σ₁
+    pairs = [(gradient.float(), torch.eye(64))]
+    frame, exact = sketch(pairs, basis(64, 0).float(), rank=8), exact_frame(gradient, basis(64, 0), rank=8)
+    overlap = (frame.left.double() * exact.left).sum(dim=0).abs()
+    assert (overlap > 0.99).all()
 
 
 def test_comes_close_on_a_decaying_spectrum_with_a_narrow_sketch():
@@ -124,9 +149,8 @@ def test_the_gradient_is_never_formed():
     with Sizes() as sizes, FlopCounterMode(display=False) as flops:
         frame = sketch(pairs, away_from)
         reduced_gradient(pairs, frame)
-        gradient_rows(pairs, count=12, generator=draw())
     forming = 2 * tokens * m * n
-    assert flops.get_total_flops() < 0.35 * forming
+    assert flops.get_total_flops() < 0.25 * forming
     assert not any({m, n} <= set(shape) for shape in sizes.seen)
     assert not any(shape.count(n) == 2 or shape.count(m) == 2 for shape in sizes.seen)  # nor a projector
 

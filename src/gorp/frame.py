@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gorp.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
-from gorp.linalg import orthonormalize, orthonormalize_all, project_out, project_out_rows
+from gorp.linalg import eigen, orthonormalize, orthonormalize_all, project_out, project_out_rows
 
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
@@ -51,16 +51,17 @@ def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, pow
     """U, V of each layer's projected gradient G (I - S Sᵀ), by a randomized SVD that only multiplies thin matrices.
 
         R = Ψᵀ G                q x n, Ψ Gaussian, q = k + oversampling: the rows that the task's sketch is fed as well
-        Z = (I - S Sᵀ) Rᵀ       n x q
+        Z = qr((I - S Sᵀ) Rᵀ)   n x q
         Y = Dᵀ (X Z)            m x q
-        Q = qr(Y)               repeated from  Z = (I - S Sᵀ) Xᵀ (D Q)  on, power_steps times
+        Q = qr(Y)               repeated from  Z = qr((I - S Sᵀ) Xᵀ (D Q))  on, power_steps times
         B = (D Q)ᵀ X (I - S Sᵀ) q x n
         B Bᵀ = U_b Σ² U_bᵀ      q x q, in float64
         U = Q U_b[:, :k]        V = Bᵀ U_b[:, :k] Σ⁻¹, made orthonormal
 
-    Y = G (I - S Sᵀ) Gᵀ Ψ has the singular values of the projected gradient squared, as after half a power iteration.
-    Each product costs 2·N·q·(m + n) flops instead of 2·N·m·n. With several ranks the sums Y, Z and B run over all
-    of them: (m + n)·q numbers a product. When q reaches min(m, n) the frame is that of the exact SVD.
+    The range of Y is that of G (I - S Sᵀ) Gᵀ Ψ: singular values count squared, as after half a power iteration. Without
+    the QR of Z, float32 would lose the directions below √eps·σ₁ to the squares, and to what is left in Z of S.
+    Each product costs 2·N·q·(m + n) flops instead of 2·N·m·n. With several ranks R, Y, B and each Z are sums over all
+    of them: n·q or m·q numbers. When q reaches min(m, n) the frame is that of the exact SVD.
 
     The small matrices B Bᵀ of all layers go to the CPU in one piece, which is the only time that a device is waited for
     on purpose; the last QR runs over all layers of one shape together.
@@ -85,11 +86,9 @@ def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, pow
         pairs, basis = [(x.to(seen.basis), d.to(seen.basis)) for x, d in seen.pairs], seen.basis
         m, n = pairs[0][1].shape[1], pairs[0][0].shape[1]
         q = min(rank + oversampling, m, n)
-        z = project_out(seen.rows[:q].mT.to(basis), basis)
-        left = orthonormalize(_times(pairs, z))
+        left = _range_of(pairs, seen.rows[:q].mT.to(basis), basis)
         for _ in range(power_steps):
-            z = project_out(_transposed_times(pairs, left), basis)
-            left = orthonormalize(_times(pairs, z))
+            left = _range_of(pairs, _transposed_times(pairs, left), basis)
         whole = _transposed_times(pairs, left).mT  # (D Q)ᵀ X, q x n
         lefts.append(left)
         bs.append(project_out_rows(whole, basis))  # (D Q)ᵀ X (I - S Sᵀ)
@@ -113,6 +112,11 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
     return _finish(left[:, :alive], sigma[:alive], right, rank=rank)
 
 
+def _range_of(pairs: Pairs, start: Tensor, basis: Tensor) -> Tensor:
+    """Q = qr(G Z), m x q, of Z = qr((I - S Sᵀ) start)."""
+    return orthonormalize(_times(pairs, orthonormalize(project_out(start, basis), away_from=basis)))
+
+
 def _from_rows(
     lefts: Sequence[Tensor], bs: Sequence[Tensor], sizes: Sequence[Tensor], bases: Sequence[Tensor], *, rank: int
 ) -> list[Frame | None]:
@@ -125,9 +129,9 @@ def _from_rows(
     for index, (b, left, part) in enumerate(zip(bs, lefts, host, strict=True)):
         if not part.isfinite().all():
             continue
-        squared, vectors = torch.linalg.eigh(part[:-1].view(len(b), len(b)))
-        sigma, vectors = squared.flip(0).clamp(min=0).sqrt()[:rank], vectors.flip(1)[:, :rank]
-        outside = squared.clamp(min=0).sum().sqrt()
+        squared, vectors = eigen(part[:-1].view(len(b), len(b)))
+        sigma, vectors = squared.sqrt()[:rank], vectors[:, :rank]
+        outside = squared.sum().sqrt()
         eps = torch.finfo(b.dtype).eps
         alive = _alive(sigma, part[-1], outside, size=max(len(left), b.shape[1]), eps=eps)
         turn, sigma = (x.to(b.device, non_blocking=True) for x in (vectors[:, :alive], sigma[:alive]))
@@ -184,8 +188,8 @@ def gradient_rows(pairs: Pairs, *, count: int, generator: torch.Generator) -> Te
     dtype = torch.promote_types(pairs[0][0].dtype, torch.float32)
     pairs = [(x.to(dtype), d.to(dtype)) for x, d in pairs]
     m = pairs[0][1].shape[1]
-    psi = torch.randn(m, count, generator=generator, dtype=dtype).to(pairs[0][1].device) / count**0.5
-    return _transposed_times(pairs, psi).mT / num_ranks()
+    psi = torch.randn(m, count, generator=generator, dtype=dtype) / count**0.5
+    return _transposed_times(pairs, psi.to(pairs[0][1].device, non_blocking=True)).mT / num_ranks()
 
 
 def rotate_moments(state: dict[str, Tensor], old: Frame, new: Frame) -> None:

@@ -60,7 +60,7 @@ class FullRankBranch:
         """Of each layer: fold C, take the frame of the gradient at hand, and give C its gradient there.
 
         Args:
-            seen: By weight: (X, D) of this step, S that the frame's V is orthogonal to, and randomness.
+            seen: By weight: (X, D) of this step, S that the frame's V is orthogonal to, and random rows R.
             optimizer: Holds the moments of C.
         """
         frames = sketched_frames(

@@ -111,20 +111,25 @@ def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tenso
     if not 0.0 <= energy < 1.0:
         raise ValueError(f"energy is a fraction of the squared norm, in [0, 1); got {energy}")
     matrix = matrix.to(basis.dtype)
-    residual = project_out(matrix, basis)
     total, captured = matrix.square().sum(), (basis.mT @ matrix).square().sum()
+    if captured > energy * total:
+        return basis, matrix.new_zeros(0)
 
     def needed(sigma: Tensor) -> int:
-        if captured > energy * total:
-            return 0
         k = int((captured + sigma.square().cumsum(0) <= energy * total).sum()) + 1
         # Directions below rounding are noise, and there are never more than n in all.
         above_rounding = sigma > torch.finfo(sigma.dtype).eps * max(matrix.shape) * total.sqrt()
         return min(k, int(above_rounding.sum()), basis.shape[0] - basis.shape[1])
 
-    directions, sigma = left_singular(residual, needed)
+    directions, sigma = left_singular(project_out(matrix, basis), needed)
     # Columns of U are orthogonal to S only up to rounding; orthonormalize projects a second time.
     return torch.cat([basis, orthonormalize(directions, away_from=basis)], dim=1), sigma.square()
+
+
+def eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, none below zero, and eigenvectors (columns) of a Gram matrix, in descending order."""
+    values, vectors = torch.linalg.eigh(gram)
+    return values.flip(0).clamp(min=0), vectors.flip(1)
 
 
 def left_singular(x: Tensor, needed: Callable[[Tensor], int]) -> tuple[Tensor, Tensor]:
@@ -133,7 +138,7 @@ def left_singular(x: Tensor, needed: Callable[[Tensor], int]) -> tuple[Tensor, T
         Xᵀ X = V Σ² Vᵀ,  U = X V Σ⁻¹      in float64; where X is wide, X Xᵀ = U Σ² Uᵀ
 
     Squares halve the digits, and float64 has twice those of float32: what is above the rounding of a float32 matrix,
-    eps·σ₁, is found as by an SVD, in half the time.
+    eps·σ₁, is found as by an SVD, in less time the taller `x` is.
 
     Args:
         x: n x p; float32, or float64, which goes through an SVD.
@@ -148,11 +153,11 @@ def left_singular(x: Tensor, needed: Callable[[Tensor], int]) -> tuple[Tensor, T
         return left[:, :k], sigma[:k]
     wide = x.double()
     tall = x.shape[0] > x.shape[1]
-    squared, vectors = torch.linalg.eigh(wide.mT @ wide if tall else wide @ wide.mT)
-    sigma = squared.flip(0).clamp(min=0).sqrt()
+    squared, vectors = eigen(wide.mT @ wide if tall else wide @ wide.mT)
+    sigma = squared.sqrt()
     k = needed(sigma.to(x.dtype))
-    vectors = vectors.flip(1)[:, :k]
-    return (wide @ (vectors / sigma[:k]) if tall else vectors).to(x.dtype), sigma[:k].to(x.dtype)
+    sigma, vectors = sigma[:k], vectors[:, :k]
+    return (wide @ (vectors / sigma) if tall else vectors).to(x.dtype), sigma.to(x.dtype)
 
 
 def orthonormality_error(basis: Tensor) -> float:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from gorp.linalg import eigen
+
 
 class FrequentDirections:
     """A sketch B (at most 2ℓ x n) of all rows A seen so far, with Bᵀ B close to Aᵀ A.
@@ -45,8 +47,7 @@ class FrequentDirections:
     def _shrink(self) -> None:
         # From B Bᵀ = U Σ² Uᵀ, 2ℓ x 2ℓ, in float64: the rows √max(Σ² - δ, 0) Vᵀ are √max(1 - δ/Σ², 0) Uᵀ B.
         wide = self._rows.double()
-        squared, vectors = torch.linalg.eigh(wide @ wide.mT)
-        squared, vectors = squared.flip(0).clamp(min=0), vectors.flip(1)
+        squared, vectors = eigen(wide @ wide.mT)
         floor = squared[self.size] if len(squared) > self.size else squared.new_zeros(())
         kept = squared[: self.size]
         factor = torch.where(kept > floor, 1 - floor / kept, 0.0).sqrt()

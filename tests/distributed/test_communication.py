@@ -40,10 +40,12 @@ def a_frame_is_that_of_all_ranks_rows(rank, ranks):
     """17 rows do not divide evenly; the reduced gradient is averaged as data parallelism averages gradients."""
     torch.manual_seed(0)
     x, d, away_from = torch.randn(17, 9).double(), torch.randn(17, 7).double(), basis(9, 2)
-    rows = slice(rank * 17 // ranks, (rank + 1) * 17 // ranks)
+    part = slice(rank * 17 // ranks, (rank + 1) * 17 // ranks)
     settings = {"rank": 3, "oversampling": 8, "power_steps": 0}
-    mine = [(x[rows], d[rows])]
+    mine = [(x[part], d[part])]
     rows = gradient_rows(mine, count=11, generator=torch.Generator().manual_seed(0))
+    psi = torch.randn(7, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 11**0.5
+    torch.testing.assert_close(rows, psi.mT @ d.mT @ x / ranks)
     seen = Seen(pairs=mine, basis=away_from, rows=rows)
     (frame,) = sketched_frames([seen], **settings)
     reduced = reduced_gradient(mine, frame)

@@ -235,6 +235,7 @@ def test_an_export_is_read_by_plain_transformers_and_learns_to_stop(
     export(run, target)
     loader = AutoModelForSeq2SeqLM if architecture == "t5" else AutoModelForCausalLM
     model = loader.from_pretrained(target, dtype=torch.float32)
+    assert model.config._attn_implementation == "eager"
     tokenizer = AutoTokenizer.from_pretrained(target)
     assert model.num_parameters() < 16e6
     assert f"# {target.name}\n" in (target / "README.md").read_text()

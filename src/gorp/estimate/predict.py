@@ -5,8 +5,8 @@ outside it is written out here, with N tokens a step, S n x s, q = k + oversampl
 
     optimizer    p, g, m, v read, p, m, v written, g read twice more by clipping
     project A    2 · 4·r·n·s flops: A's gradient before the step, A after it
-    refresh      (2 + 2p) · 2·N·q·(m + n) flops in one step of T, and one fold, 2·m·n·k; a sketch is one product more
-    ranks        all-reduce of the gradients; at a refresh (1 + p)·(m + n)·q numbers
+    refresh      (3 + 2p) · 2·N·q·(m + n) flops in one step of T, and one fold, 2·m·n·k; without a core one product
+    ranks        all-reduce of the gradients; at a refresh n·q numbers, with a core (1 + p)·(m + n)·q more
 """
 
 from collections.abc import Callable
@@ -225,7 +225,7 @@ class _Step:
                 moved = products * 4 * (tokens * (w.m + w.n) + 2 * w.n * s) + 2 * 4 * w.m * w.n * w.core
                 flops += work // config.refresh_every
                 seconds += self.device.seconds(work, moved) / config.refresh_every
-                sent += products / 2 * (w.m + w.n) * q * 4 / config.refresh_every
+                sent += ((1 + config.power_steps) * (w.m + w.n) * w.core + w.n) * q * 4 / config.refresh_every
         return seconds, flops, sent
 
     def _tokens(self, name: str) -> int:

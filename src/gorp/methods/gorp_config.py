@@ -15,6 +15,7 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
         "energy": 0.995,
         "moments": "rotate",
         "staggered": True,
+        "power_steps": 0,
         "budget": 0.5,
     },
     "paper": {
@@ -24,6 +25,7 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
         "energy": 0.97,
         "moments": "keep",
         "staggered": False,
+        "power_steps": 1,
         "budget": 1.0,
     },
 }
@@ -68,8 +70,8 @@ class GorpConfig(MethodConfig):
     """Whether layers refresh their frames at different steps. (Paper: all together.)"""
     oversampling: int = 8
     """Extra columns of the sketched frame beyond k."""
-    power_steps: int = 0
-    """Power iterations of the sketched frame, beside the half one that it always makes."""
+    power_steps: int | None = None
+    """Power iterations of the sketched frame, beside the half one that it always makes. (Paper: an exact SVD.)"""
     recompress: float = 1e-6
     """Relative error allowed when a finished task's factors are shortened; its row space never grows."""
 
@@ -87,8 +89,9 @@ class GorpConfig(MethodConfig):
             ("oversampling", 0),
             ("power_steps", 0),
         ):
-            if getattr(self, name) < low:
-                raise ConfigError(f"method.{name} is {getattr(self, name)}; it must be at least {low}.")
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"method.{name} is {value}; it must be at least {low}.")
         if self.mode == "strict" and self.adapter == "shared":
             raise ConfigError(
                 "method.adapter: shared is for paper mode: with one pair, B moves old inputs whatever A does. "
