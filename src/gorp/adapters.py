@@ -1,6 +1,7 @@
 """LoRA factors on named layers, by PEFT, without changing the class of the model. arXiv:2106.09685."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -75,9 +76,10 @@ def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dic
     pairs = {}
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
-            for factor in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
+            linears: list[Any] = [layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]]
+            for factor in linears:
                 factor.to(torch.promote_types(factor.weight.dtype, torch.float32))  # PEFT took the weight's dtype
-            down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            down, up = (factor.weight for factor in linears)
             pairs[f"{name}.weight"] = LoraPair(down=down, up=up, scale=layer.scaling[ADAPTER])
     assert set(pairs) == {f"{name}.weight" for name in layers}
     return pairs

@@ -214,18 +214,19 @@ class _Step:
         """Seconds, flops and bytes sent of gorp's own work in a step: projections of A, and refreshes / T."""
         seconds, flops, sent = 0.0, 0, 0.0
         q, sketched = config.rank + config.oversampling, config.memory_source == "sketch"
+        power = config.power_steps or 0
         for w in weights:
             s = sizes[w.name]
             if w.lora:
                 work, moved = 2 * 4 * r * w.n * s, 2 * 2 * 4 * w.n * s
                 flops, seconds = flops + work, seconds + self.device.seconds(work, moved)
-            if products := (2 + 2 * config.power_steps) * w.core + (w.core or sketched):
+            if products := (2 + 2 * power) * w.core + (w.core or sketched):
                 tokens = self._tokens(w.name)
                 work = products * 2 * tokens * q * (w.m + w.n) + 2 * w.m * w.n * config.rank * w.core
                 moved = products * 4 * (tokens * (w.m + w.n) + 2 * w.n * s) + 2 * 4 * w.m * w.n * w.core
                 flops += work // config.refresh_every
                 seconds += self.device.seconds(work, moved) / config.refresh_every
-                sent += ((1 + config.power_steps) * (w.m + w.n) * w.core + w.n) * q * 4 / config.refresh_every
+                sent += ((1 + power) * (w.m + w.n) * w.core + w.n) * q * 4 / config.refresh_every
         return seconds, flops, sent
 
     def _tokens(self, name: str) -> int:

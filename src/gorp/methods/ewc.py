@@ -92,7 +92,7 @@ class Ewc(SharedLoraMethod):
                 new[key] += p.grad.square() if p.grad is not None else 0.0
         model.zero_grad()
         model.train(training)
-        mean = sum(f.sum() for f in new.values()) / sum(f.numel() for f in new.values())
+        mean = torch.stack([f.sum() for f in new.values()]).sum() / sum(f.numel() for f in new.values())
         for key, f in new.items():
             old = self.fisher.get(key, torch.zeros_like(f).cpu())
             self.fisher[key] = self.config.decay * old + (f / mean.clamp(min=1e-30)).cpu()

@@ -9,7 +9,7 @@ follows:
 It is the loss that transformers computes, and it serves every method alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
-from transformers.modeling_outputs import ModelOutput
 
 from gorp.data.encode import IGNORED
 
@@ -48,7 +47,9 @@ class AnswerLoss:
         finally:
             hook.remove()
 
-    def __call__(self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def __call__(
+        self, outputs: Mapping[str, Any], labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """The loss, a number in float32.
 
         Args:
@@ -57,7 +58,8 @@ class AnswerLoss:
             num_items_in_batch: N, where it is not the number of labels in this batch.
         """
         logits = outputs["logits"]
-        return ForCausalLMLoss(logits, None, logits.shape[-1], num_items_in_batch, shift_labels=self._targets)
+        items: Any = num_items_in_batch
+        return ForCausalLMLoss(logits, None, logits.shape[-1], items, shift_labels=self._targets)
 
 
 def answer_loss(model: PreTrainedModel) -> AnswerLoss | None:
