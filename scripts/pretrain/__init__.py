@@ -5,7 +5,8 @@
     python -m scripts.pretrain train t5 PACKED RUN --until 2030-01-01T18:00  # the decay ends at that time (UTC)
     touch RUN/STOP                                                         # begin the decay now
     python -m scripts.pretrain export RUN gorp-tiny-t5                     # at any time, also while it trains
-    python -m scripts.pretrain finetune gorp-tiny-t5 --data CL15 --out DIR   # what it is worth, task by task
+    python -m scripts.pretrain fill CL15 FILLED --tasks dbpedia            # up to 1000 training rows a label
+    python -m scripts.pretrain finetune gorp-tiny-t5 --data FILLED --out DIR # what it is worth, task by task
 
 CORPUS holds `train-*.txt` or `train-*.txt.xz` and `valid.txt`, documents ended by a line `<|endoftext|>`. A run is
 one folder: `run.json` (what was asked), `checkpoint.safetensors` (from which it goes on), `curve.json` (held-out loss

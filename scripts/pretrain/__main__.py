@@ -14,12 +14,11 @@ import torch
 from tokenizers import Tokenizer
 
 from gorp.storage import read_json, write_json
-from scripts.pretrain import checkpoint
+from scripts.pretrain import checkpoint, fill, finetune
 from scripts.pretrain.batches import LlamaBatches, T5Batches
 from scripts.pretrain.corpus import PackedTokens, pack, parts, sample
 from scripts.pretrain.described import described
 from scripts.pretrain.export import export
-from scripts.pretrain.finetune import add_arguments
 from scripts.pretrain.instructions import pairs
 from scripts.pretrain.models import build, taken
 from scripts.pretrain.noise import SpanCorruption
@@ -216,7 +215,8 @@ def parser() -> argparse.ArgumentParser:
     three.add_argument("run", type=Path)
     three.add_argument("target", type=Path)
     three.set_defaults(command=lambda args: print(json.dumps(export(args.run, args.target))))
-    add_arguments(commands.add_parser("finetune", help="measure what a model folder learns, task by task"))
+    fill.add_arguments(commands.add_parser("fill", help="fill up the training rows of tasks from their further files"))
+    finetune.add_arguments(commands.add_parser("finetune", help="measure what a model folder learns, task by task"))
     return root
 
 

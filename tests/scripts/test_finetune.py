@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer, BertConfig, LlamaForCausalLM
 
 from scripts.pretrain.__main__ import parser
+from scripts.pretrain.card import with_learned
 from scripts.pretrain.finetune import RATES
 from scripts.pretrain.models import llama_config
 from scripts.pretrain.tokenizer import for_model, train_tokenizer
@@ -61,3 +62,39 @@ def test_the_rate_is_chosen_on_development_rows(
     arguments.command(arguments)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("incremental_lora-*.json")}
     assert "| weather | pretrained |" in capsys.readouterr().out
+
+
+def test_the_table_stands_once_at_the_end_of_the_card() -> None:
+    rows = [
+        {"task": "agnews", "weights": "pretrained", "rate": 1e-3, "mean": 85.13, "deviation": 0.25, "seeds": 3},
+        {"task": "agnews", "weights": "random", "rate": 5e-4, "mean": 26.0, "deviation": 0.0, "seeds": 1},
+        {"task": "yelp", "weights": "pretrained", "rate": 2e-3, "mean": 46.0, "deviation": 1.0, "seeds": 3},
+    ]
+    once = with_learned("# a model\n\ntext\n", rows, RATES)
+    assert once.startswith("# a model\n\ntext\n\n## What it learns\n")
+    assert "| agnews | 85.1 ± 0.2 (3) | 0.001 | 26.0 (1) | 0.0005 |\n" in once
+    assert once.endswith("| yelp | 46.0 ± 1.0 (3) | 0.002 | – | – |\n")
+    assert with_learned(once, rows, RATES) == once
+
+
+def test_a_task_is_filled_up_to_so_many_rows_of_a_label(tmp_path: Path) -> None:
+    task = tmp_path / "cl15" / "weather"
+    task.mkdir(parents=True)
+    for name in ("labels.json", "task.json", "test.jsonl"):
+        (task / name).write_text(name)
+
+    def write(name: str, rows: list[tuple[str, str]]) -> None:
+        text = "".join(json.dumps({"sentence": one, "label": label}) + "\n" for one, label in rows)
+        (task / name).write_text(text)
+
+    write("train.jsonl", [("a", "good"), ("b", "good"), ("c", "good"), ("d", "bad")])
+    write("train_extra_one.jsonl", [("e", "good"), ("f", "bad"), ("g", "bad")])
+    arguments = parser().parse_args(
+        ["fill", str(task.parent), str(tmp_path / "out"), "--tasks", "weather", "--per-label", "2"]
+    )
+    arguments.command(arguments)
+    written = [json.loads(line)["sentence"] for line in (tmp_path / "out/weather/train.jsonl").read_text().splitlines()]
+    assert written == ["a", "b", "c", "d", "f"]
+    assert (tmp_path / "out/weather/test.jsonl").read_text() == "test.jsonl"
+    with pytest.raises(FileExistsError):
+        arguments.command(arguments)
