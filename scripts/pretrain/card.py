@@ -161,7 +161,7 @@ LEARNED = "## What it learns\n"
 TABLE = """
 
 {heading}
-Each task of the CL benchmark alone, prompts of at most 128 tokens: LoRA of rank 8 on queries and values, one epoch of
+Each task of the CL benchmark alone, prompts of at most 256 tokens: LoRA of rank 8 on queries and values, one epoch of
 its training rows, four rows a step. The rate is the best of {rates} on 200 rows cut from the training rows. Exact match
 of the generated answer on 1000 test rows in per cent: mean and standard deviation over the seeds (their number). The
 official training rows of dbpedia cannot be had whole; its 1000 a label are of other public copies, without the test's.

@@ -46,8 +46,8 @@ class Question:
     """Rows cut from the training rows, for the choice of the learning rate."""
     eval_rows: int = 1000
     """Test rows."""
-    tokens: int = 128
-    """Longest prompt."""
+    tokens: int = 256
+    """Longest prompt: 64 % of dbpedia's and 66 % of yelp's have over 128 tokens, and lose their middle there."""
 
     def cell(self, rate: float, seed: int, split: Literal["dev", "eval"]) -> Cell:
         """Describe one run."""
