@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from gorp.data.files import read_rows
+from gorp.storage import write_atomic
 
 
 def fill(source: Path, target: Path, per_label: int) -> dict[str, int]:
@@ -37,7 +38,8 @@ def fill(source: Path, target: Path, per_label: int) -> dict[str, int]:
     target.mkdir(parents=True)
     for name in ("labels.json", "task.json", "test.jsonl"):
         shutil.copyfile(source / name, target / name)
-    (target / "train.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(target / "train.jsonl", text.encode())
     return dict(counts)
 
 

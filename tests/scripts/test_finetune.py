@@ -38,19 +38,8 @@ def test_the_rate_is_chosen_on_development_rows(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, model = folders
-    command = [
-        "finetune",
-        str(model),
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path),
-        "--tasks",
-        "weather",
-        "--rates",
-        "0.001",
-        "0.002",
-    ]
+    command = ["finetune", str(model), "--data", str(data), "--out", str(tmp_path), "--tasks", "weather"]
+    command += ["--rates", "0.001", "0.002"]
     arguments = parser().parse_args([*command, "--seeds", "0", "--dev-rows", "6", "--threads", "1"])
     arguments.command(arguments)
     runs = [json.loads(path.read_text()) for path in tmp_path.glob("incremental_lora-*.json")]
