@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from gorp.benchmark import Cell
+
 
 SOURCES = (
     ("English Wikipedia, 2014, a part of the articles", "CC BY-SA 3.0 / GFDL", "ZhouYii/PatchedDistro@961716d8a5"),
@@ -161,24 +163,27 @@ LEARNED = "## What it learns\n"
 TABLE = """
 
 {heading}
-Each task of the CL benchmark alone, prompts of at most 256 tokens: LoRA of rank 8 on queries and values, one epoch of
-its training rows, four rows a step. The rate is the best of {rates} on 200 rows cut from the training rows. Exact match
-of the generated answer on 1000 test rows in per cent: mean and standard deviation over the seeds (their number). The
-official training rows of dbpedia cannot be had whole; its 1000 a label are of other public copies, without the test's.
+Each task of the CL benchmark alone, prompts of at most {tokens} tokens: LoRA of rank {rank} on queries and values,
+one epoch of its training rows, {batch} rows a step. The rate is the best of {rates} on {dev_rows} rows cut from the
+training rows. Exact match of the generated answer on up to {eval_rows} test rows in per cent: mean and standard
+deviation over the seeds (their number).{filled}
 
 | task | these weights | rate | random weights | rate |
 |---|---|---|---|---|
 {lines}
 """
+FILLED = """ The official training rows of dbpedia cannot be had whole; its 1000 a label are
+filled up from other public copies, without the test's."""
 
 
-def with_learned(card: str, rows: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> str:
+def with_learned(card: str, rows: Sequence[Mapping[str, Any]], rates: Sequence[float], cell: Cell) -> str:
     """Give a card the table of what the model learned of single tasks, in place of an earlier one.
 
     Args:
         card: Text of the card; the table is its last section.
         rows: As `finetune.table` gives them.
         rates: Learning rates that were tried.
+        cell: Any of the runs: what it says of prompts, adapter, batch and rows holds for all.
     """
     scores: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -191,7 +196,15 @@ def with_learned(card: str, rows: Sequence[Mapping[str, Any]], rates: Sequence[f
         for task, found in scores.items()
     ]
     return card.split(LEARNED)[0].rstrip() + TABLE.format(
-        heading=LEARNED, rates=", ".join(f"{rate:g}" for rate in rates), lines="\n".join(lines)
+        heading=LEARNED,
+        tokens=cell.max_prompt_tokens,
+        rank=cell.lora["r"],
+        batch=cell.training["per_device_train_batch_size"],
+        rates=", ".join(f"{rate:g}" for rate in rates),
+        dev_rows=cell.dev_rows,
+        eval_rows=cell.eval_rows,
+        filled=FILLED if "dbpedia" in scores else "",
+        lines="\n".join(lines),
     )
 
 

@@ -101,14 +101,20 @@ def questions(args: argparse.Namespace) -> Iterator[Question]:
 def finetune(args: argparse.Namespace) -> None:
     """Run what is missing, write `table.json` and print the table."""
     torch.set_num_threads(args.threads)
-    for question in questions(args):
+    card = args.model / "README.md"
+    if args.card and not card.is_file():
+        raise FileNotFoundError(
+            f"{card} is not there: --card writes the table into it. Leave --card away, or export the model first."
+        )
+    asked = list(questions(args))
+    for question in asked:
         run_grid(question.trials(), args.out, args.data, report=_say)
         run_grid(question.final(args.seeds, args.out), args.out, args.data, report=_say)
-    rows = table(list(questions(args)), args.seeds, args.out)
+    rows = table(asked, args.seeds, args.out)
     write_json(args.out / "table.json", rows)
     if args.card:
-        card = args.model / "README.md"
-        write_atomic(card, with_learned(card.read_text(), rows, args.rates).encode())
+        run = asked[0].cell(args.rates[0], args.seeds[0], "eval")
+        write_atomic(card, with_learned(card.read_text(), rows, args.rates, run).encode())
     print("| task | weights | rate | exact match | seeds | seconds of training |\n|---|---|---|---|---|---|")
     for row in rows:
         print(

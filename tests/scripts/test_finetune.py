@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, BertConfig, LlamaForCausalLM
 
 from scripts.pretrain.__main__ import parser
 from scripts.pretrain.card import with_learned
-from scripts.pretrain.finetune import RATES
+from scripts.pretrain.finetune import RATES, Question
 from scripts.pretrain.models import llama_config
 from scripts.pretrain.tokenizer import for_model, train_tokenizer
 
@@ -71,11 +71,24 @@ def test_the_table_stands_once_at_the_end_of_the_card() -> None:
         {"task": "agnews", "weights": "random", "rate": 5e-4, "mean": 26.0, "deviation": 0.0, "seeds": 1},
         {"task": "yelp", "weights": "pretrained", "rate": 2e-3, "mean": 46.0, "deviation": 1.0, "seeds": 3},
     ]
-    once = with_learned("# a model\n\ntext\n", rows, RATES)
+    cell = Question(model="a model", task="agnews", random_weights=False, tokens=192, dev_rows=50).cell(1e-3, 0, "eval")
+    once = with_learned("# a model\n\ntext\n", rows, RATES, cell)
     assert once.startswith("# a model\n\ntext\n\n## What it learns\n")
     assert "| agnews | 85.1 ± 0.2 (3) | 0.001 | 26.0 (1) | 0.0005 |\n" in once
     assert once.endswith("| yelp | 46.0 ± 1.0 (3) | 0.002 | – | – |\n")
-    assert with_learned(once, rows, RATES) == once
+    text = " ".join(once.split())
+    assert "at most 192 tokens" in text and "on 50 rows cut" in text and "up to 1000 test rows" in text
+    assert "dbpedia" not in once
+    assert with_learned(once, rows, RATES, cell) == once
+
+
+def test_a_missing_card_is_said_before_the_runs(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    data, model = folders
+    command = ["finetune", str(model), "--data", str(data), "--out", str(tmp_path / "out"), "--card"]
+    arguments = parser().parse_args([*command, "--tasks", "weather"])
+    with pytest.raises(FileNotFoundError, match="--card writes the table into it"):
+        arguments.command(arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_task_is_filled_up_to_so_many_rows_of_a_label(tmp_path: Path) -> None:
