@@ -15,14 +15,22 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from scripts.pretrain.kept import Kept
 from scripts.pretrain.teacher import Teacher, owners, word_starts
 from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 
-WORDS = (6, 12, 20, 30, 45, 60)
+WORDS = (4, 8, 14, 22, 34, 50)
 """Lengths in words that a passage is made up to."""
+
+SPEAKING = re.compile(r"\b(?:i|you|he|she|me|my|your|her|his|him)\b", re.IGNORECASE)
+SPOKEN = 0.025
+"""Least share of such words in prose that speaks of people: it judges, where an encyclopedia tells."""
+
+CHARACTERS, MOST = 300, 24
+"""A document gives a passage for so many of its characters, at most so many."""
 
 CHANGED, RANDOM = 0.25, 0.1
 """Share of the passages in which words are put in, and of those that are only random words."""
@@ -31,23 +39,30 @@ SHAPES = ((32, 3), (96, 1))
 """Longest passages of a batch in tokens, and factor on its rows: batches of about the same size and of two shapes."""
 
 
-def passages(documents: Iterable[str], words: list[str], seed: int, most: int = 8) -> Iterator[tuple[str, bool]]:
+def speaks(document: str) -> bool:
+    """Tell prose that speaks of people from the rest."""
+    return len(SPEAKING.findall(document)) > SPOKEN * document.count(" ")
+
+
+def passages(documents: Iterable[str], words: list[str], seed: int, share: float = 1.0) -> Iterator[tuple[str, bool]]:
     """Cut passages out of documents.
 
     Args:
         documents: Texts of the corpus.
         words: Words that are put in.
         seed: Seed of all choices.
-        most: Passages of one document.
+        share: Share of the documents that are used, of those which do not speak; of the others all are.
 
     Yields:
         The passage, and whether it is unchanged.
     """
     draw = random.Random(seed)
     for document in documents:
+        if not speaks(document) and draw.random() >= share:
+            continue
         sentences = [sentence.split() for sentence in SENTENCE_END.split(document) if len(sentence) > 15]
         at = draw.randrange(min(4, len(sentences))) if sentences else 0
-        for _ in range(most):
+        for _ in range(min(MOST, 1 + len(document) // CHARACTERS)):
             if at >= len(sentences):
                 break
             wanted, own = draw.choice(WORDS), list[str]()
@@ -57,8 +72,8 @@ def passages(documents: Iterable[str], words: list[str], seed: int, most: int = 
             own = own[: max(WORDS)]
             kind = draw.random()
             if kind < CHANGED:
-                share = draw.choice((0.15, 0.3, 0.5))
-                own = [draw.choice(words) if draw.random() < share else word for word in own]
+                density = draw.choice((0.15, 0.3, 0.5))
+                own = [draw.choice(words) if draw.random() < density else word for word in own]
             elif kind < CHANGED + RANDOM:
                 own = [draw.choice(words) for _ in range(draw.randint(3, 14))]
             yield " ".join(own), kind >= CHANGED + RANDOM
@@ -96,16 +111,29 @@ def pack_passages(texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer, folde
     return len(table)
 
 
+def passage(texts: np.ndarray, ends: np.ndarray, number: int) -> str:
+    """Give passage `number` out of the bytes of all and their ends."""
+    return texts[ends[number - 1] if number else 0 : ends[number]].tobytes().decode()
+
+
+def all_texts(folder: Path) -> list[str]:
+    """Read all passages that `pack_passages` wrote."""
+    texts, ends = np.load(folder / "passages.npy"), np.load(folder / "passages-table.npy")[:, 0]
+    return [passage(texts, ends, number) for number in range(len(ends))]
+
+
 class Reading:
     """Batches of passages with what the teacher says of them; a function of seed and number alone."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, teacher: Teacher, rows: int, seed: int, llama: bool) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, teacher: Teacher | Kept, rows: int, seed: int, llama: bool
+    ) -> None:
         """Open the files as memory maps.
 
         Args:
             folder: Folder that `pack_passages` wrote to.
             tokenizer: Tokenizer of the model.
-            teacher: Who reads along.
+            teacher: Who reads along, or what it said before: then only the passages it came to are used.
             rows: Rows of a batch of the long shape.
             seed: Seed of the order.
             llama: Whether rows begin with `<s>` instead of ending with `</s>` alone, and have labels.
@@ -115,7 +143,9 @@ class Reading:
         self.ends, self.clean = table[:, 0], table[:, 2].astype(bool)
         self.tokenizer, self.teacher, self.rows, self.seed, self.llama = tokenizer, teacher, rows, seed, llama
         short = table[:, 1] <= SHAPES[0][0] - 2
-        self.pools = [np.flatnonzero(short), np.flatnonzero(~short)]
+        here = np.zeros(len(short), dtype=bool)
+        here[teacher.numbers if isinstance(teacher, Kept) else slice(None)] = True
+        self.pools = [np.flatnonzero(short & here), np.flatnonzero(~short & here)]
         if min(map(len, self.pools)) == 0:
             raise ValueError(f"{folder} holds no short or no long passages; pack more text.")
         self._orders: dict[tuple[int, int], np.ndarray] = {}
@@ -136,8 +166,7 @@ class Reading:
 
     def text(self, number: int) -> str:
         """Give passage `number`."""
-        start = self.ends[number - 1] if number else 0
-        return self.texts[start : self.ends[number]].tobytes().decode()
+        return passage(self.texts, self.ends, number)
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
         """Give batch `number`.
@@ -159,7 +188,8 @@ class Reading:
             own = torch.tensor(owners(texts[row], encoding.offsets[: len(inner)], starts[row]))
             owner[row, len(begin) : len(begin) + len(inner)] = torch.where(own < 0, own, own + count)
             count += len(starts[row])
-        words, known, whole = self.teacher.read(texts, starts)
+        kept = isinstance(self.teacher, Kept)
+        words, known, whole = self.teacher.read(chosen) if kept else self.teacher.read(texts, starts)
         mask = (ids != PAD_ID).long()
         batch = {"input_ids": ids, "attention_mask": mask, "owner": owner, "words": words, "known": known}
         batch |= {"texts": whole, "row": torch.repeat_interleave(torch.tensor([len(own) for own in starts]))}
