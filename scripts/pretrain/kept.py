@@ -110,9 +110,19 @@ class Kept:
         self._texts = np.load(folder / TEXTS, mmap_mode="r")
 
     def read(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Give what `Teacher.read` would say of passages, by number."""
+        """Give the words of passages, by number, as `Teacher.read` does, and for each passage the mean of its words.
+
+        The encoder's own mean is not compared with the model's: its special tokens are in it, the more the shorter the
+        passage, and the model has none of them.
+        """
         starts = [int(self._ends[number - 1]) if number else 0 for number in numbers]
         pieces = [self._words[start : self._ends[number]] for start, number in zip(starts, numbers, strict=True)]
         words = torch.from_numpy(np.concatenate(pieces)).float()
-        texts = torch.from_numpy(np.stack([self._texts[number] for number in numbers])).float()
-        return words, words.abs().sum(1) > 0, texts
+        known = words.abs().sum(1) > 0
+        row = torch.repeat_interleave(torch.tensor([len(piece) for piece in pieces]))
+        counts = torch.bincount(row[known], minlength=len(numbers))[:, None].clamp(min=1)
+        return words, known, words.new_zeros(len(numbers), self.width).index_add_(0, row, words) / counts
+
+    def texts(self, numbers: Sequence[int]) -> Tensor:
+        """Give what `Teacher.texts` would say of passages, by number."""
+        return torch.from_numpy(np.stack([self._texts[number] for number in numbers])).float()

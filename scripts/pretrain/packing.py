@@ -61,7 +61,7 @@ def make_pairs(args: argparse.Namespace) -> None:
     if (folder / TOLD).exists():
         kept = Kept(folder, word_ends(texts))
         teacher, numbers = Teacher(kept.told["source"], dtype=torch.float32), kept.numbers[: args.described].tolist()
-        vectors = kept.read(numbers)[2]
+        vectors = kept.texts(numbers)
     else:
         teacher = Teacher(read_json(folder / "encoder.json")["source"])
         numbers = np.random.default_rng(6).permutation(len(texts))[: args.described].tolist()

@@ -26,8 +26,8 @@ from scripts.pretrain.schedule import Budget
 
 Batch = dict[str, torch.Tensor]
 
-MEASURED_BATCHES = 8
-"""Batches from which the scales of the distance are taken."""
+MEASURED_BATCHES = 100
+"""Batches from which the scales of the distance are taken: some thousand texts, for covariances of 768 coordinates."""
 
 HELD_OUT_BATCHES = 8
 """Batches of held-out text that are measured, at most."""

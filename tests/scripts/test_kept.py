@@ -40,8 +40,11 @@ def test_what_is_kept_is_what_the_encoder_says(packed: Path, larger: Path) -> No
     for numbers in ([0], [7, 3, len(texts) - 1]):
         group = [texts[number] for number in numbers]
         words, known, whole = teacher.read(group, [word_starts(text) for text in group])
-        for own, other in zip(kept.read(numbers), (words, known, whole), strict=True):
+        read = kept.read(numbers)
+        for own, other in zip((*read[:2], kept.texts(numbers)), (words, known, whole), strict=True):
             torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3, check_dtype=False)
+        last = words[-len(word_starts(group[-1])) :]
+        torch.testing.assert_close(read[2][-1], last.mean(0), rtol=1e-3, atol=1e-3)
 
 
 def test_reading_stops_in_time_and_goes_on(
