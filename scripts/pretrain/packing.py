@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from gorp.storage import read_json, write_json
-from scripts.pretrain.corpus import documents, pack, parts, sample
+from scripts.pretrain.corpus import pack, parts, sample
 from scripts.pretrain.described import described
 from scripts.pretrain.instructions import pairs
 from scripts.pretrain.kept import TOLD, Kept, keep, word_ends
@@ -44,7 +44,7 @@ def pack_corpus(args: argparse.Namespace) -> None:
     # Words that the model has to read in pieces come twice as often.
     put_in = words + [word for word in words if len(tokenizer.encode(word).ids) > 1]
     texts = (
-        one for seed, file in enumerate(files) for one in passages(documents(file), put_in, seed, args.passage_share)
+        one for seed, file in enumerate(files) for one in passages(sample(file, args.passage_share, seed), put_in, seed)
     )
     counts["passages"] = pack_passages(texts, tokenizer, target)
     print(f"{counts['passages']:,} passages", flush=True)
@@ -92,7 +92,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--encoder", required=True, help="folder of a BERT encoder, or an installed package that holds one"
     )
     one.add_argument("--parts", type=int, default=None, help="training parts to use (all)")
-    one.add_argument("--passage-share", type=float, default=0.2, help="share of documents without people to cut from")
+    one.add_argument("--passage-share", type=float, default=0.3, help="documents that passages are cut from")
     one.add_argument("--vocabulary", type=int, default=VOCABULARY)
     one.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     one.set_defaults(command=pack_corpus)

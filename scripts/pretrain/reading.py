@@ -22,15 +22,8 @@ from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 
-WORDS = (4, 8, 14, 22, 34, 50)
+WORDS = (6, 12, 20, 30, 45, 60)
 """Lengths in words that a passage is made up to."""
-
-SPEAKING = re.compile(r"\b(?:i|you|he|she|me|my|your|her|his|him)\b", re.IGNORECASE)
-SPOKEN = 0.025
-"""Least share of such words in prose that speaks of people: it judges, where an encyclopedia tells."""
-
-CHARACTERS, MOST = 300, 24
-"""A document gives a passage for so many of its characters, at most so many."""
 
 CHANGED, RANDOM = 0.25, 0.1
 """Share of the passages in which words are put in, and of those that are only random words."""
@@ -39,30 +32,23 @@ SHAPES = ((32, 3), (96, 1))
 """Longest passages of a batch in tokens, and factor on its rows: batches of about the same size and of two shapes."""
 
 
-def speaks(document: str) -> bool:
-    """Tell prose that speaks of people from the rest."""
-    return len(SPEAKING.findall(document)) > SPOKEN * document.count(" ")
-
-
-def passages(documents: Iterable[str], words: list[str], seed: int, share: float = 1.0) -> Iterator[tuple[str, bool]]:
+def passages(documents: Iterable[str], words: list[str], seed: int, most: int = 8) -> Iterator[tuple[str, bool]]:
     """Cut passages out of documents.
 
     Args:
         documents: Texts of the corpus.
         words: Words that are put in.
         seed: Seed of all choices.
-        share: Share of the documents that are used, of those which do not speak; of the others all are.
+        most: Passages of one document.
 
     Yields:
         The passage, and whether it is unchanged.
     """
     draw = random.Random(seed)
     for document in documents:
-        if not speaks(document) and draw.random() >= share:
-            continue
         sentences = [sentence.split() for sentence in SENTENCE_END.split(document) if len(sentence) > 15]
         at = draw.randrange(min(4, len(sentences))) if sentences else 0
-        for _ in range(min(MOST, 1 + len(document) // CHARACTERS)):
+        for _ in range(most):
             if at >= len(sentences):
                 break
             wanted, own = draw.choice(WORDS), list[str]()
@@ -72,8 +58,8 @@ def passages(documents: Iterable[str], words: list[str], seed: int, share: float
             own = own[: max(WORDS)]
             kind = draw.random()
             if kind < CHANGED:
-                density = draw.choice((0.15, 0.3, 0.5))
-                own = [draw.choice(words) if draw.random() < density else word for word in own]
+                share = draw.choice((0.15, 0.3, 0.5))
+                own = [draw.choice(words) if draw.random() < share else word for word in own]
             elif kind < CHANGED + RANDOM:
                 own = [draw.choice(words) for _ in range(draw.randint(3, 14))]
             yield " ".join(own), kind >= CHANGED + RANDOM
