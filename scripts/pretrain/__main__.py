@@ -4,28 +4,30 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from gorp.storage import read_json, write_json
-from scripts.pretrain import checkpoint, fill, finetune, packing
+from scripts.pretrain import checkpoint, fill, finetune
 from scripts.pretrain.batches import LlamaBatches, T5Batches
-from scripts.pretrain.corpus import PackedTokens
+from scripts.pretrain.corpus import PackedTokens, pack, parts, sample
+from scripts.pretrain.described import described
 from scripts.pretrain.export import export
-from scripts.pretrain.kept import TOLD, Kept, word_ends
+from scripts.pretrain.instructions import pairs
 from scripts.pretrain.models import build, taken
 from scripts.pretrain.noise import SpanCorruption
 from scripts.pretrain.objective import Objective
-from scripts.pretrain.pairs import PackedPairs
-from scripts.pretrain.reading import SHAPES, Reading, all_texts
-from scripts.pretrain.schedule import Budget, timestamp
-from scripts.pretrain.teacher import Teacher
-from scripts.pretrain.tokenizer import load
+from scripts.pretrain.pairs import PackedPairs, pack_pairs
+from scripts.pretrain.reading import SHAPES, Reading, pack_passages, passages, whole_words
+from scripts.pretrain.schedule import Budget
+from scripts.pretrain.teacher import Teacher, origin
+from scripts.pretrain.tokenizer import VOCABULARY, load, train_tokenizer
 from scripts.pretrain.train import Run, Settings
 from scripts.pretrain.transplant import into_llama, into_t5
 
@@ -33,15 +35,53 @@ from scripts.pretrain.transplant import into_llama, into_t5
 LLAMA_LENGTH = 256
 """Tokens of a row of the Llama."""
 
+SAMPLE = 0.1
+"""Share of the documents that the tokenizer's counts come from."""
+
 SHARES = {"t5": ((0.7, 0.4), (0.15, 0.4)), "llama": ((0.6, 0.35), (0.25, 0.5))}
 """Share of batches read with the teacher, and of instructions, in the first and second half; the rest is text. The
 Llama learns to read from instructions too: only there does the end of a row ask for the whole of it."""
 
-FITTED_BATCHES = 40
-"""Batches over which the map to a further encoder takes its least squares."""
-
 MEDIAN_TEXTS = 100
 """Unchanged passages over which the transplanting takes its medians."""
+
+
+def pack_corpus(args: argparse.Namespace) -> None:
+    """Write tokenizer, token files, passages and instruction pairs of a corpus folder."""
+    torch.set_num_threads(args.threads)
+    target: Path = args.packed
+    target.mkdir(parents=True, exist_ok=True)
+    files = parts(args.corpus)[: args.parts]
+    teacher = Teacher(args.encoder)
+    encoder: Tokenizer = teacher.tokenizer.backend_tokenizer
+    share = 1.0 if len(files) == 1 else SAMPLE
+    chosen = (text for seed, file in enumerate(files) for text in sample(file, share, seed))
+    train_tokenizer(chosen, encoder, args.vocabulary).save(str(target / "tokenizer.json"))
+    tokenizer, words = load(target), whole_words(encoder)
+    # Words that the model has to read in pieces come twice as often.
+    put_in = words + [word for word in words if len(tokenizer.encode(word).ids) > 1]
+    counts = {}
+    for file in [args.corpus / "valid.txt", *files]:
+        counts[file.name] = pack(file, tokenizer, target / f"{file.name.split('.')[0]}.npy")
+        print(f"{file.name}: {counts[file.name]:,} tokens", flush=True)
+
+    def all_passages(offset: int) -> Iterator[tuple[str, bool]]:
+        for seed, file in enumerate(files):
+            yield from passages(sample(file, args.passage_share, offset + seed), put_in, offset + seed)
+
+    counts["passages"] = pack_passages(all_passages(0), tokenizer, target)
+    print(f"{counts['passages']:,} passages", flush=True)
+
+    def all_pairs() -> Iterator[tuple[str, str]]:
+        texts = (text for text, _ in all_passages(1000))
+        yield from described(islice(texts, args.described), words, teacher, seed=0)
+        for seed, file in enumerate(files):
+            yield from pairs(sample(file, args.pair_share, seed), seed, args.pairs_per_document)
+
+    counts["pairs"] = pack_pairs(all_pairs(), tokenizer, target)
+    print(f"{counts['pairs']:,} instruction pairs", flush=True)
+    write_json(target / "counts.json", counts)
+    write_json(target / "encoder.json", {"source": args.encoder, **origin(args.encoder)})
 
 
 def batches(args: argparse.Namespace, learn: bool) -> T5Batches | LlamaBatches:
@@ -60,36 +100,23 @@ def batches(args: argparse.Namespace, learn: bool) -> T5Batches | LlamaBatches:
 
 
 def begin(args: argparse.Namespace, tokenizer: Tokenizer, source: str, reading: Reading) -> Objective:
-    """Make the model, with the encoder's weights in it or with those of a model folder."""
-    encoder = Teacher(source, dtype=torch.float32)
-    model = build(args.architecture, args.seed, encoder.model.config, tokenizer.get_vocab_size())
-    objective = Objective(model, reading.teacher.width, mapped=isinstance(reading.teacher, Kept))
+    """Make the model with the encoder's weights in it."""
+    teacher = Teacher(source, dtype=torch.float32)
+    model = build(args.architecture, args.seed, teacher.model.config, tokenizer.get_vocab_size())
+    objective = Objective(model, teacher.width)
     if (args.run / checkpoint.FILE).exists():
         return objective
-    if args.model:
-        load_model(model, str(args.model / "model.safetensors"), strict=False)
-        model.tie_weights()
-    else:
-        transplant(args.architecture, objective, encoder, tokenizer, reading)
-    if objective.map is not None:
-        objective.fit([reading.batch(number) for number in range(FITTED_BATCHES)])
-    return objective
-
-
-def transplant(
-    architecture: str, objective: Objective, encoder: Teacher, tokenizer: Tokenizer, reading: Reading
-) -> None:
-    """Put the encoder's weights into the model."""
     clean = [number for number in reading.pools[1].tolist() if reading.clean[number]][:MEDIAN_TEXTS]
-    layers, texts = taken(architecture, encoder.model.config), [reading.text(number) for number in clean]
+    layers, texts = taken(args.architecture, teacher.model.config), [reading.text(number) for number in clean]
     with torch.no_grad():
-        if architecture == "t5":
-            scale, shift = None, into_t5(objective.model, encoder, tokenizer, layers, texts)
+        if args.architecture == "t5":
+            objective.shift.copy_(into_t5(model, teacher, tokenizer, layers, texts))
         else:
-            scale, shift = into_llama(objective.model, encoder, tokenizer, layers, texts)
-            objective.scale.copy_(scale)
-        if objective.map is None:
-            objective.shift.copy_(shift)
+            for own, value in zip(
+                (objective.scale, objective.shift), into_llama(model, teacher, tokenizer, layers, texts), strict=True
+            ):
+                own.copy_(value)
+    return objective
 
 
 def train(args: argparse.Namespace) -> None:
@@ -97,16 +124,9 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("high")
     tokenizer, source = load(args.packed), read_json(args.packed / "encoder.json")["source"]
-    if args.model and (own := AutoTokenizer.from_pretrained(args.model).get_vocab()) != tokenizer.get_vocab():
-        raise ValueError(
-            f"{args.model} has other tokens ({len(own):,}) than {args.packed}; pack with what it was packed with."
-        )
     args.run.mkdir(parents=True, exist_ok=True)
     llama = args.architecture == "llama"
-    if (args.packed / TOLD).exists():
-        teacher = Kept(args.packed, word_ends(all_texts(args.packed)))
-    else:
-        teacher = Teacher(source, SHAPES[-1][0] + 32)
+    teacher = Teacher(source, SHAPES[-1][0] + 32)
     reading = Reading(args.packed, tokenizer, teacher, 2 * args.rows, args.seed, llama)
     objective = begin(args, tokenizer, source, reading).to(args.device)
     reading_shares, pair_shares = SHARES[args.architecture]
@@ -116,16 +136,14 @@ def train(args: argparse.Namespace) -> None:
         rate=args.rate,
         save_seconds=args.save_seconds,
         compiled=not args.eager,
-        autocast=not args.float32,
         seed=args.seed,
     )
     # The budget in seconds counts from the first start, which a run that goes on has in its checkpoint.
     budget = Budget(unit="tokens", total=args.tokens or 1, decay=args.decay)
-    curve = read_json(args.model / "curve.json") if args.model else []
-    held_out = batches(args, learn=False)
-    run = Run(args.run, objective, batches(args, learn=True), held_out, reading, budget, settings, curve)
+    run = Run(args.run, objective, batches(args, learn=True), batches(args, learn=False), reading, budget, settings)
     if args.until:
-        run.budget = Budget(unit="seconds", total=timestamp(args.until) - run.progress.began, decay=args.decay)
+        end = datetime.fromisoformat(args.until).replace(tzinfo=UTC).timestamp()
+        run.budget = Budget(unit="seconds", total=end - run.progress.began, decay=args.decay)
     write_json(args.run / "run.json", told(args, run))
     began = time.monotonic()
     progress = run(session_seconds=args.session_seconds)
@@ -135,28 +153,23 @@ def train(args: argparse.Namespace) -> None:
 def told(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     """Say what `run.json` holds: what was asked, and for every session from which token on it was asked."""
     path = args.run / "run.json"
-    if not path.exists() and args.model:
-        path = args.model / "run.json"
     earlier = read_json(path)["sessions"] if path.exists() else []
-    encoder = read_json(args.packed / "encoder.json")
     session = {
         "tokens": run.progress.tokens,
         "budget": f"until {args.until}" if args.until else f"{args.tokens:,.0f} tokens",
         "rate": args.rate,
         "decay": args.decay,
-        "read": run.reading.teacher.told["name"] if isinstance(run.reading.teacher, Kept) else encoder["name"],
-        "machine": torch.cuda.get_device_name() if run.device.type == "cuda" else f"CPU, {args.threads} thread(s)",
     }
     return {
         "architecture": args.architecture,
         "packed": str(args.packed.resolve()),
+        "machine": torch.cuda.get_device_name() if run.device.type == "cuda" else f"CPU, {args.threads} thread(s)",
         "rows": run.train.rows,
         "seed": args.seed,
         "vocabulary": load(args.packed).get_vocab_size(),
         "torch": torch.__version__,
-        "encoder": encoder,
-        "layers": taken(args.architecture, Teacher(encoder["source"]).model.config),
-        "kept": run.reading.teacher.told if isinstance(run.reading.teacher, Kept) else None,
+        "encoder": read_json(args.packed / "encoder.json"),
+        "layers": taken(args.architecture, run.reading.teacher.model.config),
         "reading_shares": run.settings.reading_shares,
         "pair_shares": run.settings.pair_shares,
         "sessions": [*(entry for entry in earlier if entry["tokens"] < session["tokens"]), session],
@@ -167,12 +180,24 @@ def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
     root = argparse.ArgumentParser(prog="python -m scripts.pretrain", description=__doc__)
     commands = root.add_subparsers(required=True)
-    packing.add_commands(commands)
+    one = commands.add_parser("pack", help="turn a corpus folder into tokenizer, token files, passages and pairs")
+    one.add_argument("corpus", type=Path)
+    one.add_argument("packed", type=Path)
+    one.add_argument(
+        "--encoder", required=True, help="folder of a BERT encoder, or an installed package that holds one"
+    )
+    one.add_argument("--parts", type=int, default=None, help="training parts to use (all)")
+    one.add_argument("--passage-share", type=float, default=0.3, help="documents that passages are cut from")
+    one.add_argument("--described", type=int, default=60_000, help="instruction pairs whose answer is the encoder's")
+    one.add_argument("--pair-share", type=float, default=0.3, help="documents that other pairs are made from")
+    one.add_argument("--pairs-per-document", type=int, default=3)
+    one.add_argument("--vocabulary", type=int, default=VOCABULARY)
+    one.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    one.set_defaults(command=pack_corpus)
     two = commands.add_parser("train", help="begin or go on with a run")
     two.add_argument("architecture", choices=("t5", "llama"))
     two.add_argument("packed", type=Path)
     two.add_argument("run", type=Path)
-    two.add_argument("--model", type=Path, help="exported model folder to begin with, instead of the encoder's weights")
     length = two.add_mutually_exclusive_group(required=True)
     length.add_argument("--tokens", type=float, help="budget in tokens")
     length.add_argument("--until", help="time (UTC) at which the decay ends, as 2030-01-01T18:00")
@@ -183,7 +208,6 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--rate", type=float, default=Settings.rate, help="peak rate, in deviations of a tensor")
     two.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     two.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    two.add_argument("--float32", action="store_true", help="no bfloat16: faster on processors that only emulate it")
     two.add_argument("--eager", action="store_true", help="do not compile")
     two.add_argument("--seed", type=int, default=0)
     two.set_defaults(command=train)

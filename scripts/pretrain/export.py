@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from gorp.errors import CheckpointError
-from gorp.storage import read_json, write_atomic, write_json
+from gorp.storage import read_json, write_atomic
 from scripts.pretrain import checkpoint
 from scripts.pretrain.card import model_card
 from scripts.pretrain.models import MAX_LENGTH, build
@@ -41,9 +41,7 @@ def export(run: Path, target: Path) -> dict[str, Any]:
     tokenizer = load(packed)
     encoder = Teacher(told["encoder"]["source"])
     model = build(told["architecture"], told["seed"], encoder.model.config, tokenizer.get_vocab_size())
-    kept = told.get("kept")
-    objective = Objective(model, kept["width"] if kept else encoder.width, mapped=bool(kept))
-    progress = checkpoint.load(run, objective)
+    progress = checkpoint.load(run, Objective(model, encoder.width))
     if progress is None:
         raise CheckpointError(f"{run} holds no {checkpoint.FILE}; train until the first checkpoint, then export.")
     to_unit_embeddings(model)
@@ -63,7 +61,6 @@ def export(run: Path, target: Path) -> dict[str, Any]:
     weights = sum(weight.numel() for weight in model.parameters())
     text = model_card(target.name, told, progress.curve, model.config, weights, counts)
     write_atomic(target / "README.md", text.encode())
-    write_json(target / "run.json", _without_places(told))
     write_atomic(target / "curve.svg", perplexity_picture(progress.curve).encode())
     write_atomic(target / "curve.json", (json.dumps(progress.curve, indent=1) + "\n").encode())
     return progress.curve[-1]
@@ -76,12 +73,3 @@ def _prefer_attention(config: Path) -> None:
     """
     told = json.loads(config.read_text()) | {"attn_implementation": "eager"}
     config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
-
-
-def _without_places(told: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of `run.json` where things lay on the machine."""
-    return {
-        name: _without_places(value) if isinstance(value, dict) else value
-        for name, value in told.items()
-        if name not in ("packed", "source")
-    }

@@ -8,8 +8,7 @@ For the words w of the passages r of a batch, with the teacher's states t_w (mea
 s is the standard deviation of the t_w, M a partial whitening of the t_r: with their covariance Q Λ Qᵀ, M = Q (Λ +
 0.02 λ₁ I)^(-1/2), scaled so that mean ‖(t_r - mean) M‖² = 1. Without it the distance would be about topics alone,
 which make up the large directions. h is the encoder's output and a learned constant, for the Llama the stream before
-its last layer, normalized with a learned weight, and a learned constant. Where the teacher is not the encoder that the
-model began with, h is an affine function of either, learned from the least squares of some batches on.
+its last layer, normalized with a learned weight, and a learned constant.
 """
 
 from collections.abc import Mapping
@@ -27,60 +26,35 @@ FLOOR = 0.2
 PLAIN = 0.02
 """What is added to the variances before whitening, in the largest."""
 
-RIDGE = 1e-3
-"""What is added to the diagonal of the least squares, in its mean."""
-
 
 class Objective(nn.Module):
     """A model with its loss."""
 
-    def __init__(self, model: PreTrainedModel, width: int, mapped: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, width: int) -> None:
         """Put the two together.
 
         Args:
             model: The model.
             width: Width d of the teacher.
-            mapped: Whether h is an affine function of the model's states, which `fit` begins, or the states themselves.
         """
         super().__init__()
         self.model, self.width, self.seq2seq = model, width, model.config.is_encoder_decoder
         self.shift = nn.Parameter(torch.zeros(width))
-        learned = not self.seq2seq and not mapped
-        self.scale = nn.Parameter(torch.ones(model.config.hidden_size), requires_grad=learned)
-        self.map = nn.Linear(model.config.hidden_size, width, bias=False) if mapped else None
+        self.scale = nn.Parameter(torch.ones(model.config.hidden_size), requires_grad=not self.seq2seq)
         self.register_buffer("deviation", torch.ones(width), persistent=False)
         self.register_buffer("whitening", torch.eye(width), persistent=False)
 
     def measure(self, batches: list[dict[str, Tensor]]) -> None:
-        """Take s and M from what the teacher says of some batches."""
+        """Take s and M from what the teacher says of some batches, wherever those lie."""
         words = torch.cat([batch["words"][batch["known"]] for batch in batches])
         texts = torch.cat([batch["texts"] for batch in batches])
         deviation = words.std(0)
-        self.deviation = deviation.clamp(min=FLOOR * deviation.median().item())
+        self.deviation = deviation.clamp(min=FLOOR * deviation.median().item()).to(self.shift.device)
         centred = texts - texts.mean(0)
         variances, directions = torch.linalg.eigh(centred.mT @ centred / len(centred))
         whitening = directions * (variances.clamp(min=0) + PLAIN * variances[-1]).rsqrt()
-        self.whitening = whitening / (centred @ whitening).square().sum(1).mean().sqrt()
-
-    @torch.no_grad()
-    def fit(self, batches: list[dict[str, Tensor]]) -> None:
-        """Let the map begin with the least squares over the words of some batches, a little of ridge in it."""
-        assert self.map is not None
-        read, told = [], []
-        for batch in batches:
-            _, states = self.states(batch["input_ids"], batch["attention_mask"])
-            words, here = means(states, batch["owner"], len(batch["words"]))
-            both = here & batch["known"]
-            read.append(words[both].double())
-            told.append(batch["words"][both].double())
-        inputs, targets = torch.cat(read), torch.cat(told)
-        mean, centre = inputs.mean(0), targets.mean(0)
-        inputs = inputs - mean
-        gram = inputs.mT @ inputs
-        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-        weight = torch.linalg.solve(gram, inputs.mT @ (targets - centre)).mT
-        self.map.weight.copy_(weight)
-        self.shift.copy_(centre - weight @ mean)
+        whitening = whitening / (centred @ whitening).square().sum(1).mean().sqrt()
+        self.whitening = whitening.to(self.shift.device)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
@@ -95,22 +69,12 @@ class Objective(nn.Module):
         Returns:
             The language model's loss (0 without labels) and h, N x L x d.
         """
-        loss, states = self.states(input_ids, attention_mask, labels)
-        if self.map is not None:
-            with torch.autocast(states.device.type, enabled=False):
-                return loss, self.map(states) + self.shift
-        return loss, states[..., : self.width] + self.shift
-
-    def states(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Give the loss, as `forward`, and the model's states before the map or the constant, N x L x hidden."""
         if self.seq2seq:
             if labels is None:
                 output = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask)
-                return input_ids.new_zeros((), dtype=torch.float32), output.last_hidden_state.float()
+                return input_ids.new_zeros((), dtype=torch.float32), self._shifted(output.last_hidden_state.float())
             output = self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False)
-            return output.loss, output.encoder_last_hidden_state.float()
+            return output.loss, self._shifted(output.encoder_last_hidden_state.float())
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -120,7 +84,7 @@ class Objective(nn.Module):
         )
         stream = output.hidden_states[-2].float()
         normal = stream * torch.rsqrt(stream.square().mean(-1, keepdim=True) + self.model.config.rms_norm_eps)
-        return output.loss, self.scale * normal
+        return output.loss, self._shifted(self.scale * normal)
 
     def distance(self, hidden: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute both parts of the distance.
@@ -140,3 +104,6 @@ class Objective(nn.Module):
         whole = sums / torch.bincount(rows, minlength=len(hidden))[:, None].clamp(min=1)
         texts = ((whole - batch["texts"]) @ self.whitening).square().sum(1).mean()
         return words, texts
+
+    def _shifted(self, hidden: Tensor) -> Tensor:
+        return hidden[..., : self.width] + self.shift

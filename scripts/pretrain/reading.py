@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from scripts.pretrain.kept import Kept
 from scripts.pretrain.teacher import Teacher, owners, word_starts
 from scripts.pretrain.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
@@ -97,29 +96,16 @@ def pack_passages(texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer, folde
     return len(table)
 
 
-def passage(texts: np.ndarray, ends: np.ndarray, number: int) -> str:
-    """Give passage `number` out of the bytes of all and their ends."""
-    return texts[ends[number - 1] if number else 0 : ends[number]].tobytes().decode()
-
-
-def all_texts(folder: Path) -> list[str]:
-    """Read all passages that `pack_passages` wrote."""
-    texts, ends = np.load(folder / "passages.npy"), np.load(folder / "passages-table.npy")[:, 0]
-    return [passage(texts, ends, number) for number in range(len(ends))]
-
-
 class Reading:
     """Batches of passages with what the teacher says of them; a function of seed and number alone."""
 
-    def __init__(
-        self, folder: Path, tokenizer: Tokenizer, teacher: Teacher | Kept, rows: int, seed: int, llama: bool
-    ) -> None:
+    def __init__(self, folder: Path, tokenizer: Tokenizer, teacher: Teacher, rows: int, seed: int, llama: bool) -> None:
         """Open the files as memory maps.
 
         Args:
             folder: Folder that `pack_passages` wrote to.
             tokenizer: Tokenizer of the model.
-            teacher: Who reads along, or what it said before: then only the passages it came to are used.
+            teacher: Who reads along.
             rows: Rows of a batch of the long shape.
             seed: Seed of the order.
             llama: Whether rows begin with `<s>` instead of ending with `</s>` alone, and have labels.
@@ -129,9 +115,7 @@ class Reading:
         self.ends, self.clean = table[:, 0], table[:, 2].astype(bool)
         self.tokenizer, self.teacher, self.rows, self.seed, self.llama = tokenizer, teacher, rows, seed, llama
         short = table[:, 1] <= SHAPES[0][0] - 2
-        here = np.zeros(len(short), dtype=bool)
-        here[teacher.numbers if isinstance(teacher, Kept) else slice(None)] = True
-        self.pools = [np.flatnonzero(short & here), np.flatnonzero(~short & here)]
+        self.pools = [np.flatnonzero(short), np.flatnonzero(~short)]
         if min(map(len, self.pools)) == 0:
             raise ValueError(f"{folder} holds no short or no long passages; pack more text.")
         self._orders: dict[tuple[int, int], np.ndarray] = {}
@@ -152,7 +136,8 @@ class Reading:
 
     def text(self, number: int) -> str:
         """Give passage `number`."""
-        return passage(self.texts, self.ends, number)
+        start = self.ends[number - 1] if number else 0
+        return self.texts[start : self.ends[number]].tobytes().decode()
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
         """Give batch `number`.
@@ -174,8 +159,7 @@ class Reading:
             own = torch.tensor(owners(texts[row], encoding.offsets[: len(inner)], starts[row]))
             owner[row, len(begin) : len(begin) + len(inner)] = torch.where(own < 0, own, own + count)
             count += len(starts[row])
-        kept = isinstance(self.teacher, Kept)
-        words, known, whole = self.teacher.read(chosen) if kept else self.teacher.read(texts, starts)
+        words, known, whole = self.teacher.read(texts, starts)
         mask = (ids != PAD_ID).long()
         batch = {"input_ids": ids, "attention_mask": mask, "owner": owner, "words": words, "known": known}
         batch |= {"texts": whole, "row": torch.repeat_interleave(torch.tensor([len(own) for own in starts]))}

@@ -9,7 +9,6 @@ To end a run early its budget is set to `spent / (1 - d)`: the decay then begins
 """
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Literal
 
 
@@ -38,8 +37,3 @@ class Budget:
     def ended_early(self, spent: float) -> "Budget":
         """Give the budget whose decay begins now; a decay that has begun goes on as it is."""
         return replace(self, total=min(self.total, spent / (1.0 - self.decay)))
-
-
-def timestamp(told: str) -> float:
-    """Read a time in UTC as seconds since 1970."""
-    return datetime.fromisoformat(told).replace(tzinfo=UTC).timestamp()

@@ -153,12 +153,6 @@ class Teacher:
         mask = encoded["attention_mask"][:, :, None].float()
         return *means(hidden, owner, count), (hidden * mask).sum(1) / mask.sum(1)
 
-    def texts(self, texts: Sequence[str], rows: int = 32) -> Tensor:
-        """Give the mean of the last layer over each text, N x d, float32; those of like length are read together."""
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-        groups = [order[at : at + rows] for at in range(0, len(order), rows)]
-        pieces = [
-            self.read([texts[number] for number in group], [word_starts(texts[number]) for number in group])[2]
-            for group in groups
-        ]
-        return torch.cat(pieces)[torch.tensor(order).argsort()]
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Give the mean of the last layer over each text, N x d, float32."""
+        return self.read(texts, [word_starts(text) for text in texts])[2]

@@ -7,7 +7,6 @@ clock, and its own bookkeeping costs throughput at steps of a few milliseconds.
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +25,8 @@ from scripts.pretrain.schedule import Budget
 
 Batch = dict[str, torch.Tensor]
 
-MEASURED_BATCHES = 100
-"""Batches from which the scales of the distance are taken: some thousand texts, for covariances of 768 coordinates."""
+MEASURED_BATCHES = 40
+"""Batches from which the scales of the distance are taken: 2,560 texts at 16 rows, for covariances of a few hundred."""
 
 HELD_OUT_BATCHES = 8
 """Batches of held-out text that are measured, at most."""
@@ -51,18 +50,8 @@ class Settings:
     """Steps between log lines."""
     compiled: bool = True
     """Whether the forward pass is compiled."""
-    autocast: bool = True
-    """Whether products are in bfloat16."""
     seed: int = 0
     """Seed of the choice between text and instructions."""
-
-
-def _started(curve: Sequence[dict[str, float]]) -> Progress:
-    """Give the counters of a new run, which go on from those of an earlier one."""
-    if not curve:
-        return Progress(began=time.time())
-    step, tokens = int(curve[-1]["step"]), int(curve[-1]["tokens"])
-    return Progress(began=time.time(), step=step, tokens=tokens, before=(step, tokens), curve=list(curve))
 
 
 class Run:
@@ -77,7 +66,6 @@ class Run:
         reading: Reading,
         budget: Budget,
         settings: Settings,
-        curve: Sequence[dict[str, float]] = (),
     ) -> None:
         """Prepare the run and take up its checkpoint, if there is one.
 
@@ -89,22 +77,20 @@ class Run:
             reading: Batches read with the teacher.
             budget: How long to train.
             settings: The rest.
-            curve: Held-out losses of the run that the model comes from, where it has learned before.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.objective, self.train, self.held_out = folder, objective, train, held_out
         self.settings, self.device, self.reading = settings, objective.model.device, reading
         objective.measure([reading.batch(number) for number in range(MEASURED_BATCHES)])
         self.optimizer = Optimizer(objective, settings.rate)
-        self.progress = checkpoint.load(folder, objective, self.optimizer) or _started(curve)
+        self.progress = checkpoint.load(folder, objective, self.optimizer) or Progress(began=time.time())
         self.budget = budget
         self.forward = torch.compile(objective, dynamic=False) if settings.compiled else objective
 
     @property
     def spent(self) -> float:
         """What is spent of the budget, in its unit."""
-        progress = self.progress
-        return progress.tokens - progress.before[1] if self.budget.unit == "tokens" else time.time() - progress.began
+        return self.progress.tokens if self.budget.unit == "tokens" else time.time() - self.progress.began
 
     def __call__(self, stop_at: int | None = None, session_seconds: float = math.inf) -> Progress:
         """Train until the budget is spent.
@@ -149,7 +135,7 @@ class Run:
         loss, distances = self._loss(self.forward, batch)
         (loss + sum(distances)).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip)
-        self.optimizer.step(self.budget.rate(progress.step - progress.before[0], spent))
+        self.optimizer.step(self.budget.rate(progress.step, spent))
         progress.step += 1
         progress.tokens += (tokens := tokens_of(batch))
         if progress.step % self.settings.log_steps < 3 or progress.step <= 5:
@@ -180,7 +166,7 @@ class Run:
     def _loss(self, forward: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         inputs = {name: moved[name] for name in ("input_ids", "attention_mask", "labels") if name in moved}
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             loss, hidden = forward(**inputs)
         return loss, list(self.objective.distance(hidden, moved)) if "owner" in moved else []
 

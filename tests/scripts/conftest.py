@@ -36,11 +36,7 @@ def article(number: int) -> str:
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder of two layers and 48 coordinates with its tokenizer."""
-    return small_encoder(tmp_path_factory.mktemp("teacher") / "encoder", width=48, seed=0)
-
-
-def small_encoder(folder: Path, width: int, seed: int) -> Path:
-    """Write a random encoder of two layers with its tokenizer."""
+    folder = tmp_path_factory.mktemp("teacher") / "encoder"
     letters = "abcdefghijklmnopqrstuvwxyz"
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TOPICS, *OTHERS, *letters, *"0123456789.,:?()_", "ing"]
     names += [f"##{letter}" for letter in (*letters, "ing")]
@@ -51,10 +47,10 @@ def small_encoder(folder: Path, width: int, seed: int) -> Path:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(names),
-        hidden_size=width,
+        hidden_size=48,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
@@ -81,8 +77,7 @@ def folders(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     (corpus / "train-0.txt").write_text(end.join(texts) + end, encoding="utf-8")
     (corpus / "valid.txt").write_text(end.join(article(number) for number in range(100, 110)), encoding="utf-8")
     command = ["pack", str(corpus), str(packed), "--encoder", str(encoder), "--vocabulary", str(VOCABULARY)]
-    made = ["pairs", str(corpus), str(packed), "--pair-share", "1", "--described", "40"]
-    for words in ([*command, "--passage-share", "1"], made):
-        arguments = parser().parse_args([*words, "--threads", "1"])
-        arguments.command(arguments)
+    shares = ["--passage-share", "1", "--pair-share", "1", "--described", "40", "--threads", "1"]
+    arguments = parser().parse_args([*command, *shares])
+    arguments.command(arguments)
     return corpus, packed
