@@ -23,9 +23,12 @@ def factored(shape, scale=1.0):
 def test_loading_twice_is_loading_once(model):
     weights, delta = BaseWeights(model), factored(torch.Size([5, 6]))
     expected = model[0].weight + delta.dense()
-    for _ in range(2):
-        weights.load({"0.weight": delta})
-        assert torch.equal(model[0].weight, expected)
+    weights.load({"0.weight": delta})
+    once = model[0].weight.clone()
+    # Some processors multiply and add with one rounding, where W + delta.dense() has two.
+    torch.testing.assert_close(once, expected, rtol=0, atol=1e-6)
+    weights.load({"0.weight": delta})
+    assert torch.equal(model[0].weight, once)
 
 
 def test_a_weight_without_a_delta_goes_back_to_its_first_bits(model):
