@@ -26,6 +26,15 @@ def test_tensors_and_metadata_come_back_as_they_went(tmp_path):
         assert torch.equal(back[name], tensor), name
 
 
+def test_tensors_that_share_memory_come_back_each_in_full(tmp_path):
+    whole = torch.arange(12.0).view(3, 4)
+    tensors = {"one": whole, "same": whole, "rows": whole[:2], "column": whole[:, 1], "flat": whole.view(12)}
+    write_tensors(tmp_path / "x.safetensors", tensors, {})
+    back, _ = read_tensors(tmp_path / "x.safetensors")
+    assert back.keys() == tensors.keys() and all(torch.equal(back[name], x) for name, x in tensors.items())
+    assert len({x.untyped_storage().data_ptr() for x in back.values()}) == len(tensors)
+
+
 def test_json_comes_back_as_it_went(tmp_path):
     value = {"name": "Größe", "values": [1, 2.5, None, True]}
     write_json(tmp_path / "x.json", value)

@@ -59,8 +59,17 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write `tensors` as safetensors; each value of `metadata` becomes JSON text in the header."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write `tensors` as safetensors; each value of `metadata` becomes JSON text in the header.
+
+    Tensors may share memory, one of them under two names for example: each is written in full under its own name.
+    """
+    whole: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        whole[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses memory that is shared
+        storages.add(storage)
     write_atomic(path, save(whole, {key: json.dumps(value) for key, value in metadata.items()}))
 
 
