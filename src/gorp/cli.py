@@ -119,10 +119,10 @@ def train(
 def status(workspace: Folder = Path("."), as_json: AsJson = False) -> None:
     """Show the accuracy matrix, what it says, the versions, and what is pending."""
     with _errors():
-        console, _ = _start()
+        from gorp.console import console
         from gorp.workspace import status as read_status
 
-        _show_status(console, read_status(workspace), as_json)
+        _show_status(console(), read_status(workspace), as_json)
 
 
 @app.command("eval")
@@ -150,16 +150,15 @@ def evaluate(
 def methods(as_json: AsJson = False) -> None:
     """List the methods that `method.name` can be."""
     with _errors():
-        console, _ = _start()
-        from gorp.console import plain_table
-        from gorp.methods import METHODS
+        from gorp.catalogue import CATALOGUE
+        from gorp.console import console, plain_table
 
-        facts = {n: {"title": m.title, "keeps": m.keeps, "paper": m.paper} for n, m in METHODS.items()}
+        facts = {name: about._asdict() for name, about in CATALOGUE.items()}
         if as_json:
             _print_json(facts)
             return
         lines = [[name, about["title"], about["keeps"], about["paper"]] for name, about in facts.items()]
-        console.print(plain_table("", ["name", "what it does", "keeps between tasks", "paper"], lines))
+        console().print(plain_table("", ["name", "what it does", "keeps between tasks", "paper"], lines))
 
 
 @app.command()
@@ -199,7 +198,8 @@ def _start() -> tuple[Any, Any]:
         import datasets
         from transformers.utils import logging
 
-        from gorp.console import console, progress_on
+        from gorp.console import console
+        from gorp.live import progress_on
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What a long run tells of itself. The base shows nothing; `gorp.console` has what a terminal shows."""
+"""What a long run tells of itself. The base shows nothing; `gorp.live` has what a terminal shows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,19 +1,20 @@
 """Files that are either whole or absent: written under a temporary name, synced, renamed.
 
-Tensors go into safetensors, everything else into JSON. Nothing here is ever a pickle.
+Tensors go into safetensors, everything else into JSON. Nothing here is ever a pickle. torch is imported when the first
+tensor is read or written: commands that only look at JSON start at once.
 """
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gorp.errors import CheckpointError
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -58,12 +59,14 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: not a whole JSON file ({error}). Restore it from a copy.") from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> None:
     """Write `tensors` as safetensors; each value of `metadata` becomes JSON text in the header.
 
     Tensors may share memory, one of them under two names for example: each is written in full under its own name.
     """
-    whole: dict[str, Tensor] = {}
+    from safetensors.torch import save
+
+    whole: dict[str, Any] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -73,12 +76,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_atomic(path, save(whole, {key: json.dumps(value) for key, value in metadata.items()}))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """The tensors of a safetensors file, on the CPU, and its metadata; the inverse of `write_tensors`.
 
     They are copies in memory of torch's own: a file's tensors lie at odd addresses, and there a matrix product rounds
     otherwise than at even ones, so that a resumed run would drift from the unbroken one in its last bits.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from gorp.adapters import LoraSettings
+from gorp.catalogue import CATALOGUE
 from gorp.delta import unpack_deltas
 from gorp.errors import ConfigError
 from gorp.method import Method
@@ -194,6 +195,13 @@ class TestConfig:
 def test_nonsense_is_refused_with_what_is_right(name, nonsense, message):
     with pytest.raises(ConfigError, match=message):
         METHODS[name].Config(**nonsense)
+
+
+@every_method
+def test_the_catalogue_says_what_the_class_says(name):
+    method = METHODS[name]
+    said = f'"{name}": About(title={method.title!r}, keeps={method.keeps!r}, paper={method.paper!r})'
+    assert CATALOGUE.get(name) == (method.title, method.keeps, method.paper), f"gorp/catalogue.py should hold {said}"
 
 
 @every_method

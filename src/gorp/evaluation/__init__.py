@@ -8,12 +8,18 @@ matrix.py      AccuracyMatrix: after every task, on every task
 metrics.py     AP, BWT, forgetting, LA, FWT: formulas on the matrix
 """
 
-from gorp.evaluation.batches import EvalConfig
-from gorp.evaluation.generate import generate_answers
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from gorp.evaluation.matrix import AccuracyMatrix
 from gorp.evaluation.metrics import FORMULAS, MEANINGS, seen_performance, summary
-from gorp.evaluation.rank import rank_labels
-from gorp.evaluation.score import TaskScore, normalise, score_task
+
+
+if TYPE_CHECKING:
+    from gorp.evaluation.batches import EvalConfig
+    from gorp.evaluation.generate import generate_answers
+    from gorp.evaluation.rank import rank_labels
+    from gorp.evaluation.score import TaskScore, normalise, score_task
 
 
 __all__ = [
@@ -29,3 +35,19 @@ __all__ = [
     "seen_performance",
     "summary",
 ]
+
+_MODULES = {
+    "EvalConfig": "batches",
+    "generate_answers": "generate",
+    "rank_labels": "rank",
+    "TaskScore": "score",
+    "normalise": "score",
+    "score_task": "score",
+}
+"""Names whose modules need torch and transformers: imported when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Multi-task training: one LoRA run on the union of all tasks. Not continual: the upper bound of every table."""
+"""Joint LoRA: one LoRA run on the union of all tasks. Not continual: it needs the data of every task."""
 
 from typing import final
 
@@ -10,7 +10,7 @@ class MultiTask(LoraMethod):
     """All tasks at once, shuffled together, the same number of epochs."""
 
     name = "multi_task"
-    title = "one LoRA run on all tasks together (upper bound)"
+    title = "joint LoRA: one adapter trained on all tasks together"
     paper = "Caruana 1997, Machine Learning 28"
     keeps = "needs the data of every task"
     joint = True

@@ -15,11 +15,17 @@ evaluate.py   score a version again
 status.py     what there is, for reading
 """
 
-from gorp.workspace.config import RunConfig, build_method, effective, load_config, parse_config
-from gorp.workspace.evaluate import evaluate_version
-from gorp.workspace.run import plan, run_sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from gorp.workspace.status import status
 from gorp.workspace.store import Version, Workspace
+
+
+if TYPE_CHECKING:
+    from gorp.workspace.config import RunConfig, build_method, effective, load_config, parse_config
+    from gorp.workspace.evaluate import evaluate_version
+    from gorp.workspace.run import plan, run_sequence
 
 
 __all__ = [
@@ -35,3 +41,16 @@ __all__ = [
     "run_sequence",
     "status",
 ]
+
+_MODULES = dict.fromkeys(("RunConfig", "build_method", "effective", "load_config", "parse_config"), "config") | {
+    "evaluate_version": "evaluate",
+    "plan": "run",
+    "run_sequence": "run",
+}
+"""Names whose modules need torch and transformers: imported when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

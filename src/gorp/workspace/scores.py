@@ -4,14 +4,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gorp.errors import CheckpointError
-from gorp.evaluation import AccuracyMatrix, TaskScore
+from gorp.evaluation import AccuracyMatrix
 from gorp.storage import read_json, write_atomic, write_json
 from gorp.workspace.store import Version
+
+
+if TYPE_CHECKING:
+    from gorp.evaluation import TaskScore
 
 
 class Scores:
@@ -36,7 +40,7 @@ class Scores:
         cell = self.cells.get(version, {}).get(task)
         return cell if cell is not None and cell["key"] == key else None
 
-    def enter(self, version: str, score: TaskScore, key: str) -> dict[str, Any]:
+    def enter(self, version: str, score: "TaskScore", key: str) -> dict[str, Any]:
         """Keep a score and its answers on disk."""
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in score.samples)
         write_atomic(self.samples(version, score.task), lines.encode())

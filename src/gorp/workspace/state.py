@@ -2,14 +2,17 @@
 
 import hashlib
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import gorp
-from gorp.delta import pack_deltas
 from gorp.errors import CheckpointError
-from gorp.method import Method, prefixed
 from gorp.storage import read_tensors, write_tensors
+
+
+if TYPE_CHECKING:  # torch is imported with the first tensor, not by `gorp status`
+    from torch import Tensor
+
+    from gorp.method import Method
 
 
 DELTA, MEMORY, METHOD = "delta.safetensors", "memory.safetensors", "method.safetensors"
@@ -17,12 +20,15 @@ SIDE = "input"
 """Which side of a weight the memory protects: S has n rows for a weight of n inputs."""
 
 
-def write_state(folder: Path, method: Method, base_sha256: str) -> None:
+def write_state(folder: Path, method: "Method", base_sha256: str) -> None:
     """Write what a finished task leaves into three safetensors files of `folder`.
 
     Deltas and bases are in the method's state too, under `delta/` and `memory/`, and are not written twice: what the
     two contract files say is what the next task protects.
     """
+    from gorp.delta import pack_deltas
+    from gorp.method import prefixed
+
     options = {name: getattr(method.config, name, None) for name in ("mode", "energy", "budget")}
     header = {**options, "side": SIDE, "base_sha256": base_sha256, "gorp_version": gorp.__version__}
     bases = method.memory_tensors()
@@ -33,12 +39,14 @@ def write_state(folder: Path, method: Method, base_sha256: str) -> None:
     write_tensors(folder / METHOD, rest, {"method": method.name})
 
 
-def read_state(folder: Path, base_sha256: str) -> dict[str, Tensor]:
+def read_state(folder: Path, base_sha256: str) -> "dict[str, Tensor]":
     """The inverse of `write_state`: what `Method.load_state_dict` takes.
 
     Raises:
         CheckpointError: If the memory is another model's, or of the other side of the weights.
     """
+    from gorp.method import prefixed
+
     bases, header = read_tensors(folder / MEMORY)
     if header.get("side") != SIDE or header.get("base_sha256") != base_sha256:
         what = "another model" if header.get("side") == SIDE else f"the {header.get('side')} side of the weights"

@@ -23,13 +23,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gorp.errors import CheckpointError, ConfigError, nearest
 from gorp.storage import read_json, sync_folder, write_atomic, write_json
 from gorp.workspace.state import MEMORY, file_sha256, read_state
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 TRAINING, RECORD, CONFIG = "training.json", "version.json", "config.json"
@@ -69,7 +71,7 @@ class Version:
                     f"{RECORD}). Restore it from a copy."
                 )
 
-    def method_state(self, base_sha256: str) -> dict[str, Tensor]:
+    def method_state(self, base_sha256: str) -> "dict[str, Tensor]":
         """The state of the method after this version's last task, verified; empty for v0.
 
         Raises:

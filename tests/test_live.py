@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from gorp import console as module
-from gorp.console import PlainProgress
+from gorp import live as module
+from gorp.console import PLAIN_WIDTH
+from gorp.live import PlainProgress
 from gorp.targets import Treatment
 
 
@@ -16,7 +17,7 @@ def log(monkeypatch):
     """The progress, the text it has written so far, and the clock."""
     text, clock = io.StringIO(), [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    return PlainProgress(Console(file=text, width=module.PLAIN_WIDTH)), text, clock
+    return PlainProgress(Console(file=text, width=PLAIN_WIDTH)), text, clock
 
 
 def test_scoring_that_is_quick_is_silent(log):

@@ -1,0 +1,54 @@
+"""What can be said of each method without importing it: `gorp methods` lists this, at once and without torch.
+
+Held equal to the classes by tests/methods/test_contract.py.
+"""
+
+from typing import NamedTuple
+
+
+class About(NamedTuple):
+    """`title`, `keeps` and `paper` of a method's class."""
+
+    title: str
+    keeps: str
+    paper: str
+
+
+CATALOGUE: dict[str, About] = {
+    "gorp": About(
+        title="LoRA and full matrices in the complement of a shared gradient space",
+        keeps="a basis S per weight, at most budget·n x n floats: constant once the budget is reached",
+        paper="Wang et al. 2025, arXiv:2507.02503",
+    ),
+    "sequential_full": About(
+        title="full fine-tuning, task after task",
+        keeps="nothing",
+        paper="the usual practice",
+    ),
+    "sequential_lora": About(
+        title="one LoRA adapter, trained on task after task",
+        keeps="nothing",
+        paper="Hu et al. 2021, arXiv:2106.09685",
+    ),
+    "incremental_lora": About(
+        title="a fresh LoRA pair per task, folded at its end",
+        keeps="nothing",
+        paper="Wang et al. 2023, arXiv:2310.14152 (IncLoRA)",
+    ),
+    "ewc": About(
+        title="one LoRA adapter, held by an online Fisher penalty",
+        keeps="F and θ*, twice the adapter: constant",
+        paper="Kirkpatrick et al. 2017, arXiv:1612.00796",
+    ),
+    "olora": About(
+        title="a fresh LoRA pair per task, pushed orthogonal to the earlier ones",
+        keeps="the A rows of every task: r x n a weight and task",
+        paper="Wang et al. 2023, arXiv:2310.14152",
+    ),
+    "multi_task": About(
+        title="joint LoRA: one adapter trained on all tasks together",
+        keeps="needs the data of every task",
+        paper="Caruana 1997, Machine Learning 28",
+    ),
+}
+"""Name of the method -> what it does, what it keeps between tasks, where it comes from."""
