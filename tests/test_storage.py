@@ -1,12 +1,16 @@
 """Files are whole or absent, and a damaged one is named."""
 
+import errno
 import os
+import random
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from gorp.errors import CheckpointError
-from gorp.storage import read_json, read_tensors, write_atomic, write_json, write_tensors
+from gorp.storage import read_json, read_tensors, remove_leftovers, write_atomic, write_json, write_tensors
 
 
 def test_tensors_and_metadata_come_back_as_they_went(tmp_path):
@@ -45,10 +49,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     write_atomic(tmp_path / "x", b"old")
 
     def full_disk(descriptor):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match=r"x: no space left on device \(disk .*, [\d.]+ MiB free\)"):
         write_atomic(tmp_path / "x", b"new")
     assert (tmp_path / "x").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
@@ -78,3 +82,52 @@ def test_tensors_come_back_where_matrix_products_round_as_they_did(tmp_path):
     tensors = {f"t{i}": torch.randn(3, 7 + i) for i in range(6)}
     write_tensors(tmp_path / "x.safetensors", tensors, {})
     assert all(x.data_ptr() % 64 == 0 for x in read_tensors(tmp_path / "x.safetensors")[0].values())
+
+
+def test_the_bytes_of_a_tensor_file_do_not_depend_on_chance(tmp_path):
+    """Rust shuffles a map's keys anew in every process and for every map."""
+    keys = [f"key{i}" for i in range(12)]
+    metadata = {key: key for key in random.Random(0).sample(keys, len(keys))}
+    for number in range(8):
+        write_tensors(tmp_path / f"{number}", {"b": torch.ones(3), "a": torch.arange(5)}, metadata)
+    assert len({(tmp_path / f"{number}").read_bytes() for number in range(8)}) == 1
+    assert read_tensors(tmp_path / "0")[1] == metadata
+    write_tensors(tmp_path / "none", {"a": torch.ones(1)}, {})
+    assert read_tensors(tmp_path / "none")[1] == {}
+
+
+def test_what_the_disk_refuses_is_one_sentence_with_file_and_disk(tmp_path):
+    (tmp_path / "file").write_text("a user's own")
+    for path in (tmp_path / "file" / "x.json", tmp_path / ("n" * 300), tmp_path):
+        with pytest.raises(CheckpointError, match=r"\(disk /.*\)\. What was written before is whole"):
+            write_json(path, {})
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "a user's own"
+
+
+def test_the_error_of_a_network_is_not_the_disks(monkeypatch, tmp_path):
+    for error in (ConnectionResetError(errno.ECONNRESET, "reset"), OSError("cannot reach the hub")):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(type(error)):
+            write_atomic(tmp_path / "x", b"")
+
+
+def test_no_link_is_followed_and_leftovers_of_killed_processes_go(tmp_path):
+    """A process that is killed while it writes leaves its temporary file, under another name each time."""
+    code = """import os, signal, sys, pathlib
+from gorp.storage import write_atomic
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(pathlib.Path(sys.argv[1]) / "x.json", b"half")"""
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    (tmp_path / f".x.json.{os.getpid()}.tmp").write_text("left by an older version")
+    left = os.listdir(tmp_path)
+    assert len(left) == 3
+    (tmp_path / "x.json").write_text("{}")
+    (tmp_path / ".hidden").write_text("a user's own")
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hidden", "x.json"]
+    remove_leftovers(tmp_path / "no such folder")

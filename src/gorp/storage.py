@@ -1,15 +1,17 @@
 """Files that are either whole or absent: written under a temporary name, synced, renamed.
 
-Tensors go into safetensors, everything else into JSON. Nothing here is ever a pickle. torch is imported when the first
-tensor is read or written: commands that only look at JSON start at once.
+Tensors go into safetensors, everything else into JSON. Nothing here is ever a pickle. The same content gives the same
+bytes. torch is imported when the first tensor is read or written: commands that only look at JSON start at once.
 """
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gorp.disk import LEFTOVER, disk_errors
 from gorp.errors import CheckpointError
 
 
@@ -17,22 +19,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` so that a reader sees the old file, or the new one, and never a part.
+def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
+    """Write the bytes of `parts` so that a reader sees the old file, or the new one, and never a part.
 
-    The bytes are synced before the rename and the folder after it, so the promise holds through a power cut.
+    The bytes are synced before the rename and the folder after it, so the promise holds through a power cut. The
+    temporary name is random and must not exist, so no link that somebody put there is followed.
+
+    Raises:
+        CheckpointError: If the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".gorp-{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        try:
+            with open(descriptor, "wb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -42,6 +51,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes left directly in `folder`; nobody may be writing there."""
+    with disk_errors(folder):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if LEFTOVER.fullmatch(path.name) and not path.is_dir():
+                path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,7 +72,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. Was the folder moved, or the run never finished?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits
         raise CheckpointError(f"{path}: not a whole JSON file ({error}). Restore it from a copy.") from None
 
 
@@ -73,7 +92,20 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
         storage = tensor.untyped_storage().data_ptr()
         whole[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses memory that is shared
         storages.add(storage)
-    write_atomic(path, save(whole, {key: json.dumps(value) for key, value in metadata.items()}))
+    write_atomic(path, *_sorted_header(save(whole, {key: json.dumps(value) for key, value in metadata.items()})))
+
+
+def _sorted_header(content: bytes) -> tuple[bytes, memoryview]:
+    """The file with the keys of its metadata in order; safetensors writes them in an order of chance.
+
+    Eight bytes hold the header's length n, then come n bytes of JSON, then the tensors, at a multiple of eight bytes.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    metadata = dict(sorted(header.pop("__metadata__", {}).items()))
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, memoryview(content)[end:]
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
@@ -90,5 +122,7 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
             return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. Was the folder moved, or the run never finished?") from None
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}). Restore it from a copy.") from None
