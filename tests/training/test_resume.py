@@ -35,6 +35,9 @@ KINDS = {
     "autocast": (torch.float32, {"bf16": True}),
 }
 STEPS = 8
+INSIDE_AN_EPOCH = {"5 steps": (5, {"max_steps": 5}), "one and a half epochs": (6, {"num_train_epochs": 1.5})}
+"""Tasks that end in the middle of an epoch of 4 steps; the first number is how many they take."""
+KINDS |= {name: (torch.float32, training) for name, (_, training) in INSIDE_AN_EPOCH.items()}
 CUTS = (0, 1, 3, 4, 8)  # nothing done; before, in and after a second refresh; nothing left but the end
 
 
@@ -43,6 +46,10 @@ def build(variant: str, family: str, dtype: torch.dtype):
     model = tiny(family, dropout=0.1, dtype=dtype)
     lora = LoraSettings(r=4, lora_dropout=0.1) if METHODS[name].uses_lora else None
     return model, fresh(name, model, lora=lora, **options)
+
+
+def all_steps(kind: str) -> int:
+    return INSIDE_AN_EPOCH[kind][0] if kind in INSIDE_AN_EPOCH else STEPS
 
 
 @cache
@@ -54,7 +61,7 @@ def unbroken(variant: str, family: str, kind: str) -> tuple[dict[str, Tensor], d
         train(model, method, 1, Path(folder), **training)
         between = {name: x.clone() for name, x in method.state_dict().items()}
         result = train(model, method, 2, Path(folder), **training)
-    assert result.steps == STEPS
+    assert result.steps == all_steps(kind)
     return between, {name: x.clone() for name, x in model.state_dict().items()}, method.state_dict()
 
 
@@ -78,6 +85,7 @@ def check(variant: str, family: str, kind: str, cut: Kill, folder: Path) -> None
     _, weights, state = unbroken(variant, family, kind)
     result, resumed_weights, resumed_state = broken(variant, family, kind, cut, folder)
     assert result.resumed_at == cut.steps - cut.unsaved
+    assert result.steps == all_steps(kind)
     assert_equal(resumed_weights, weights)
     assert_equal(resumed_state, state)
 
@@ -111,9 +119,24 @@ def test_a_step_that_was_not_saved_is_taken_again(tmp_path):
     check("gorp", "llama", "float32", Kill(4, unsaved=True), tmp_path)
 
 
+@pytest.mark.parametrize("kind", INSIDE_AN_EPOCH)
+def test_a_task_that_ends_inside_an_epoch_takes_no_step_too_many(kind, tmp_path):
+    """Cut off when its last step is saved and nothing is left but the end of the task."""
+    steps = INSIDE_AN_EPOCH[kind][0]
+    check("gorp", "llama", kind, Kill(steps), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INSIDE_AN_EPOCH)
+def test_a_task_that_ends_inside_an_epoch_resumes_at_every_step(kind, tmp_path):
+    for steps in range(INSIDE_AN_EPOCH[kind][0] + 1):
+        check("gorp", "llama", kind, Kill(steps), tmp_path / str(steps))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "autocast"])
 @pytest.mark.parametrize("family", ["t5", "llama"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resumes_to_the_same_bits_wherever_it_is_cut(variant, family, kind, tmp_path):

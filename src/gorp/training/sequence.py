@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from gorp.data import Collator, Encoding, encode
 from gorp.method import Batch, Method, TaskContext
 from gorp.targets import Treatment, treatments
-from gorp.training.checkpoint import last_complete
+from gorp.training.checkpoint import last_whole
 from gorp.training.interrupt import SaveOnInterrupt
 from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
@@ -138,7 +138,7 @@ def train_encoded(
     interrupt = SaveOnInterrupt(name, say)
     for callback in (*callbacks, interrupt):
         trainer.add_callback(callback)
-    checkpoint = last_complete(folder)
+    checkpoint = last_whole(folder, ranks=arguments.world_size, say=say)
     resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     if checkpoint is None:
         say(f"task {name} starts from the beginning: {context.num_steps} steps")
@@ -147,6 +147,8 @@ def train_encoded(
     started = time.perf_counter()
     with interrupt.listening(arguments):
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if checkpoint is not None and resumed_at >= context.num_steps:  # the Trainer had no step to do that before
+        trainer.restore_random_state(checkpoint)
     trainer.check_weights()
     boundary = time.perf_counter()
     optimizer = trainer.plain_optimizer

@@ -6,6 +6,7 @@ optimizer       the class the Trainer's arguments ask for, on the method's group
 checkpoints     the trainable weights and the method's state, in safetensors, marked complete when they are
 """
 
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -129,9 +130,26 @@ class ContinualTrainerMixin(Trainer):
     @override
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.check_weights()
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.exists():  # a damaged one, or one that was interrupted
+            shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each rank has left its random state
         if self.args.should_save:
-            mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+            mark_complete(folder, ranks=self.args.world_size)
+
+    @override
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        # A task that ends in the middle of an epoch, resumed at its end: the Trainer looks at max_steps after a step.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **options)
+
+    def restore_random_state(self, checkpoint: Path) -> None:
+        """Make random numbers go on where they were when `checkpoint` was written."""
+        self._load_rng_state(str(checkpoint))
 
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gorp.errors import CheckpointError
 from gorp.storage import read_json, write_json
-from gorp.training import last_complete
+from gorp.training import last_complete, last_whole
 from gorp.workspace.changes import course, differences
 from gorp.workspace.prepare import Session
 from gorp.workspace.store import TRAINING
@@ -50,13 +50,17 @@ class Unfinished:
         return None if last_complete(self.run) is None else read_json(self.run / IDENTITY)
 
     def check(self) -> None:
-        """Refuse to go on under other conditions than those it was begun under.
+        """Refuse to go on under other conditions than those it was begun under, or from damaged checkpoints.
 
         Raises:
-            CheckpointError: It names what differs, and what to do.
+            CheckpointError: It names what differs or is damaged, and what to do.
         """
         saved = self.saved()
-        if saved is None or saved == self.identity:
+        if saved is None:
+            return
+        if saved == self.identity:
+            if not (self.folder / TRAINING).is_file():
+                last_whole(self.run)  # a damaged checkpoint is refused now, not when the training begins
             return
         if saved["task"] != self.task:
             what = f"task `{saved['task']}`, which is not the next one now"

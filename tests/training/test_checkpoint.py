@@ -1,0 +1,111 @@
+"""A checkpoint is read only when every one of its files has the bytes that were written."""
+
+import json
+import shutil
+
+import pytest
+
+from gorp.errors import CheckpointError
+from gorp.training.checkpoint import COMPLETE, last_complete, last_whole, mark_complete, verify
+from tests.runs import Kill, Killed, assert_equal, fresh, tiny, train
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 1}
+FILES = (
+    "trainable.safetensors",
+    "method.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+)
+
+
+def begin(folder, *, steps=3):
+    """A task cut off after `steps` steps, with a checkpoint of each of its last two."""
+    model = tiny("llama")
+    with pytest.raises(Killed):
+        train(model, fresh("gorp", model), 1, folder, callbacks=(Kill(steps),), **SAVING)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
+    begin(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoints(begun, tmp_path):
+    return shutil.copytree(begun, tmp_path / "task")
+
+
+def flip(path):
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {"flipped": flip, "emptied": lambda path: path.write_bytes(b""), "deleted": lambda path: path.unlink()}
+
+
+def test_every_file_has_a_digest(begun):
+    folder = last_complete(begun)
+    digests = json.loads((folder / COMPLETE).read_text())["sha256"]
+    assert set(digests) == {path.name for path in folder.iterdir()} - {COMPLETE}
+    assert set(FILES) <= set(digests)
+    verify(folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_named_and_the_older_checkpoint_is_taken(checkpoints, name, damage):
+    DAMAGE[damage](checkpoints / "checkpoint-3" / name)
+    said = []
+    assert last_whole(checkpoints, say=said.append).name == "checkpoint-2"
+    assert len(said) == 1 and f"checkpoint-3/{name}" in said[0] and said[0].endswith("is taken: checkpoint-2")
+    DAMAGE[damage](checkpoints / "checkpoint-2" / name)
+    with pytest.raises(CheckpointError, match=rf"checkpoint-3/{name}: .*--restart"):
+        last_whole(checkpoints)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"complete": true}', '{"complete": true, "sha256": {}}'])
+def test_without_digests_nothing_is_read(checkpoints, content):
+    for folder in checkpoints.iterdir():
+        (folder / COMPLETE).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"checkpoint-3/{COMPLETE}: .*--restart"):
+        last_whole(checkpoints)
+
+
+def test_as_many_processes_go_on_as_wrote_it(begun):
+    with pytest.raises(CheckpointError, match="written by 1 processes, and 2 would go on from it"):
+        last_whole(begun, ranks=2)
+
+
+def test_what_the_older_checkpoint_leads_to_is_the_same(checkpoints, tmp_path):
+    """The damaged folder is written anew, and nothing of it is left."""
+    flip(checkpoints / "checkpoint-3" / "optimizer.pt")
+    (checkpoints / "checkpoint-3" / "foreign").touch()
+    ends = []
+    for folder in (checkpoints, tmp_path / "unbroken"):
+        model = tiny("llama")
+        method = fresh("gorp", model)
+        result = train(model, method, 1, folder, **SAVING, save_total_limit=20)
+        ends.append((model.state_dict(), method.state_dict()))
+        assert result.resumed_at == (2 if folder == checkpoints else 0)
+    for resumed, unbroken in zip(*ends, strict=True):
+        assert_equal(resumed, unbroken)
+    assert not (checkpoints / "checkpoint-3" / "foreign").exists()
+    verify(checkpoints / "checkpoint-3")
+
+
+def test_it_is_marked_only_when_all_its_files_are_on_the_disk(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    for name in ("a", "deep/b"):
+        (tmp_path / name).write_text(name)
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append((tmp_path / COMPLETE).exists()))
+    mark_complete(tmp_path)
+    assert synced[:3] == [False] * 3  # both files and the folder
+    verify(tmp_path)
