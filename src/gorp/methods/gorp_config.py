@@ -1,5 +1,6 @@
 """The options of GORP, and what each mode makes of those that are left open."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ class GorpConfig(MethodConfig):
     sketch_size: int = 128
     """Rows that the sketch keeps for a weight."""
     projection: Literal["gradient", "both"] | None = None
-    """What is projected in the LoRA branch: A's gradient (paper), or A's gradient and A after the step."""
+    """What is projected in the LoRA branch: A's gradient (paper mode only), or A's gradient and A after the step."""
     adapter: Literal["fresh", "shared"] | None = None
     """A fresh LoRA pair for each task, folded at its end, or one pair for all tasks. (Paper: not stated.)"""
     adapter_side: Literal["input", "rank"] = "input"
@@ -92,6 +93,15 @@ class GorpConfig(MethodConfig):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"method.{name} is {value}; it must be at least {low}.")
+        for name, low in (("scale", 0.0), ("core_learning_rate", 0.0), ("recompress", 0.0)):
+            value = getattr(self, name)
+            if value is not None and not low <= value < math.inf:
+                raise ConfigError(f"method.{name} is {value}; it must be a number, at least 0.")
+        if self.mode == "strict" and self.projection == "gradient":
+            raise ConfigError(
+                "method.projection: gradient is for paper mode: Adam divides the gradient entry by entry, and its step "
+                "then leads back into S. Use `projection: both`, or `mode: paper`."
+            )
         if self.mode == "strict" and self.adapter == "shared":
             raise ConfigError(
                 "method.adapter: shared is for paper mode: with one pair, B moves old inputs whatever A does. "
