@@ -73,8 +73,8 @@ class Trainable(Protocol):
         ...
 
     @property
-    def train(self) -> Dataset:
-        """Its training rows, in the form that the training function takes."""
+    def train(self) -> Dataset | None:
+        """Its training rows, in the form that the training function takes; a benchmark's tasks all have them."""
         ...
 
 
@@ -142,6 +142,7 @@ def learn_in_turn(
     stages = [(last, union(tasks, cell.seed))] if method.joint else [(i + 1, t.train) for i, t in enumerate(tasks)]
     for index, rows in stages:
         task = tasks[index - 1]
+        assert rows is not None
         training = {"save_strategy": "no", **cell.training}
         with tempfile.TemporaryDirectory() as folder:
             where = {"name": task.name, "index": index, "seed": cell.seed, "folder": Path(folder)}
@@ -205,7 +206,8 @@ def load_tasks(cell: Cell, data: Path) -> list[Task]:
 
 def union(tasks: Sequence[Trainable], seed: int) -> Dataset:
     """The training rows of all tasks, shuffled together."""
-    return concatenate_datasets([task.train for task in tasks]).shuffle(seed=seed, keep_in_memory=True)
+    rows = [rows for task in tasks if (rows := task.train) is not None]
+    return concatenate_datasets(rows).shuffle(seed=seed, keep_in_memory=True)
 
 
 def peak_bytes() -> int:

@@ -21,9 +21,9 @@ from gorp.data.encode import (
     pad_left,
 )
 from gorp.data.orders import ORDERS
-from gorp.data.readers import FORMATS, TaskSpec, load_task
+from gorp.data.readers import FORMATS, TaskSpec, load_evaluation, load_task
 from gorp.data.split import cut_dev, overlap, same_rows
-from gorp.data.task import METRICS, Task, check_names
+from gorp.data.task import METRICS, Task, check_names, rows_fingerprint
 
 
 __all__ = [
@@ -41,9 +41,11 @@ __all__ = [
     "encode_prompt",
     "encode_prompts",
     "load_cl_benchmark",
+    "load_evaluation",
     "load_task",
     "official_prompt",
     "overlap",
     "pad_left",
+    "rows_fingerprint",
     "same_rows",
 ]

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from gorp.data.cl_benchmark import load_cl_benchmark
 from gorp.data.files import SUFFIXES, Row, read_rows
 from gorp.data.formats import detect_format, render_rows, template_fields
-from gorp.data.task import METRICS, Task, build_task, check_metric, check_names
+from gorp.data.task import METRICS, Task, build_task, check_metric, check_names, limited
 from gorp.errors import ConfigError, DataError, nearest
 
 
@@ -130,6 +130,26 @@ def load_task(spec: TaskSpec, *, tokenizer: PreTrainedTokenizerBase | None = Non
         limit_eval=spec.limit_eval,
         notes=notes,
     )
+
+
+def load_evaluation(
+    spec: TaskSpec, *, labels: tuple[str, ...] | None, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0
+) -> tuple[Dataset, tuple[str, ...]]:
+    """The rows of `spec.eval` alone, for a task whose train rows are needed no more; and what was noticed.
+
+    Args:
+        spec: Where and how; `eval` is a file.
+        labels: The closed label set of the task, or None.
+        tokenizer: As in `load_task`.
+        seed: Decides which rows `limit_eval` keeps.
+
+    Raises:
+        DataError: For rows that cannot be used; the message has the file and line.
+    """
+    table = _read("eval", spec, split="test")
+    format = detect_format(table.rows[0], template=spec.template) if spec.format == "auto" else spec.format
+    rows = render_rows(table.rows, format=format, template=spec.template, labels=labels, tokenizer=tokenizer)
+    return limited("eval", rows, spec.limit_eval, labels=labels, seed=seed)
 
 
 def _load_cl_benchmark(spec: TaskSpec, seed: int) -> Task:

@@ -36,8 +36,8 @@ class Task:
 
     name: str
     """Unique in a sequence; letters, digits, dot, underscore and hyphen, because it becomes a file name."""
-    train: Dataset
-    """Columns `prompt` and `completion`, both str."""
+    train: Dataset | None
+    """Columns `prompt` and `completion`, both str; None for a task that is learned already and only judged."""
     dev: Dataset | None
     """Cut from train, shares no input with it; None when none was wanted or none could be spared."""
     eval: Dataset
@@ -54,8 +54,9 @@ class Task:
     def __post_init__(self) -> None:
         check_names([self.name])
         check_metric(self.metric, self.labels)
-        parts = {"train": self.train, "eval": self.eval} | ({} if self.dev is None else {"dev": self.dev})
-        for part, rows in parts.items():
+        for part, rows in (("train", self.train), ("dev", self.dev), ("eval", self.eval)):
+            if rows is None:
+                continue
             if sorted(rows.column_names) != sorted(COLUMNS):
                 raise DataError(
                     f"task {self.name}: {part} has the columns {', '.join(rows.column_names) or 'none'}; wanted "
@@ -64,14 +65,13 @@ class Task:
             if not len(rows):
                 raise DataError(f"task {self.name}: {part} has no rows; at least one is wanted.")
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the rows of train and eval, in their order: two tasks are the same when it is the same."""
-        digest = hashlib.sha256()
-        for part, rows in (("train", self.train), ("eval", self.eval)):
-            digest.update(f"{part} {len(rows)}\n".encode())
-            for row in zip(*columns(rows), strict=True):
-                digest.update(json.dumps(row).encode() + b"\n")
-        return digest.hexdigest()
+
+def rows_fingerprint(rows: Dataset) -> str:
+    """SHA-256 over prompts and completions, in their order: two sets of rows are the same when it is the same."""
+    digest = hashlib.sha256(f"{len(rows)}\n".encode())
+    for row in zip(*columns(rows), strict=True):
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -150,10 +150,8 @@ def build_task(
         found.append(f"no eval given: {len(evaluation)} of {all_rows} rows were cut from train")
     found += _observations(train, evaluation)
     train, dev = cut_dev(train, dev_rows, seed)
-    train, evaluation = (
-        _limited(part, rows, limit, labels=labels, seed=seed, found=found)
-        for part, rows, limit in (("train", train, limit_train), ("eval", evaluation, limit_eval))
-    )
+    train, less = limited("train", train, limit_train, labels=labels, seed=seed)
+    evaluation, fewer = limited("eval", evaluation, limit_eval, labels=labels, seed=seed)
     return Task(
         name=name,
         train=train,
@@ -162,7 +160,7 @@ def build_task(
         labels=labels,
         metric=metric,
         source=source,
-        notes=tuple(found),
+        notes=(*found, *less, *fewer),
     )
 
 
@@ -178,14 +176,23 @@ def _observations(train: Dataset, evaluation: Dataset) -> list[str]:
     return found
 
 
-def _limited(
-    part: str, rows: Dataset, limit: int | None, *, labels: tuple[str, ...] | None, seed: int, found: list[str]
-) -> Dataset:
+def limited(
+    part: str, rows: Dataset, limit: int | None, *, labels: tuple[str, ...] | None, seed: int
+) -> tuple[Dataset, tuple[str, ...]]:
+    """At most `limit` rows of a part of a task, and the note that says so.
+
+    Args:
+        part: "train" or "eval", for the note.
+        rows: All of them.
+        limit: Rows to keep; None for all.
+        labels: Balanced over these, or stratified by completion where there are none.
+        seed: Decides which.
+    """
     if limit is None or limit >= len(rows):
-        return rows
+        return rows, ()
     if labels is None:
         drawn, how = draw_stratified(rows, limit, seed=seed), "stratified"
     else:
         drawn, how = draw_balanced(rows, limit, labels=labels, seed=seed), "balanced over the labels"
-    found.append(f"{part} was limited to {len(drawn)} of {len(rows)} rows, {how}")
-    return rows.select(drawn, keep_in_memory=True)
+    note = f"{part} was limited to {len(drawn)} of {len(rows)} rows, {how}"
+    return rows.select(drawn, keep_in_memory=True), (note,)

@@ -154,6 +154,7 @@ class _Run:
     def learn(self, index: int) -> None:
         """Train on task number `index`, counted from 1."""
         task, settings = self.tasks[index - 1], self.settings
+        assert task.train is not None
         training = {
             "learning_rate": settings.learning_rates[self.method.name],
             "num_train_epochs": settings.epochs,

@@ -1,23 +1,23 @@
 """What may change between two runs of one workspace.
 
     nothing learned yet   everything but the weights of the base model
-    between two tasks     `training`, `encoding`, `eval`, paths, tasks not learned yet, and the options in `TUNABLE`
+    between two tasks     `training`, `encoding`, `eval`, the rows of learned tasks, tasks not learned yet, and the
+                          options in `TUNABLE`
     within a task         only what does not decide its course: `eval`, paths, how often it is saved and logged
 
 Scores need no rule: each is kept with what it was measured on, and measured again when that changes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gorp.data import Task
-from gorp.errors import ConfigError, DataError
+from gorp.errors import ConfigError
 from gorp.workspace.config import RunConfig, effective
 from gorp.workspace.store import Version
 
 
-FREE_TASK_FIELDS = ("train", "eval")
-"""Paths may change when a workspace moves; the rows themselves are compared."""
+FREE_TASK_FIELDS = ("train", "eval", "subset", "split", "dev_rows", "limit_train")
+"""Of a learned task: where its rows are, and what chose those that it was trained on. They are not read again."""
 
 TUNABLE: dict[str, tuple[str, ...]] = {
     "method": (
@@ -73,20 +73,6 @@ def check_settings(config: RunConfig, current: Version) -> None:
         _compare(before, now, block)
     _compare(old["seed"], new["seed"], "seed")
     _compare(old["model"]["dtype"], new["model"]["dtype"], "model.dtype")
-
-
-def check_rows(tasks: Sequence[Task], current: Version) -> None:
-    """Refuse other rows of a task that is learned.
-
-    Raises:
-        DataError: It names the task.
-    """
-    for task in tasks[: len(current.contains)]:
-        if task.fingerprint() != current.record["tasks"][task.name]["fingerprint"]:
-            raise DataError(
-                f"task {task.name}: its rows are not those that {current.name} was made with. Restore the files, or "
-                "add the new rows as a task of another name."
-            )
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

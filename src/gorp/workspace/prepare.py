@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from gorp.data import Task, encode, load_task
+from gorp.data import Task, encode, load_task, rows_fingerprint
 from gorp.errors import ConfigError, DataError
 from gorp.method import Method
+from gorp.methods import METHODS
 from gorp.models import load_model, load_tokenizer, locate, weights_sha256
 from gorp.progress import Progress
 from gorp.training import training_arguments
-from gorp.workspace.changes import check_rows, check_settings
+from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, build_method
+from gorp.workspace.learned import recall
 from gorp.workspace.store import Version, Workspace
 
 
@@ -40,8 +42,8 @@ class Session:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """The fingerprint of every task's rows."""
-        return {task.name: task.fingerprint() for task in self.tasks}
+        """The fingerprint of the rows that every task is judged by."""
+        return {task.name: rows_fingerprint(task.eval) for task in self.tasks}
 
 
 def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Session:
@@ -60,7 +62,7 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     folder = locate(config.model)
     local = replace(config.model, path=str(folder))
     tokenizer = load_tokenizer(local)
-    tasks = [load_task(spec, tokenizer=tokenizer, seed=CUT_SEED) for spec in config.tasks]
+    tasks = _tasks(config, workspace, lineage, tokenizer, progress)
     for task in tasks:
         for note in task.notes:
             progress.say(f"{task.name}: {note}")
@@ -68,6 +70,8 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     encoder_decoder = bool(architecture.is_encoder_decoder)
     check_arguments(config, workspace, encoder_decoder)
     for task in tasks:
+        if task.train is None:
+            continue
         try:
             encode(task.train, tokenizer, encoder_decoder=encoder_decoder, encoding=config.encoding)
         except DataError as error:
@@ -76,8 +80,6 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     sha256 = weights_sha256(folder)
     for version in lineage:
         version.verify(sha256)
-    if lineage:
-        check_rows(tasks, lineage[-1])
     model, _ = load_model(local, device_for(config))
     method = build_method(config)
     method.setup(model)
@@ -94,6 +96,34 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
         base={"path": config.model.path, "revision": config.model.revision, "sha256": sha256},
         lineage=lineage,
     )
+
+
+def _tasks(
+    config: RunConfig,
+    workspace: Workspace,
+    lineage: list[Version],
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress,
+) -> list[Task]:
+    """Every task: whole where it is to be trained, and what it is judged by where it is learned."""
+    learned = lineage[-1].contains if lineage else []
+    together = METHODS[config.method].joint and len(learned) < len(config.tasks)
+    tasks = []
+    for spec in config.tasks:
+        if spec.name in learned and not together:
+            task = recall(spec, workspace, lineage[-1], tokenizer=tokenizer, seed=CUT_SEED, progress=progress)
+        else:
+            try:
+                task = load_task(spec, tokenizer=tokenizer, seed=CUT_SEED)
+            except DataError as error:
+                if spec.name not in learned:
+                    raise
+                raise DataError(
+                    f"{error} The method `{config.method}` trains on the rows of all tasks together, so those of "
+                    "learned tasks must still be there."
+                ) from error
+        tasks.append(task)
+    return tasks
 
 
 def device_for(config: RunConfig) -> str:

@@ -21,6 +21,8 @@ def preview(session: Session) -> list[str]:
 
 
 def _about(session: Session, task: Task) -> list[str]:
+    if task.train is None:
+        return [f"learned; {len(task.eval)} rows to be scored on"]
     prompts, completions = columns(task.train)
     dev = 0 if task.dev is None else len(task.dev)
     lines = [f"rows: {len(prompts)} to train on, {len(task.eval)} to be scored on, {dev} for dev"]

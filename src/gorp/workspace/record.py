@@ -6,12 +6,16 @@ from importlib.metadata import version as package_version
 from typing import Any
 
 import gorp
-from gorp.data import Task
+from gorp.data import Task, rows_fingerprint
 from gorp.workspace.config import effective
+from gorp.workspace.learned import train_file_sha256
 from gorp.workspace.prepare import Session
 from gorp.workspace.scoring import measures_after
 from gorp.workspace.store import Version
 
+
+TRAINED_ON = ("train_fingerprint", "train_sha256", "train_rows")
+"""What is kept of the rows that a task was trained on; the second is of the file, None for a folder or hub data set."""
 
 PACKAGES = ("accelerate", "datasets", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -57,12 +61,18 @@ def version_record(
 
 
 def _task(session: Session, task: Task) -> dict[str, Any]:
-    return {
-        "fingerprint": session.fingerprints[task.name],
+    """A task's rows; of one learned before, what the version that learned it says of those it was trained on."""
+    if task.train is None:
+        before = session.lineage[-1].record["tasks"][task.name]
+        trained = tuple(before.get(key) for key in TRAINED_ON)
+    else:
+        spec = next(spec for spec in session.config.tasks if spec.name == task.name)
+        trained = (rows_fingerprint(task.train), train_file_sha256(spec), len(task.train))
+    return dict(zip(TRAINED_ON, trained, strict=True)) | {
+        "eval_fingerprint": session.fingerprints[task.name],
         "source": task.source,
         "metric": task.metric,
         "labels": None if task.labels is None else list(task.labels),
-        "train_rows": len(task.train),
         "eval_rows": len(task.eval),
         "notes": list(task.notes),
     }

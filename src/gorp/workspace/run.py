@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
+from gorp.data import Task, rows_fingerprint
 from gorp.errors import ConfigError
 from gorp.evaluation import AccuracyMatrix
 from gorp.method import TaskContext
@@ -20,6 +21,7 @@ from gorp.storage import write_json
 from gorp.targets import Treatment, treatments
 from gorp.training import train_task
 from gorp.workspace.config import RunConfig, effective
+from gorp.workspace.learned import keep
 from gorp.workspace.prepare import Session, prepare
 from gorp.workspace.preview import preview
 from gorp.workspace.record import version_record
@@ -42,7 +44,10 @@ class Stage:
     """Counted from 1."""
     contains: list[str]
     """What the version it leads to has learned."""
+    tasks: list[Task]
+    """What it is trained on."""
     rows: Dataset
+    """Their rows together."""
 
 
 def run_sequence(
@@ -76,6 +81,9 @@ def run_sequence(
     store.accept(effective(config), config.source)
     for version in store.unsettled():
         store.settle(version)
+    for task in session.tasks:
+        if task.train is None:
+            keep(store, task)
     _measure_versions(session, progress)
     lineage = store.lineage()
     progress.matrix(write_matrix(session, lineage))
@@ -137,21 +145,25 @@ def _measure_versions(session: Session, progress: Progress) -> None:
 def _stages(session: Session, done: list[str]) -> list[Stage]:
     """The trainings that are pending when the tasks `done` are learned."""
     names = [task.name for task in session.tasks]
-    if not session.method.joint:
-        stages = enumerate(session.tasks, 1)
-        return [Stage(name=t.name, index=i, contains=names[:i], rows=t.train) for i, t in stages if i > len(done)]
     if done == names:
         return []
-    rows = concatenate_datasets([task.train for task in session.tasks])
-    shuffled = rows.shuffle(seed=session.config.seed, keep_in_memory=True)
-    return [Stage(name=JOINT, index=1, contains=names, rows=shuffled)]
+    if session.method.joint:
+        rows = concatenate_datasets([rows for task in session.tasks if (rows := task.train) is not None])
+        shuffled = rows.shuffle(seed=session.config.seed, keep_in_memory=True)
+        return [Stage(name=JOINT, index=1, contains=names, tasks=session.tasks, rows=shuffled)]
+    return [
+        Stage(name=task.name, index=index, contains=names[:index], tasks=[task], rows=task.train)
+        for index, task in enumerate(session.tasks, 1)
+        if index > len(done) and task.train is not None
+    ]
 
 
 def _unfinished(session: Session, stage: Stage, lineage: list[Version]) -> Unfinished:
     """The training of `stage`, as it would begin after `lineage`; a joint method begins at the base model."""
     parent = "v0" if session.method.joint or not lineage else lineage[-1].name
     version = session.workspace.next_name() if lineage else "v1"
-    return Unfinished(session, task=stage.name, contains=stage.contains, parent=parent, version=version)
+    rows = {task.name: rows_fingerprint(task.train) for task in stage.tasks if task.train is not None}
+    return Unfinished(session, task=stage.name, rows=rows, parent=parent, version=version)
 
 
 def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool, progress: Progress) -> None:
@@ -171,6 +183,8 @@ def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool
     else:
         progress.say(f"task {stage.name} was trained to its end before; what is left is to score it")
         session.method.load_state_dict(read_state(work.folder, session.base["sha256"]))
+    for task in stage.tasks:
+        keep(store, task)
     scores = score_row(session, name, file_sha256(work.folder / DELTA), progress)
     record = version_record(
         session, lineage=lineage, task=stage.name, contains=stage.contains, scores=scores, training=training

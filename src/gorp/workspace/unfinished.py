@@ -6,7 +6,7 @@ when nothing was saved, the task begins anew.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,19 @@ class Unfinished:
     Args:
         session: The run.
         task: What is trained.
-        contains: The tasks whose rows it sees or that its version holds.
+        rows: The fingerprint of the rows of every task that it is trained on.
         parent: Name of the version it starts from.
         version: Name of the version it leads to.
     """
 
-    def __init__(self, session: Session, *, task: str, contains: Sequence[str], parent: str, version: str) -> None:
+    def __init__(self, session: Session, *, task: str, rows: Mapping[str, str], parent: str, version: str) -> None:
         self.task = task
         self.run: Path = session.workspace.run_folder(task)
         self.folder: Path = session.workspace.prepared(version)
         self.identity: dict[str, Any] = {
             "task": task,
             "parent": parent,
-            "rows": {name: session.fingerprints[name] for name in contains},
+            "rows": dict(rows),
             "settings": course(session.config),
         }
 

@@ -1,0 +1,140 @@
+"""What a workspace needs of a learned task: the rows that the task is judged by, and none that it was trained on.
+
+    eval/rows/<task>.json     the eval rows as they were scored, rendered, with their fingerprint
+
+A learned task is not trained again, so its `train` is not read: the file may be gone. Its eval rows are read again
+where `eval` is a file that is there, and may have grown; elsewhere (cut from train, a hub data set, a file that is
+gone) they are those kept here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from gorp.data import Task, TaskSpec, load_evaluation, load_task, rows_fingerprint
+from gorp.data.split import columns
+from gorp.errors import CheckpointError
+from gorp.progress import Progress
+from gorp.storage import read_json, write_json
+from gorp.workspace.state import file_sha256
+from gorp.workspace.store import Version, Workspace
+
+
+def kept_path(workspace: Workspace, task: str) -> Path:
+    """Where the eval rows of a task are kept."""
+    return workspace.root / "eval" / "rows" / f"{task}.json"
+
+
+def keep(workspace: Workspace, task: Task) -> None:
+    """Write down the rows that `task` is judged by, unless they are there already."""
+    path, fingerprint = kept_path(workspace, task.name), rows_fingerprint(task.eval)
+    if path.is_file() and _is_whole(kept := read_json(path)) and kept["fingerprint"] == fingerprint:
+        return
+    described = {
+        "task": task.name,
+        "metric": task.metric,
+        "labels": None if task.labels is None else list(task.labels),
+        "source": task.source,
+        "notes": list(task.notes),
+        "fingerprint": fingerprint,
+    }
+    write_json(path, {**described, "rows": list(zip(*columns(task.eval), strict=True))})
+
+
+def recall(
+    spec: TaskSpec,
+    workspace: Workspace,
+    version: Version,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    progress: Progress,
+) -> Task:
+    """A learned task, without its train rows.
+
+    Args:
+        spec: Its entry in `tasks:` as it is now.
+        workspace: Where its eval rows are kept.
+        version: One that has learned it; its record tells which train file that was.
+        tokenizer: The model's, for chat templates.
+        seed: Decides which rows the limits keep.
+        progress: Told when the train file is gone or changed, and when the eval rows changed.
+
+    Raises:
+        CheckpointError: If the kept rows are damaged and cannot be read anew.
+        DataError: If the rows of `eval` cannot be used.
+    """
+    path = kept_path(workspace, spec.name)
+    readable = spec.eval is not None and Path(spec.eval).is_file()
+    if not path.is_file() and not readable:  # made before rows were kept: the task is read whole
+        return load_task(spec, tokenizer=tokenizer, seed=seed)
+    kept = read_json(path) if path.is_file() else None
+    _tell_of_train(spec, version, progress)
+    if kept is not None and not _is_whole(kept):
+        if not readable:
+            raise CheckpointError(
+                f"{path}: not the eval rows that were kept (their fingerprint differs). Restore the file from a copy, "
+                f"or give task {spec.name} a file of eval rows (`eval:`)."
+            )
+        kept = None
+    record = version.record["tasks"][spec.name]
+    labels = None if record["labels"] is None else tuple(record["labels"])
+    if readable:
+        rows, notes = load_evaluation(spec, labels=labels, tokenizer=tokenizer, seed=seed)
+        source = str(spec.eval)
+        if kept is not None and kept["fingerprint"] == rows_fingerprint(rows):
+            notes, source = tuple(kept["notes"]), kept["source"]
+        elif kept is not None:
+            progress.say(
+                f"{spec.name}: its eval rows changed, {len(kept['rows'])} rows then and {len(rows)} now; every version "
+                "is scored on them again"
+            )
+    else:
+        assert kept is not None
+        if spec.eval is not None and Path(spec.eval).suffix:
+            progress.say(f"{spec.name}: {spec.eval} is gone; it is scored on the {len(kept['rows'])} rows kept of it")
+        prompts, completions = ([row[part] for row in kept["rows"]] for part in (0, 1))
+        rows = Dataset.from_dict({"prompt": prompts, "completion": completions})
+        notes, source = tuple(kept["notes"]), kept["source"]
+    return Task(
+        name=spec.name,
+        train=None,
+        dev=None,
+        eval=rows,
+        labels=labels,
+        metric=record["metric"],
+        source=source,
+        notes=notes,
+    )
+
+
+def train_file_sha256(spec: TaskSpec) -> str | None:
+    """SHA-256 of the file a task is trained on; None for a folder or a hub data set."""
+    return file_sha256(Path(spec.train)) if Path(spec.train).is_file() else None
+
+
+def _tell_of_train(spec: TaskSpec, version: Version, progress: Progress) -> None:
+    """One line where the train file is gone, or is another than the one that was learned."""
+    then = version.record["tasks"][spec.name].get("train_sha256")
+    if then is None:
+        return
+    now = train_file_sha256(spec)
+    if now is None:
+        progress.say(f"{spec.name}: learned, so its train rows are needed no more ({spec.train} is gone)")
+    elif now != then:
+        progress.say(
+            f"{spec.name}: {spec.train} has changed since it was learned; a learned task is not trained again. Add new "
+            "rows as a task of another name"
+        )
+
+
+def _is_whole(kept: Any) -> bool:
+    """Whether kept rows are those that their fingerprint was taken of."""
+    try:
+        prompts, completions = zip(*kept["rows"], strict=True)
+        rows = Dataset.from_dict({"prompt": list(prompts), "completion": list(completions)})
+        return isinstance(kept["notes"], list) and rows_fingerprint(rows) == kept["fingerprint"]
+    except (KeyError, TypeError, ValueError):
+        return False

@@ -1,0 +1,120 @@
+"""What is needed of a task that is learned: what it is judged by, and nothing that it was trained on."""
+
+import json
+import shutil
+
+import pytest
+
+from gorp.errors import CheckpointError, DataError
+from gorp.progress import Progress
+from gorp.workspace import evaluate_version, load_config, plan, run_sequence, status
+from tests.workspace.project import make_project, task, weights, write_config, write_rows
+
+
+class Said(Progress):
+    """Keeps the lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A project whose first task is learned, and the same with both: two folders that no test writes into."""
+    folder = tmp_path_factory.mktemp("learned")
+    run_sequence(load_config(make_project(folder / "one", tasks=[task("one")])), folder / "one/work")
+    run_sequence(load_config(make_project(folder / "both")), folder / "both/work")
+    return folder
+
+
+@pytest.fixture
+def project(learned, tmp_path):
+    """A copy of the project whose first task is learned."""
+    shutil.copytree(learned / "one", tmp_path / "project")
+    return tmp_path / "project"
+
+
+def test_the_next_task_needs_no_row_that_an_earlier_one_was_trained_on(project, learned):
+    (project / "one.jsonl").unlink()
+    said, path = Said(), write_config(project)
+    plan(load_config(path), project / "work")
+    matrix = run_sequence(load_config(path), project / "work", progress=said)
+    assert [line for line in said.lines if line.startswith("one: learned, so its train rows are needed no more")]
+    assert weights(project / "work", "v2") == weights(learned / "both/work", "v2")
+    assert matrix.to_dict() == status(learned / "both/work")["matrix"]
+    record, whole = (
+        json.loads((folder / "work/versions/v2/version.json").read_text())["tasks"]["one"]
+        for folder in (project, learned / "both")
+    )
+    assert record | {"source": ""} == whole | {"source": ""}
+    evaluate_version(project / "work", task="one")
+
+
+def test_eval_rows_that_are_gone_are_those_that_were_kept(project):
+    before = status(project / "work")["matrix"]["R"][1][0]
+    (project / "one_eval.jsonl").unlink()
+    said = Said()
+    run_sequence(load_config(write_config(project, tasks=[task("one")])), project / "work", progress=said)
+    assert any("one_eval.jsonl is gone; it is scored on the 6 rows kept of it" in line for line in said.lines)
+    assert evaluate_version(project / "work")["scores"]["one"] == {
+        "score": before,
+        "rows": 6,
+        "metric": "label_ranking",
+    }
+
+
+def test_eval_rows_that_were_cut_from_train_are_kept(tmp_path):
+    cut = task("one", eval=None)
+    run_sequence(load_config(make_project(tmp_path, tasks=[cut])), tmp_path / "work")
+    before = status(tmp_path / "work")["matrix"]
+    (tmp_path / "one.jsonl").unlink()
+    run_sequence(load_config(write_config(tmp_path, tasks=[cut, task("two")])), tmp_path / "work")
+    after = status(tmp_path / "work")["matrix"]
+    assert [row[0] for row in after["R"][:2]] == [row[0] for row in before["R"]]
+    assert after["rows"]["one"] == before["rows"]["one"] == 4
+
+
+def test_eval_rows_may_grow_and_all_versions_are_scored_again(project):
+    with open(project / "one_eval.jsonl", "a") as file:
+        file.write(json.dumps({"text": "green light 99", "label": "true"}) + "\n")
+    said = Said()
+    run_sequence(load_config(write_config(project, tasks=[task("one")])), project / "work", progress=said)
+    assert any("one: its eval rows changed, 6 rows then and 7 now" in line for line in said.lines)
+    cells = json.loads((project / "work/eval/scores.json").read_text())
+    assert [cells[version]["one"]["rows"] for version in ("v0", "v1")] == [7, 7]
+    again = Said()
+    run_sequence(load_config(write_config(project, tasks=[task("one")])), project / "work", progress=again)
+    assert not any("changed" in line for line in again.lines)
+
+
+def test_train_rows_that_changed_are_not_trained_again_and_that_is_said(project, learned):
+    write_rows(project / "one.jsonl", 3, 24)
+    said = Said()
+    run_sequence(load_config(write_config(project)), project / "work", progress=said)
+    assert any("one.jsonl has changed since it was learned; a learned task is not" in line for line in said.lines)
+    assert weights(project / "work", "v2") == weights(learned / "both/work", "v2")
+
+
+def test_kept_rows_that_are_damaged_are_read_anew_or_named(project):
+    kept = project / "work/eval/rows/one.json"
+    kept.write_text(kept.read_text().replace("light 3", "light 4"))
+    path = write_config(project, tasks=[task("one")])
+    run_sequence(load_config(path), project / "work")
+    assert "light 3" in kept.read_text()
+    kept.write_text(kept.read_text().replace("light 3", "light 4"))
+    (project / "one_eval.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"one\.json: not the eval rows that were kept.*`eval:`"):
+        plan(load_config(path), project / "work")
+
+
+def test_a_joint_method_needs_the_rows_of_every_task(tmp_path):
+    block = {"name": "multi_task"}
+    path = make_project(tmp_path, method=block, tasks=[task("one")])
+    run_sequence(load_config(path), tmp_path / "work")
+    (tmp_path / "one.jsonl").unlink()
+    run_sequence(load_config(path), tmp_path / "work")
+    with pytest.raises(DataError, match=r"one\.jsonl: no such file.*`multi_task` trains on the rows of all tasks"):
+        run_sequence(load_config(write_config(tmp_path, method=block)), tmp_path / "work")
