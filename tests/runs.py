@@ -1,6 +1,6 @@
 """Whole runs in a second: a tiny model, tasks that can be learned, and training that may be cut off anywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ def train(
     *,
     callbacks: tuple[TrainerCallback, ...] = (),
     data: Dataset | None = None,
+    say: Callable[[str], None] = lambda line: None,
     **training: Any,
 ) -> TaskResult:
     """One task through the real `train_task`; `training` wins over `TRAINING`."""
@@ -95,6 +96,7 @@ def train(
         encoding=Encoding(max_prompt_tokens=64),
         folder=folder,
         callbacks=callbacks,
+        say=say,
     )
 
 

@@ -64,24 +64,29 @@ class LoraPair:
 def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dict[str, LoraPair]:
     """A fresh pair on each of `layers`; returns the pairs by the name of their weight in the base model.
 
-    The base weights are frozen. A is PEFT's default (Kaiming uniform), so it depends on torch's random state.
+    All weights of the model are frozen. A is PEFT's default (Kaiming uniform), so it depends on torch's random state.
+
+    PEFT sees the layers alone, in a container of ours, not the model: in a model with fused experts it would rewrite
+    the names of the layers beside them (shared experts, dense layers).
     """
+    model.requires_grad_(False)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.lora_dropout,
-        target_modules=layers,
+        target_modules=r"\d+",
     )
-    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    held = nn.ModuleDict({str(index): model.get_submodule(name) for index, name in enumerate(layers)})
+    inject_adapter_in_model(config, held, adapter_name=ADAPTER)
     pairs = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            linears: list[Any] = [layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]]
-            for factor in linears:
-                factor.to(torch.promote_types(factor.weight.dtype, torch.float32))  # PEFT took the weight's dtype
-            down, up = (factor.weight for factor in linears)
-            pairs[f"{name}.weight"] = LoraPair(down=down, up=up, scale=layer.scaling[ADAPTER])
-    assert set(pairs) == {f"{name}.weight" for name in layers}
+    for name, layer in zip(layers, held.values(), strict=True):
+        assert isinstance(layer, LoraLayer)
+        replace(model, name, layer)
+        linears: list[Any] = [layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]]
+        for factor in linears:
+            factor.to(torch.promote_types(factor.weight.dtype, torch.float32))  # PEFT took the weight's dtype
+        down, up = (factor.weight for factor in linears)
+        pairs[f"{name}.weight"] = LoraPair(down=down, up=up, scale=layer.scaling[ADAPTER])
     return pairs
 
 
@@ -90,5 +95,3 @@ def remove_lora(model: nn.Module) -> None:
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             replace(model, name, layer.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config

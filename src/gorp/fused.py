@@ -44,7 +44,8 @@ class FusedBranches(torch.autograd.Function):
         y, hidden = forward_products(rows, weight, bias, core, left, right, down, up, scale)
         ctx.save_for_backward(None if down is None else x, weight, hidden, core, left, right, down, up)
         ctx.scale, ctx.shape = scale, x.shape
-        return y.reshape(*x.shape[:-1], -1)
+        # Not a view: some models (Gemma 3n) write into it in place, which autograd refuses for a view made here.
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
     @once_differentiable

@@ -10,7 +10,8 @@ from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
 from gorp.delta import WeightDelta
 from gorp.errors import ConfigError
 from gorp.method import Method, MethodConfig, TaskContext, prefixed, without_prefix
-from gorp.targets import resolve
+from gorp.targets import left_out_line, resolve
+from gorp.trainable import check_rank
 
 
 class LoraMethod(Method):
@@ -25,13 +26,18 @@ class LoraMethod(Method):
         """The trainable pair of each weight, while a task runs."""
 
     @override
-    def setup(self, model: nn.Module) -> None:
-        super().setup(model)
+    def choose(self, model: nn.Module) -> list[str]:
         self.layers: list[str] = resolve(model, self.lora.target_modules, role="lora")
         if not self.layers:
             raise ConfigError(
                 f"{self.name} has nothing to train: lora.target_modules is `none`. Name layers, or `auto`."
             )
+        check_rank(model, self.layers, self.lora.r, "lora.r")
+        return self.layers
+
+    @override
+    def notes(self, model: nn.Module) -> list[str]:
+        return [line for line in [left_out_line(model, self.lora.target_modules)] if line]
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:

@@ -4,7 +4,7 @@ A method is one file in `gorp/methods`: a frozen config and a final subclass of 
 method changes; the defaults train nothing and protect nothing. The engine is Hugging Face's Trainer, a new one for
 every task, and calls the seams from there (`gorp.training.trainer`).
 
-    setup           once, with the pristine base model: find the weights, refuse what cannot work
+    setup           once, with the pristine base model: `choose` the weights, refuse what cannot work
     begin_task      make the weights, add adapters, freeze, take snapshots; may build structure, must not train
     parameter_groups  what is trained, and at which learning rate
     extra_loss      penalties, replay, distillation: a term that weighs the same however the batch is cut
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
 from gorp.errors import ConfigError, nearest
+from gorp.trainable import check_trainable
 from gorp.weights import BaseWeights
 
 
@@ -93,8 +94,22 @@ class Method:
         """Optimizer steps finished in this task."""
 
     def setup(self, model: nn.Module) -> None:
-        """Get to know the base model, once, before anything is changed."""
+        """Get to know the base model, once, before anything is changed.
+
+        Raises:
+            ModelError: If a weight that the method would change cannot be trained (`gorp.trainable`).
+            ConfigError: If an option does not fit the weights.
+        """
         self.weights: BaseWeights = BaseWeights(model)
+        check_trainable(model, self.choose(model))
+
+    def choose(self, model: nn.Module) -> list[str] | None:
+        """Names of the linear layers whose weights it will change; None, the default: any parameter."""
+        return None
+
+    def notes(self, model: nn.Module) -> list[str]:
+        """Lines for the user about what `choose` did not choose; `model` as in `setup`."""
+        return []
 
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         """Prepare the model. Default: all tasks' deltas in the weights, nothing trainable."""

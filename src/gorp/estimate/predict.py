@@ -97,8 +97,8 @@ class _Step:
         """At the last task of the YAML, S as large as the tasks before it can make it."""
         method = self._method()
         model = skeleton(self.config.model)
-        weights = gorp_weights(model, method)
         method.setup(model)
+        weights = gorp_weights(model, method)
         sizes = {
             w.name: directions(w, method.config, method.lora.r, refreshes=refreshes, tasks=self.tasks - 1)
             for w, refreshes in refreshes_of(weights, method.config, self.steps)

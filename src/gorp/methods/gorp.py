@@ -29,7 +29,8 @@ from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
 from gorp.methods.gorp_summary import TaskSummary
-from gorp.targets import resolve
+from gorp.targets import left_out_line, resolve
+from gorp.trainable import check_rank
 from gorp.watch import GradientProbe, GradientTap
 
 
@@ -60,12 +61,18 @@ class Gorp(Method):
         self._summary: TaskSummary | None = None
 
     @override
-    def setup(self, model: nn.Module) -> None:
-        super().setup(model)
+    def choose(self, model: nn.Module) -> list[str]:
         self._lora_layers = resolve(model, self.lora.target_modules, role="lora")
         self._full_layers = resolve(model, self.config.full_modules, role="full")
         if not self._lora_layers and not self._full_layers:
             raise ConfigError("gorp has nothing to train: both lora.target_modules and method.full_modules are `none`.")
+        check_rank(model, self._lora_layers, self.lora.r, "lora.r")
+        check_rank(model, self._full_layers, self.config.rank, "method.rank")
+        return [*self._lora_layers, *(name for name in self._full_layers if name not in self._lora_layers)]
+
+    @override
+    def notes(self, model: nn.Module) -> list[str]:
+        return [line for line in [left_out_line(model, self.lora.target_modules, self.config.full_modules)] if line]
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:

@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gorp.data import Collator, Encoding, encode
 from gorp.method import Batch, Method, TaskContext
-from gorp.targets import Treatment, treatments
+from gorp.targets import Treatment, treatments, untouched_line, weight_of
 from gorp.training.checkpoint import last_whole
 from gorp.training.interrupt import SaveOnInterrupt
 from gorp.training.settings import training_arguments
@@ -150,6 +150,9 @@ def train_encoded(
     if checkpoint is not None and resumed_at >= context.num_steps:  # the Trainer had no step to do that before
         trainer.restore_random_state(checkpoint)
     trainer.check_weights()
+    trained = {weight_of(parameter) for parameter, p in model.named_parameters() if p.requires_grad}
+    if line := untouched_line(trainer.untouched(), len(trained)):
+        say(f"{name}: {line}")
     boundary = time.perf_counter()
     optimizer = trainer.plain_optimizer
     method.end_task(model, optimizer, context)

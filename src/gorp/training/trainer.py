@@ -32,6 +32,7 @@ class ContinualTrainerMixin(Trainer):
         super().__init__(*args, **kwargs)
         self.method, self.task_name = method, task_name
         self._last_loss = (0, torch.zeros(()))
+        self._untouched: dict[str, nn.Parameter] | None = None  # none looked at yet
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ConfigError(
                 "gorp trains whole matrices; DeepSpeed and FSDP hand the optimizer flattened or sharded ones. "
@@ -70,6 +71,9 @@ class ContinualTrainerMixin(Trainer):
         self._check_loss()  # of the step before: this one's may still be in the making on a GPU
         self._last_loss = (self.state.global_step + 1, loss)
         if self.accelerator.sync_gradients:
+            if self._untouched is None:
+                self._untouched = {name: p for name, p in self.plain_model.named_parameters() if p.requires_grad}
+            self._untouched = {name: p for name, p in self._untouched.items() if p.grad is None}
             self.method.edit_gradients(self.plain_model, self.plain_optimizer)
         return loss
 
@@ -96,6 +100,10 @@ class ContinualTrainerMixin(Trainer):
     def plain_model(self) -> PreTrainedModel:
         """The model itself, not a data-parallel wrapper."""
         return cast(PreTrainedModel, self.model)
+
+    def untouched(self) -> list[str]:
+        """Names of the trained parameters that no gradient ever reached, in this process or before its checkpoint."""
+        return [name for name, p in (self._untouched or {}).items() if not self.plain_optimizer.state.get(p)]
 
     def _check_loss(self) -> None:
         step, loss = self._last_loss

@@ -77,6 +77,8 @@ def run_sequence(
     session = prepare(config, Workspace(workspace), progress)
     if not restart:
         check_unfinished(session)
+    for line in session.method.notes(session.model):
+        progress.say(line)
     store = session.workspace
     store.accept(effective(config), config.source)
     for version in store.unsettled():
@@ -105,7 +107,7 @@ def plan(
     session = prepare(config, Workspace(workspace), progress)
     if not restart:
         check_unfinished(session)
-    for line in preview(session):
+    for line in [*session.method.notes(session.model), *preview(session)]:
         progress.say(line)
     total = sum(p.numel() for p in session.model.parameters())
     contains = session.lineage[-1].contains if session.lineage else []
