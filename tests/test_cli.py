@@ -47,10 +47,12 @@ def finished(tmp_path_factory):
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "peft", "accelerate"}
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "train --help", "methods", "status WORKSPACE"])
+@pytest.mark.parametrize(
+    "command", ["--help", "--version", "train --help", "methods", "status WORKSPACE", "status YAML"]
+)
 def test_commands_that_only_look_need_no_heavy_library(finished, command):
-    _, work, _ = finished
-    arguments = command.replace("WORKSPACE", str(work)).split()
+    path, work, _ = finished
+    arguments = [{"WORKSPACE": str(work), "YAML": str(path)}.get(word, word) for word in command.split()]
     code = f"""
 import sys
 from gorp.cli import app
@@ -73,7 +75,7 @@ def test_the_flags_are_these():
     assert flags == {
         "demo": {"--json", "--seed", "--out", "--model", "--train-rows", "--eval-rows", "--epochs"},
         "train": {"--workspace", "--restart", "--dry-run", "--json"},
-        "status": {"--json"},
+        "status": {"--explain", "--json"},
         "eval": {"--version", "--task", "--json"},
         "methods": {"--json"},
         "estimate": {"--ranks", "--tflops", "--gbps", "--json"},
@@ -100,16 +102,44 @@ def test_train_prints_one_json_object_and_logs_elsewhere(finished):
     _, work, result = finished
     state = json.loads(result.stdout)
     assert (state["current"], state["pending"], state["workspace"]) == ("v2", [], str(work))
-    assert "trainable numbers" in result.stderr and "encoder.block.*.layer.*.SelfAttention.q A" in result.stderr
+    assert "trainable numbers" in result.stderr and re.search(r"^ q +LoRA", result.stderr, re.M)
     assert "v2 is written: two" in result.stderr
 
 
-def test_status_shows_matrix_formulas_and_versions(finished):
-    _, work, result = finished
-    assert json.loads(gorp("status", work, "--json").stdout) == json.loads(result.stdout)
+def test_status_says_what_became_of_each_task_and_explains_when_asked(finished):
+    path, work, result = finished
+    state = json.loads(result.stdout)
+    assert json.loads(gorp("status", work, "--json").stdout) == state
     text = gorp("status", work).stdout
-    assert "AP = " in text and "R[i, j]" in text and "pending: nothing" in text
-    assert re.search(r"\* +v2 +v1 +two", text)
+    assert text == gorp("status", path).stdout
+    R = state["matrix"]["R"]
+    assert re.search(rf"^  one: {R[2][0]:.1f}, (lost|gained|as when)", text, re.M) and "two: " in text
+    assert re.search(r"\* v2 +two", text) and "pending: nothing" in text and "Leak covers inputs in S" in text
+    assert "AP = " not in text and "R[i, j]" not in text
+    explained = gorp("status", path, "--explain").stdout
+    assert "AP = " in explained and "R[i, j]" in explained and "capacity: how full S is" in explained
+
+
+def test_status_reads_the_yaml_as_it_is_now(finished, tmp_path):
+    path, work = copied(finished, tmp_path)
+    assert gorp("train", path).exit_code == 0  # has nothing to do, and tells the copied workspace where its YAML is
+    write_config(tmp_path, tasks=[task("one"), task("two"), task("three")])
+    for place in (path, work):
+        assert "pending: three" in gorp("status", place).stdout
+    write_config(tmp_path, tasks=[task("two"), task("one")])
+    text = gorp("status", path).stdout
+    assert "pending: nothing" in text and "does not begin with the learned tasks, one, two" in text
+    path.write_text("tasks: [")
+    text = gorp("status", path).stdout
+    assert "pending: nothing" in text and "the YAML is not used" in text and "not YAML" in text
+
+
+def test_train_ends_with_what_became_of_each_task(finished, tmp_path):
+    path, work = copied(finished, tmp_path)
+    result = gorp("train", path)
+    assert result.stdout.splitlines()[:1] == gorp("status", work).stdout.splitlines()[:1]
+    assert {line.split(":")[0] for line in result.stdout.splitlines()[1:3]} == {"  one", "  two"}
+    assert re.search(r"^pending: nothing\n`gorp status", result.stdout, re.M) and "after" not in result.stdout
 
 
 def test_eval_scores_one_version_and_task(finished):
@@ -130,7 +160,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
         "trainable": 4 * 2 * 512 + 4 * 16,
         "parameters": 56448,
     }
-    assert "SelfAttention.q A" in result.stderr
+    assert "trainable numbers" in result.stderr
     assert tree_hash(tmp_path) == before
 
 
@@ -247,7 +277,8 @@ def test_eval_uses_the_yaml_as_it_is_now(finished, tmp_path):
 def test_notes_on_the_rows_are_said_in_training_and_in_the_status(tmp_path):
     path = make_project(tmp_path, tasks=[task("one", eval="one.jsonl", labels=None)])
     result = gorp("train", path)
-    for text in (result.stderr, gorp("status", tmp_path / "run").stdout):
+    assert "2 notes on the data; --explain shows them" in gorp("status", tmp_path / "run").stdout
+    for text in (result.stderr, gorp("status", tmp_path / "run", "--explain").stdout):
         assert "one: eval holds the same rows as train: its score is a training score" in text
         assert "one: the label set was taken from train: false, true" in text
 
@@ -268,10 +299,23 @@ def test_no_workspace_is_1(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_is_no_workspace(tmp_path):
+def test_where_there_is_no_workspace_the_message_says_what_to_type(tmp_path, monkeypatch):
     path = make_project(tmp_path)
-    for command in ("status", "eval"):
-        assert "run.yaml: a file; wanted the folder of a workspace" in gorp(command, path).stderr
+    monkeypatch.chdir(tmp_path)
+    for place, message in {
+        path: f"`gorp train {path}` makes one",
+        "run": "`gorp train run.yaml` makes it",
+        ".": "`gorp train run.yaml` makes one",
+        "one.jsonl": "one.jsonl: a file; wanted the folder of a workspace, or the YAML",
+        "nowhere/at/all": "`gorp train CONFIG.yaml` makes one",
+    }.items():
+        for command in ("status", "eval"):
+            result = gorp(command, place)
+            assert result.exit_code == 1 and message in result.stderr, result.stderr
+    (tmp_path / "bot").mkdir()
+    (tmp_path / "bot/CURRENT").touch()
+    assert "Did you mean `bot`?" in gorp("status", "bto").stderr
+    assert "There are: bot. For example `gorp status bot`." in gorp("status").stderr
 
 
 def test_a_workspace_that_is_a_file_is_2(tmp_path):

@@ -10,6 +10,7 @@ from gorp import live as module
 from gorp.console import PLAIN_WIDTH
 from gorp.live import PlainProgress
 from gorp.targets import Treatment
+from tests.report.matrices import matrix
 
 
 @pytest.fixture
@@ -53,9 +54,36 @@ def test_training_says_how_far_it_is(log):
 
 def test_the_table_of_weights_is_printed_when_it_changes(log):
     progress, text, _ = log
-    table = [Treatment(pattern="q", count=1, shape=(2, 2), treatment="LoRA", trainable=4)]
+    table = [Treatment(pattern="a.*.q A", count=1, shape=(2, 2), treatment="LoRA", trainable=4)]
     for _ in range(3):
         progress.treatments(table, 100)
     assert text.getvalue().count("trainable numbers") == 1
     progress.treatments(table * 2, 100)
     assert text.getvalue().count("trainable numbers") == 2
+
+
+def test_the_table_of_weights_has_a_line_for_each_kind_of_layer(log):
+    progress, text, _ = log
+    shapes = {"block.*.self.q A": (4, 6), "block.*.self.q B": (6, 4), "block.*.cross.q C": (2, 2), "norm.weight": (6,)}
+    kinds = {"A": "LoRA", "B": "LoRA", "C": "core"}
+    made = [
+        Treatment(pattern=p, count=3, shape=s, treatment=kinds.get(p[-1], "full"), trainable=10)
+        for p, s in shapes.items()
+    ]
+    progress.treatments(made, 1000)
+    assert [line.split() for line in text.getvalue().splitlines()[2:]] == [
+        ["q", "LoRA,", "core", "6", "30"],
+        ["norm", "full", "3", "10"],
+    ]
+
+
+def test_after_a_task_every_earlier_one_has_its_line(log):
+    progress, text, _ = log
+    nan = float("nan")
+    progress.matrix(matrix([[10, 20], [nan, nan], [nan, nan]], ("a", "b")))
+    progress.matrix(matrix([[10, 20], [50, 25], [40, 60]], ("a", "b")))
+    assert text.getvalue().splitlines() == [
+        "base model: a 10.0, b 20.0",
+        "  a: 40.0, lost 10.0 since it was learned",
+        "  b: 60.0, just learned",
+    ]

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (t
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,12 +19,13 @@ from gorp.errors import ConfigError, GorpError
 app = typer.Typer(
     help="Teach a language model one task after another, and prove that it still knows the earlier ones.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Folder = Annotated[Path, typer.Argument(metavar="WORKSPACE", help="The workspace; the current folder by default.")]
+Place = Annotated[
+    Path, typer.Argument(metavar="WORKSPACE", help="The workspace, or its YAML; the current folder by default.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -112,33 +114,53 @@ def train(
             _print_json(result) if as_json else typer.echo(f"pending: {', '.join(pending) or 'nothing'}")
             return
         run_sequence(settings, folder, restart=restart, progress=progress)
-        _show_status(console, status(folder), as_json)
+        state = status(folder)
+        if as_json:
+            _print_json(state)
+            return
+        from gorp.console import show_verdict
+
+        seen = console.is_terminal and progress.console.is_terminal  # the lines about the tasks stand just above
+        show_verdict(console, state, tasks=not seen)
+        typer.echo(f"`gorp status {shlex.quote(str(folder))}` shows the matrix and the versions")
 
 
 @app.command()
-def status(workspace: Folder = Path("."), as_json: AsJson = False) -> None:
-    """Show the accuracy matrix, what it says, the versions, and what is pending."""
+def status(
+    workspace: Place = Path("."),
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also what the numbers mean, notes on the data, and all versions.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the model still knows of each task; show the accuracy matrix, the versions, and what is pending."""
     with _errors():
-        from gorp.console import console
-        from gorp.workspace import status as read_status
+        from gorp.console import console, show_status
+        from gorp.workspace.place import place
+        from gorp.workspace.status import status as read_status
 
-        _show_status(console(), read_status(workspace), as_json)
+        folder, config = place(workspace)
+        state = read_status(folder, config=config)
+        _print_json(state) if as_json else show_status(console(), state, explain=explain)
 
 
 @app.command("eval")
 def evaluate(
-    workspace: Folder = Path("."),
+    workspace: Place = Path("."),
     version: Annotated[str | None, typer.Option(help="For example v2; the current one by default.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task; all by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a version again, as the YAML is now, and keep the scores."""
     with _errors():
+        from gorp.workspace.place import place
+
+        folder, source = place(workspace)
         console, progress = _start()
         from gorp.console import plain_table
         from gorp.workspace import evaluate_version
 
-        result = evaluate_version(workspace, version=version, task=task, progress=progress)
+        result = evaluate_version(folder, source=source, version=version, task=task, progress=progress)
         if as_json:
             _print_json(result)
             return
@@ -219,26 +241,6 @@ def _errors(*, interrupted: str = "") -> Iterator[None]:
         saved = f" {stop}" if str(stop) else ""
         typer.echo(f"gorp: interrupted.{saved}{interrupted}", err=True)
         raise typer.Exit(130) from None
-
-
-def _show_status(console: Any, state: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(state)
-        return
-    from gorp.console import measures_table, versions_table
-    from gorp.evaluation import AccuracyMatrix
-    from gorp.report import matrix_table
-    from gorp.report.wording import printable
-
-    console.print(matrix_table(AccuracyMatrix.from_dict(state["matrix"]), title="accuracy"))
-    if state["measures"]:
-        console.print(measures_table(state["measures"]))
-    console.print(versions_table(state["versions"], state["current"]))
-    for task, notes in state["notes"].items():
-        for note in notes:
-            typer.echo(printable(f"{task}: {note}"))
-    pending = [f"{task} (begun)" if task in state["begun"] else task for task in state["pending"]]
-    typer.echo(f"pending: {', '.join(pending) or 'nothing'}")
 
 
 def _demo_page(settings: Any, results: Any) -> Any:

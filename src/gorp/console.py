@@ -4,25 +4,102 @@ Names of tasks and files are printed as they are: nothing in them is read as mar
 transformers; a running training is shown by `gorp.live`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gorp.evaluation import FORMULAS, MEANINGS
-from gorp.report.wording import number, printable
+from gorp.evaluation import FORMULAS, MEANINGS, AccuracyMatrix
+from gorp.report import in_one_line, in_one_sentence, matrix_table, verdicts
+from gorp.report.wording import MATRIX_READING, number, printable
 
 
 PLAIN_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
+
+NEWEST = 3
+"""Versions that `gorp status` shows, so that it fits a terminal of 24 lines."""
+
+FEW = 4
+"""Tasks that get a line each; of more, those that lost nothing share one."""
+
+LEAK_READING = (
+    "Leak covers inputs in S of each trained layer; not other inputs, nor layers fed by changed ones: scores can drop "
+    "at a leak of 1e-7."
+)
+"""Stands under every table with a leak in it: a small leak is not the same as nothing forgotten."""
+
+WORDS = {
+    "leak": (
+        "share of a task's change that acts on the protected inputs (S) of each trained layer; strict mode keeps it at "
+        "rounding, 1e-7. Inputs outside S, and layers fed by changed layers, are not covered: a task can lose points "
+        "at that leak, and only its score shows it"
+    ),
+    "capacity": (
+        "how full S is, in the fullest layer; at `method.budget` (default 50 %) the weakest directions give way"
+    ),
+    "kept": "what this version carries on to the next task",
+}
+"""The columns of the versions, each in one line."""
 
 
 def console(*, stderr: bool = False) -> Console:
     """A console on standard output or the error stream."""
     made = Console(stderr=stderr, highlight=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+
+
+def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = False) -> None:
+    """Print the state of a workspace: the verdict in words, the matrix, the newest versions, what is pending.
+
+    Args:
+        console: Where.
+        state: As `gorp.workspace.status` gives it.
+        explain: Also what the numbers mean, the notes on the rows, and all versions.
+    """
+    show_verdict(console, state)
+    matrix = AccuracyMatrix.from_dict(state["matrix"])
+    _say(console, "")
+    console.print(matrix_table(matrix))
+    if explain:
+        _say(console, MATRIX_READING, style="dim")
+    _say(console, "")
+    versions = state["versions"] if explain else _newest(state["versions"], state["current"])
+    console.print(versions_table(versions, state["current"], of=len(state["versions"])))
+    if any(item["leak"] is not None for item in state["versions"]):
+        _say(console, LEAK_READING, style="dim")
+    if explain:
+        _say(console, "")
+        console.print(measures_table(state["measures"]))
+        for name, meaning in WORDS.items():
+            _say(console, f"{name}: {meaning}")
+        for task, notes in state["notes"].items():
+            for note in notes:
+                _say(console, f"{task}: {note}")
+    elif count := sum(map(len, state["notes"].values())):
+        _say(console, f"{count} note{'s' * (count > 1)} on the data; --explain shows them", style="dim")
+
+
+def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = True) -> None:
+    """Print what the current version knows on average, then of each of the `tasks`, and what is pending."""
+    found = verdicts(AccuracyMatrix.from_dict(state["matrix"]), len(state["contains"]))
+    sentence = in_one_sentence(found) or "the base model, nothing learned yet"
+    _say(console, f"{state['current']} ({state['method']}): {sentence}", style="bold")
+    dropped = sorted((item for item in found if item.dropped), key=lambda item: item.change)
+    held = [item for item in found if not item.dropped]
+    if tasks:
+        for item in dropped:
+            _say(console, f"  {item}", style="red")
+        for line in map(str, held) if len(found) <= FEW else [in_one_line(held)] if held else []:
+            _say(console, f"  {line}")
+    if state["problem"]:
+        _say(console, f"the YAML is not used: {state['problem']}; tasks are those that `gorp train` took last")
+    pending = [f"{task} (begun)" if task in state["begun"] else task for task in state["pending"]]
+    _say(console, f"pending: {', '.join(pending) or 'nothing'}")
 
 
 def measures_table(measures: Mapping[str, float | None]) -> Table:
@@ -34,18 +111,35 @@ def measures_table(measures: Mapping[str, float | None]) -> Table:
     return table
 
 
-def versions_table(versions: Sequence[Mapping[str, Any]], current: str) -> Table:
-    """The versions of a workspace, the current one marked."""
-    right = ["leak", "capacity", "kept", "seconds"]
-    table = empty_table("versions", ["", "version", "parent", "learned last", "made"], right)
+def versions_table(versions: Sequence[Mapping[str, Any]], current: str, *, of: int) -> Table:
+    """Versions of a workspace that has `of` in all, the current one marked.
+
+    A parent is named where it is not the version before.
+    """
+    heading = "version" if len(versions) == of else f"version ({len(versions)} of {of})"
+    table = empty_table("", [heading, "task", "made"], ["leak", "capacity", "kept"])
     for item in versions:
-        leak = "–" if item["leak"] is None else f"{item['leak']:.1e}"
-        capacity = "–" if item["capacity_max"] is None else f"{100 * item['capacity_max']:.1f} %"
+        number_ = int(item["version"][1:])
+        after = "" if item["parent"] in (None, f"v{number_ - 1}") else f" after {item['parent']}"
+        capacity = "–" if item["capacity_max"] is None else f"{100 * item['capacity_max']:.0f} %"
         kept = f"{item['footprint_bytes'] / 2**20:.1f} MiB"
-        mark = "*" if item["version"] == current else ""
-        names = (item["version"], item["parent"] or "–", item["task"] or "base model", item["created"][:16])
-        add_row(table, mark, *names, leak, capacity, kept, f"{item['seconds']:.1f}")
+        name = f"{'*' if item['version'] == current else ' '} {item['version']}{after}"
+        numbers = (fraction(item["leak"]), capacity, kept)
+        add_row(table, name, item["task"] or "base model", short_date(item["created"]), *numbers)
     return table
+
+
+def fraction(value: float | None) -> str:
+    """A leak: `1e-7`, or `0.31` where it is not small."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if value >= 0.01 else re.sub("e-0*", "e-", f"{value:.0e}").replace("0e+00", "0")
+
+
+def short_date(written: str) -> str:
+    """A time stamp in the local time zone, in twelve letters: `26 Nov 12:44`, or `26 Nov 2025` in another year."""
+    when, now = datetime.fromisoformat(written).astimezone(), datetime.now().astimezone()
+    return f"{when:%d %b %H:%M}" if when.year == now.year else f"{when:%d %b %Y}"
 
 
 def plain_table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
@@ -69,3 +163,14 @@ def empty_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 def add_row(table: Table, *cells: str) -> None:
     """Add a row of plain text."""
     table.add_row(*(Text(printable(cell)) for cell in cells))
+
+
+def _newest(versions: Sequence[Mapping[str, Any]], current: str) -> list[Mapping[str, Any]]:
+    """The newest few, and the current one where it is older."""
+    newest = versions[-NEWEST:]
+    older = [item for item in versions[:-NEWEST] if item["version"] == current]
+    return [*older, *newest[len(older) :]]
+
+
+def _say(console: Console, line: str, *, style: str = "") -> None:
+    console.print(Text(printable(line), style=style))

@@ -1,22 +1,21 @@
 """A long run as a terminal shows it: bars, or plain lines for logs and pipes, on the error stream."""
 
-import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
 from gorp.console import add_row, empty_table
 from gorp.evaluation import AccuracyMatrix
 from gorp.progress import Progress
-from gorp.report import matrix_table
+from gorp.report import verdicts
 from gorp.report.wording import number, printable
 from gorp.targets import Treatment
 
@@ -48,13 +47,13 @@ class PlainProgress(Progress):
             self.console.print(treatments_table(treatments, total))
 
     def matrix(self, matrix: AccuracyMatrix) -> None:
-        """Print one line: the newest row that is measured."""
-        rows = list(zip(matrix.row_names(), matrix.R.tolist(), strict=True))
-        measured = [(name, scores) for name, scores in rows if not all(map(math.isnan, scores))]
-        if measured:
-            name, scores = measured[-1]
-            cells = [f"{task} {number(score)}" for task, score in zip(matrix.tasks, scores, strict=True)]
-            self.say(f"accuracy after {name}: {', '.join(cells)}")
+        """What the newest model knows: of each learned task a line, or the scores of the base model in one line."""
+        found = verdicts(matrix)
+        for item in found:
+            self.say(f"  {item}")
+        if not found:
+            scores = zip(matrix.tasks, matrix.R[0].tolist(), strict=True)
+            self.say(f"base model: {', '.join(f'{task} {number(score)}' for task, score in scores)}")
 
     @contextmanager
     def training(self, name: str) -> Iterator[TrainerCallback]:
@@ -83,11 +82,7 @@ class PlainProgress(Progress):
 
 
 class LiveProgress(PlainProgress):
-    """A bar for each task: steps, loss, time left; the matrix fills in after each."""
-
-    def matrix(self, matrix: AccuracyMatrix) -> None:
-        """Print the whole matrix."""
-        self.console.print(matrix_table(matrix, title="accuracy so far"))
+    """A bar for each task: steps, loss, time left."""
 
     @contextmanager
     def training(self, name: str) -> Iterator[TrainerCallback]:
@@ -116,15 +111,24 @@ class LiveProgress(PlainProgress):
         return Bars(*columns, console=self.console, transient=transient)
 
 
-def treatments_table(treatments: Sequence[Treatment], total: int) -> Table:
-    """What is trained, grouped over layers, and how much beside the model's `total` parameters."""
+def treatments_table(treatments: Sequence[Treatment], total: int) -> Group:
+    """What is trained, a line for each kind of layer, and how much that is beside the model's `total` parameters."""
     trainable = sum(item.trainable for item in treatments)
     title = f"{trainable:,} trainable numbers, {100 * trainable / total:.2f} % of the model's {total:,} parameters"
-    table = empty_table(title, ["weights", "trained by"], ["count", "shape", "trainable"])
+    kinds: dict[str, list[Treatment]] = {}
     for item in treatments:
-        shape = " x ".join(map(str, item.shape))
-        add_row(table, item.pattern, item.treatment, str(item.count), shape, f"{item.trainable:,}")
-    return table
+        kinds.setdefault(_layer(item.pattern).rpartition(".")[2], []).append(item)
+    table = empty_table("", ["layers", "trained by"], ["count", "trainable"])
+    for kind, items in kinds.items():
+        count = sum({_layer(item.pattern): item.count for item in items}.values())
+        ways = ", ".join(dict.fromkeys(item.treatment for item in items))
+        add_row(table, kind, ways, str(count), f"{sum(item.trainable for item in items):,}")
+    return Group(Text(title), table)
+
+
+def _layer(pattern: str) -> str:
+    """The layer that a group of parameters belongs to: without the factor (A, B, C), `weight` and `bias`."""
+    return re.sub(r"\.(weight|bias)$", "", re.sub(r" [ABC]$", "", pattern))
 
 
 def _every(first: float, then: float) -> Callable[[], bool]:

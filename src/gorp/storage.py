@@ -85,7 +85,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
     """
     from safetensors.torch import save
 
-    whole: dict[str, Any] = {}
+    whole: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()

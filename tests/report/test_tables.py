@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -93,8 +94,19 @@ class TestTerminal:
             ["base", "10.0", "20.0", "30.0"],
             ["news", "90.0", "25.0", "33.0"],
             ["films", "95.0", "80.0", "36.0"],
-            ["qa", "70.0", "76.0", "60.0"],
+            ["qa", "70.0↓", "76.0↓", "60.0"],
         ]
+
+    def test_a_score_that_dropped_is_red_and_what_was_not_measured_is_left_out(self):
+        nan = float("nan")
+        values = [[0, 0, nan], [50, 0, nan], [50, 40, nan], [nan, nan, nan]]
+        console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard")
+        console.print(matrix_table(matrix(values, ("a", "b", "c"))))
+        text = re.sub(r"\x1b\S*?m", "", console.file.getvalue())
+        assert "↓" not in text and text.split() == ["after", *"a b base 0.0 0.0 a 50.0 0.0 b 50.0 40.0".split()]
+        values[2][0] = 49.9
+        console.print(matrix_table(matrix(values, ("a", "b", "c"))))
+        assert re.search(r"\x1b\[31m *49\.9↓", console.file.getvalue())
 
     def test_markup_and_escape_codes_in_names_are_shown_not_obeyed(self):
         text = shown(matrix_table(matrix(tasks=("[red]a[/red]", "[/]", "b\x1b[2J")), title="[bold]t[/bold]"))

@@ -1,5 +1,6 @@
 """Tables for the terminal (Rich) and for documents (Markdown), with the formulas of their numbers underneath."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from rich.text import Text
 
 from gorp.evaluation import FORMULAS, AccuracyMatrix
 from gorp.report.comparison import Runs, compare, written
+from gorp.report.verdict import SMALLEST
 from gorp.report.wording import HEADINGS, MATRIX_READING, number, printable
 
 
@@ -18,9 +20,26 @@ def spread_reading(runs: Runs) -> str:
     return "Percent; mean ± sample standard deviation over seeds." if several else "Percent; one seed."
 
 
-def matrix_table(matrix: AccuracyMatrix, *, title: str = "") -> Group:
-    """The accuracy matrix for the terminal: one line for the base model and one after each task."""
-    return _rich([["after", *matrix.tasks], *_matrix_lines(matrix)], title=title, below=[MATRIX_READING])
+def matrix_table(matrix: AccuracyMatrix, *, title: str = "") -> Table:
+    """The accuracy matrix for the terminal: one line for the base model and one after each task.
+
+    A score lower than the task's when it was just learned is red and ends in `↓`. Rows and columns without a score are
+    left out.
+    """
+    R, heading = matrix.R.tolist(), [Text("after")]
+    columns = [j for j in range(len(matrix.tasks)) if any(not math.isnan(row[j]) for row in R)]
+    table = _table([*heading, *(Text(f"{printable(matrix.tasks[j])} ") for j in columns)], title)
+    for i, (name, row) in enumerate(zip(matrix.row_names(), R, strict=True)):
+        if not all(map(math.isnan, row)):
+            table.add_row(Text(printable(name)), *(_score(row[j], R[j + 1][j], i > j + 1) for j in columns))
+    return table
+
+
+def _score(score: float, learned: float, later: bool) -> Text:
+    """A cell: the sign and the colour say the same, so that either may be missing."""
+    if later and score <= learned - SMALLEST:
+        return Text(f"{number(score)}↓", style="red")
+    return Text(f"{number(score)} ")
 
 
 def matrix_markdown(matrix: AccuracyMatrix) -> str:
@@ -57,12 +76,17 @@ def _comparison_lines(runs: Runs) -> list[list[str]]:
 
 def _rich(lines: Sequence[Sequence[str]], *, title: str, below: Sequence[str]) -> Group:
     """Every cell a `Text`, so that a name like `[red]` is shown and not obeyed."""
-    table = Table(title=Text(printable(title), style="bold") if title else None, title_justify="left", box=None)
-    for column, heading in enumerate(lines[0]):
-        table.add_column(Text(printable(heading)), justify="right" if column else "left", no_wrap=column > 0)
+    table = _table([Text(printable(heading)) for heading in lines[0]], title)
     for line in lines[1:]:
         table.add_row(*(Text(printable(cell)) for cell in line))
     return Group(table, Text("\n".join(["", *below]), style="dim"))
+
+
+def _table(headings: Sequence[Text], title: str) -> Table:
+    table = Table(title=Text(printable(title), style="bold") if title else None, title_justify="left", box=None)
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left", no_wrap=column > 0)
+    return table
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -12,6 +12,7 @@ record.py     what version.json says
 unfinished.py a training that ended early
 run.py        train what is pending, score, write the version
 evaluate.py   score a version again
+place.py      which workspace a command means
 status.py     what there is, for reading
 """
 

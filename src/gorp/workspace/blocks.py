@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from gorp.errors import ConfigError, nearest
 
@@ -61,6 +60,8 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
     Raises:
         ConfigError: With the path in the YAML.
     """
+    from pydantic import TypeAdapter, ValidationError  # slow to import, and `read_yaml` does not need it
+
     try:
         return TypeAdapter(kind).validate_python(value)
     except ConfigError as error:  # of the dataclass itself, which does not know where it stands

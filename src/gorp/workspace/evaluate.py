@@ -13,7 +13,12 @@ from gorp.workspace.store import Workspace
 
 
 def evaluate_version(
-    workspace: Path, *, version: str | None = None, task: str | None = None, progress: Progress | None = None
+    workspace: Path,
+    *,
+    version: str | None = None,
+    task: str | None = None,
+    source: Path | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a version again, whatever was measured before, and keep the scores.
 
@@ -23,6 +28,7 @@ def evaluate_version(
         workspace: Its folder.
         version: CURRENT when None.
         task: All tasks when None.
+        source: The YAML; None for the one that `gorp train` took last.
         progress: What to show.
 
     Returns:
@@ -34,7 +40,7 @@ def evaluate_version(
     """
     store, progress = Workspace(workspace), progress or Progress()
     chosen = store.current() if version is None else store.version(version)
-    config = present_configuration(store, progress)
+    config = present_configuration(store, progress, source)
     names = [spec.name for spec in config.tasks]
     if task is not None and task not in names:
         raise ConfigError(f"no task `{task}` in {workspace}; there are {', '.join(names)}.{nearest(task, names)}")
@@ -46,12 +52,13 @@ def evaluate_version(
     return {"version": chosen.name, "scores": cells}
 
 
-def present_configuration(store: Workspace, progress: Progress) -> RunConfig:
+def present_configuration(store: Workspace, progress: Progress, given: Path | None = None) -> RunConfig:
     """The YAML that the workspace was trained from, as it is now; where that is gone or fits no more, as it was then.
 
     It fits no more when it was made into the configuration of another workspace: another method, another model.
     """
     block, source = store.accepted()
+    source = given or source
     accepted = parse_config(block, store.root)
     if source is None or not source.is_file():
         return accepted

@@ -1,20 +1,31 @@
-"""What a workspace holds, read without loading a model or a task."""
+"""What a workspace holds, read without loading a model or a task: JSON files, and the YAML as it is now."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gorp.errors import ConfigError
 from gorp.evaluation import summary
+from gorp.workspace.blocks import read_yaml
 from gorp.workspace.scores import Scores, learned_part
 from gorp.workspace.store import Workspace
 
 
-def status(folder: Path) -> dict[str, Any]:
+SHOWN = ("parent", "task", "contains", "created", "leak", "capacity_mean", "capacity_max", "footprint_bytes", "seconds")
+"""What is told of each version, from its record."""
+
+
+def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
     """The state of a workspace as JSON values.
 
+    Args:
+        folder: The workspace.
+        config: The YAML it is trained from; None for the one that `gorp train` took last.
+
     Returns:
-        `current`; `tasks`, those `pending`, and those whose training was `begun` but not finished; `matrix`; `measures`
-        over the tasks learned so far; `notes` on their rows; `versions`, each with parent, task, leak, capacity,
-        footprint in bytes, seconds of training.
+        `current`; `tasks` of the YAML as it is now, those `pending`, and those whose training was `begun` but not
+        finished; `matrix`; `measures` over the tasks learned so far; `notes` on their rows; `versions`, each with what
+        `SHOWN` names; `config`, the YAML that the tasks were read from, and `problem`, why it was not, if so.
 
     Raises:
         CheckpointError: If `folder` is no workspace or is damaged.
@@ -22,16 +33,19 @@ def status(folder: Path) -> dict[str, Any]:
     store = Workspace(folder)
     lineage = store.lineage()
     current = lineage[-1]
-    config, _ = store.accepted()
-    tasks = [task["name"] for task in config["tasks"]]
+    accepted, source = store.accepted()
+    path = config or source
+    tasks, problem = _tasks(path, accepted, current.contains)
     matrix = Scores(store.root / "eval").matrix(lineage, tasks)
     part = learned_part(matrix, len(current.contains))
-    shown = ("parent", "task", "contains", "created", "leak", "capacity_mean", "capacity_max", "footprint_bytes")
     return {
         "workspace": str(store.root),
+        "config": None if path is None else str(path),
+        "problem": problem,
         "current": current.name,
+        "contains": current.contains,
         "base": current.record["base"],
-        "method": config["method"]["name"],
+        "method": accepted["method"]["name"],
         "tasks": tasks,
         "pending": [task for task in tasks if task not in current.contains],
         "begun": sorted(path.parent.name for path in (store.root / "run").glob("*/identity.json")),
@@ -39,7 +53,38 @@ def status(folder: Path) -> dict[str, Any]:
         "measures": {} if part is None else summary(part),
         "notes": {name: task["notes"] for name, task in current.record["tasks"].items() if task["notes"]},
         "versions": [
-            {"version": version.name} | {key: version.record.get(key) for key in (*shown, "seconds")}
-            for version in store.versions()
+            {"version": version.name} | {key: version.record.get(key) for key in SHOWN} for version in store.versions()
         ],
     }
+
+
+def _tasks(path: Path | None, accepted: Mapping[str, Any], learned: Sequence[str]) -> tuple[list[str], str | None]:
+    """The tasks of the YAML as it is now; those accepted last, and why, where the YAML cannot be used."""
+    names = [task["name"] for task in accepted["tasks"]]
+    if path is None:
+        return names, None
+    if not path.is_file():
+        return names, f"{path} is no longer there"
+    try:
+        block = read_yaml(path)
+        now = _names(block)
+        if not isinstance(block.get("method"), Mapping) or block["method"].get("name") != accepted["method"]["name"]:
+            raise ConfigError(f"{path} has another method than {accepted['method']['name']}")
+        if now[: len(learned)] != list(learned):
+            raise ConfigError(f"{path} does not begin with the learned tasks, {', '.join(learned)}")
+    except ConfigError as error:
+        return names, str(error)
+    return now, None
+
+
+def _names(block: Mapping[str, Any]) -> list[str]:
+    """The names of the tasks, in order; whether the rest of them is right, `gorp train --dry-run` says."""
+    tasks = block.get("tasks")
+    if isinstance(tasks, Mapping):  # the short form for a published order
+        from gorp.data import ORDERS
+
+        return list(ORDERS.get(str(tasks.get("order")), ()))
+    names = [task.get("name") for task in tasks if isinstance(task, Mapping)] if isinstance(tasks, list) else []
+    if not names or len(names) != len(set(map(str, names))) or not all(isinstance(name, str) for name in names):
+        raise ConfigError("tasks: wanted a list of tasks, each with a `name:` of its own")
+    return names
