@@ -196,7 +196,7 @@ def make(task: DemoTask, root: Path) -> dict[str, bytes]:
     about = {
         "name": task.name,
         "labels": list(task.labels.values()),
-        "template": f"{task.instruction}\n{{text}}\nAnswer:",
+        "template": f"{task.instruction}\n{{text}}\nAnswer: ",
         "metric": "label_ranking",
         "rows": {"train": len(train), "eval": len(held_out)},
         "licence": task.licence,

@@ -1,5 +1,7 @@
 """The tokens a model sees: equal in training, generation and ranking, and never an answer cut."""
 
+import string
+
 import pytest
 import torch
 from datasets import Dataset
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gorp.data.encode import Collator, Encoding, encode, encode_completion, encode_prompt, encode_prompts, pad_left
+from gorp.data import Collator, Encoding, Form, encode, encode_completion, encode_prompt, encode_prompts, pad_left
+from gorp.data.form import with_forms
 from gorp.errors import ConfigError, DataError, ModelError
 from tests.tokenizers_small import SENTENCES, llama_tokenizer, t5_tokenizer
 
@@ -22,7 +25,7 @@ def metaspace_tokenizer() -> PreTrainedTokenizerFast:
     """Puts a blank of its own before every text and adds no special tokens, like SentencePiece models without bos."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
-    alphabet = sorted(set("".join(SENTENCES)) | {"\n", "▁"})
+    alphabet = sorted({*"".join(SENTENCES), *string.printable, "▁"})
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<unk>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
@@ -39,7 +42,7 @@ def rows(*pairs: tuple[str, str]) -> Dataset:
 
 
 def test_decoder_rows_by_hand():
-    encoded = encode(rows((PROMPT, "True")), LLAMA, encoder_decoder=False, encoding=BUDGET)
+    encoded = encode(rows((PROMPT, " True")), LLAMA, encoder_decoder=False, encoding=BUDGET)
     prompt = [LLAMA.bos_token_id, *LLAMA(PROMPT, add_special_tokens=False).input_ids]
     answer = [*LLAMA(" True", add_special_tokens=False).input_ids, LLAMA.eos_token_id]
     assert encoded.column_names == ["input_ids", "labels"]
@@ -64,22 +67,57 @@ def test_a_decoder_prompt_never_ends_in_eos_and_labels_always_do():
     assert row["labels"][-1] == LLAMA.eos_token_id
 
 
-def test_bos_in_the_text_is_not_doubled():
-    written = encode_prompt(f"<s>{PROMPT}", LLAMA, encoder_decoder=False, encoding=BUDGET)
-    assert written == encode_prompt(PROMPT, LLAMA, encoder_decoder=False, encoding=BUDGET)
-    assert written.count(LLAMA.bos_token_id) == 1
+def test_the_names_of_special_tokens_in_a_text_are_text():
+    prompt, completion = "<s>Strike this out.</s>", "use <s>old</s> tags"
+    for tokenizer, seq2seq in ((LLAMA, False), (T5, True)):
+        (row,) = encode(rows((prompt, completion)), tokenizer, encoder_decoder=seq2seq, encoding=BUDGET)
+        answer = [token for token in row["labels"] if token != -100]
+        assert answer.index(tokenizer.eos_token_id) == len(answer) - 1
+        assert tokenizer.decode(answer, skip_special_tokens=True) == completion
+        read = tokenizer.decode(row["input_ids"], skip_special_tokens=True)
+        assert read == (prompt if seq2seq else prompt + completion)
+
+
+JOINED = [
+    (PROMPT, " True or false"),
+    (PROMPT, "True or false"),
+    ("Say:\n", "True or false"),
+    ('{"answer": "', 'yes"}'),
+    ("area = 3.14 * r", "**2"),
+    ("def f(x):", "\n    return x\n"),
+    ("Say: ", "yes"),
+    ("Say:\n\n", "\n\nyes"),
+]
 
 
 @pytest.mark.parametrize("tokenizer", [T5, LLAMA, metaspace_tokenizer()], ids=["t5", "llama", "metaspace"])
-@pytest.mark.parametrize(
-    ("prompt", "text"), [(PROMPT, f"{PROMPT} True or false"), ("Say:\n", "Say:\nTrue or false")], ids=["blank", "line"]
-)
-def test_prompt_and_answer_join_to_running_text(tokenizer, prompt, text):
-    (row,) = encode(rows((prompt, "True or false")), tokenizer, encoder_decoder=False, encoding=BUDGET)
-    assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == text
+@pytest.mark.parametrize(("prompt", "completion"), JOINED)
+def test_a_decoder_reads_prompt_and_completion_as_they_are_written(tokenizer, prompt, completion):
+    (row,) = encode(rows((prompt, completion)), tokenizer, encoder_decoder=False, encoding=BUDGET)
+    assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == prompt + completion
     assert row["input_ids"][-1] == tokenizer.eos_token_id
-    joined = tokenizer(text, add_special_tokens=False).input_ids
+    assert row["input_ids"].count(tokenizer.eos_token_id) == 1
+
+
+def test_so_it_does_where_words_stand_without_blanks():
+    (row,) = encode(rows(("今天天气", "很好 😀")), LLAMA, encoder_decoder=False, encoding=BUDGET)
+    assert LLAMA.decode(row["input_ids"], skip_special_tokens=True) == "今天天气很好 😀"
+
+
+@pytest.mark.parametrize("tokenizer", [T5, LLAMA, metaspace_tokenizer()], ids=["t5", "llama", "metaspace"])
+@pytest.mark.parametrize(("prompt", "completion"), [(PROMPT, " True or false"), ("Say:\n", "True or false")])
+def test_their_tokens_are_those_of_the_running_text(tokenizer, prompt, completion):
+    (row,) = encode(rows((prompt, completion)), tokenizer, encoder_decoder=False, encoding=BUDGET)
+    joined = tokenizer(prompt + completion, add_special_tokens=False).input_ids
     assert [token for token in row["input_ids"] if token not in tokenizer.all_special_ids] == joined
+
+
+def test_the_lead_of_a_label_is_written_by_a_decoder_alone():
+    labelled = with_forms([PROMPT], ["True"], [Form(lead=" ")])
+    spaced = rows((PROMPT, " True"))
+    for tokenizer, seq2seq, same in ((LLAMA, False, spaced), (T5, True, rows((PROMPT, "True")))):
+        encoded = [encode(d, tokenizer, encoder_decoder=seq2seq, encoding=BUDGET)[0] for d in (labelled, same)]
+        assert encoded[0] == encoded[1]
 
 
 TEXT = st.text("abc \n.", min_size=1, max_size=80)

@@ -24,6 +24,7 @@ from typing import Any
 from datasets import Dataset
 
 from gorp.data.files import read_rows, text_column
+from gorp.data.form import Form, with_forms
 from gorp.data.formats import check_label
 from gorp.data.split import same_rows
 from gorp.data.task import Task, build_task
@@ -45,6 +46,9 @@ INSTRUCTIONS: dict[str, str] = {
     "COPA": "",
 }
 """Category to instruction, letter for letter. An empty one stands for no instruction and no options."""
+
+BLANK = Form(lead=" ")
+"""A decoder writes a blank between `Answer:` and the label."""
 
 NO_LABEL = "-"
 """Written where annotators did not agree; such a test row can never be answered right."""
@@ -108,7 +112,7 @@ def load_cl_benchmark(
         )
 
     def rendered(path: Path, *, strict: bool) -> Dataset:
-        table = {"prompt": [], "completion": []}
+        prompts, completions = [], []
         for row in read_rows(path):
             sentence, label = text_column(row, "sentence"), text_column(row, "label")
             if strict or label != NO_LABEL:
@@ -120,9 +124,9 @@ def load_cl_benchmark(
                 labels=labels,
                 task_name_in_prompt=task_name_in_prompt,
             )
-            table["prompt"].append(prompt)
-            table["completion"].append(label)
-        return Dataset.from_dict(table)
+            prompts.append(prompt)
+            completions.append(label)
+        return with_forms(prompts, completions, [BLANK] * len(prompts))
 
     train, test = rendered(_required(folder, "train"), strict=True), rendered(_required(folder, "test"), strict=False)
     notes = [f"status of the rows: {card['status']}"] if "status" in card else []

@@ -1,43 +1,45 @@
 """From text to token ids, for both kinds of model, so that training, generation and ranking see the same tokens.
 
-    decoder only       input_ids = [bos] prompt answer eos        labels = -100 … -100 answer eos
-    encoder-decoder    input_ids = prompt [eos]                   labels = answer eos
+    decoder only       input_ids = [bos] prompt answer end        labels = -100 … -100 answer end
+    encoder-decoder    input_ids = prompt [eos]                   labels = answer end
 
-What stands in brackets is there if the tokenizer itself adds it. A prompt that is too long loses tokens; an answer
-never does.
+What stands in brackets is there if the tokenizer itself adds it; a chat template writes it, or leaves it out, itself.
+The answer is the row's lead and completion, its end the tokenizer's eos or what the chat template writes; see `Form`.
+A prompt's tokens are those that it has alone, since a model that is asked sees them without the answer. A prompt that
+is too long loses tokens; an answer never does.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-import torch
 from datasets import Dataset, Features, List, Value
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from gorp.data.chat import check_date
+from gorp.data.collate import IGNORED
+from gorp.data.form import PLAIN, Form, forms_of
 from gorp.data.split import columns
+from gorp.data.tokens import added_tokens, special_tokens, text_ids
 from gorp.errors import ConfigError, DataError, ModelError
-
-
-IGNORED = -100
-"""Label of a position without loss, the `ignore_index` of torch's cross entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How long a prompt and an answer may be.
+    """How text becomes tokens: how long a prompt and an answer may be, and what day a chat template writes.
 
     Raises:
-        ConfigError: For a length below 1 or an unknown way to truncate.
+        ConfigError: For a length below 1, an unknown way to truncate, or a date that is none.
     """
 
     max_prompt_tokens: int = 512
     """Tokens of a prompt, with those that the tokenizer adds."""
     max_completion_tokens: int = 50
-    """Tokens of an answer, with its eos."""
+    """Tokens of an answer, with its end."""
     truncation: Literal["middle", "end"] = "middle"
     """What a long prompt loses: its middle, so that instruction and "Answer:" both stay, or its end (as published)."""
+    date: str = "2025-01-01"
+    """What a chat template that writes today's date is told, so that a row is the same row tomorrow."""
 
     def __post_init__(self) -> None:
         for field in ("max_prompt_tokens", "max_completion_tokens"):
@@ -45,15 +47,16 @@ class Encoding:
                 raise ConfigError(f"{field} is {getattr(self, field)}; wanted at least 1 token.")
         if self.truncation not in ("middle", "end"):
             raise ConfigError(f"truncation `{self.truncation}` is unknown; wanted `middle` or `end`.")
+        check_date(self.date)
 
 
 def encode(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, encoder_decoder: bool, encoding: Encoding
 ) -> Dataset:
-    """Encode every row; the loss is on the answer and its eos alone.
+    """Encode every row; the loss is on the answer and its end alone.
 
     Args:
-        dataset: Rows with `prompt` and `completion`.
+        dataset: Rows with `prompt` and `completion`, and `form` where they are not plain text.
         tokenizer: The model's.
         encoder_decoder: Which kind of model; see the top of this file.
         encoding: Budgets.
@@ -62,22 +65,19 @@ def encode(
         Columns `input_ids` and `labels`, lists of int32, rows in the same order.
 
     Raises:
-        DataError: If an answer with its eos exceeds `max_completion_tokens`; the message has the row's number.
+        DataError: If an answer with its end exceeds `max_completion_tokens`; the message has the row's number.
         ModelError: If the tokenizer has no eos.
     """
     prompts, completions = columns(dataset)
-    inputs = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding)
-    known: dict[tuple[str, bool], list[int]] = {}  # a closed label set has few answers and many rows
+    forms = forms_of(dataset)
+    inputs = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding, forms=forms)
     labels = []
-    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        key = (completion, _ends_in_blank(prompt))
-        if key not in known:
-            known[key] = encode_completion(completion, tokenizer, prompt=prompt, encoder_decoder=encoder_decoder)
-        answer = known[key]
+    answers = encode_completions(completions, tokenizer, prompts=prompts, encoder_decoder=encoder_decoder, forms=forms)
+    for index, answer in enumerate(answers):
         if len(answer) > encoding.max_completion_tokens:
             raise DataError(
                 f"row {index} (counted from 0): its completion has {len(answer)} tokens with eos, more than "
-                f"max_completion_tokens = {encoding.max_completion_tokens}: {completion[:60]!r}. "
+                f"max_completion_tokens = {encoding.max_completion_tokens}: {completions[index][:60]!r}. "
                 f"Raise the limit or shorten the answer; answers are never cut."
             )
         if encoder_decoder:
@@ -90,24 +90,35 @@ def encode(
 
 
 def encode_prompt(
-    prompt: str, tokenizer: PreTrainedTokenizerBase, *, encoder_decoder: bool, encoding: Encoding
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    encoder_decoder: bool,
+    encoding: Encoding,
+    form: Form = PLAIN,
 ) -> list[int]:
     """The ids of one prompt: what `encode` puts before the answer, or into the encoder."""
-    return encode_prompts([prompt], tokenizer, encoder_decoder=encoder_decoder, encoding=encoding)[0]
+    return encode_prompts([prompt], tokenizer, encoder_decoder=encoder_decoder, encoding=encoding, forms=[form])[0]
 
 
 def encode_prompts(
-    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, encoder_decoder: bool, encoding: Encoding
+    prompts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    encoder_decoder: bool,
+    encoding: Encoding,
+    forms: Sequence[Form] | None = None,
 ) -> list[list[int]]:
     """The ids of many prompts, at most `max_prompt_tokens` each.
 
-    A decoder never gets what the tokenizer adds at the end: an eos there would say that nothing follows. A prompt whose
-    text already begins with bos (chat templates write it) does not get a second one.
+    A decoder never gets what the tokenizer adds at the end: an eos there would say that nothing follows. To a chat
+    nothing is added, since its template writes all of it.
 
     Raises:
         ConfigError: If the budget leaves no room beside the tokens that the tokenizer adds.
     """
-    before, after = _added_tokens(tokenizer)
+    chats = [False] * len(prompts) if forms is None else [form.chat for form in forms]
+    before, after = added_tokens(tokenizer)
     if not encoder_decoder:
         after = []
     room = encoding.max_prompt_tokens - len(before) - len(after)
@@ -116,83 +127,118 @@ def encode_prompts(
             f"max_prompt_tokens is {encoding.max_prompt_tokens}, but the tokenizer adds {len(before) + len(after)} "
             f"tokens of its own, so none is left for the prompt. Raise it."
         )
-    encoded = []
-    for ids in _plain(prompts, tokenizer):
-        body = ids[len(before) :] if before and ids[: len(before)] == before else ids
-        encoded.append(before + _truncated(body, room, encoding.truncation) + after)
+    encoded: list[list[int]] = [[] for _ in prompts]
+    for chat in set(chats):
+        members = [index for index, each in enumerate(chats) if each == chat]
+        for index, ids in zip(members, text_ids([prompts[i] for i in members], tokenizer, control=chat), strict=True):
+            if chat:
+                encoded[index] = _truncated(ids, encoding.max_prompt_tokens, encoding.truncation)
+            else:
+                encoded[index] = before + _truncated(ids, room, encoding.truncation) + after
     return encoded
 
 
 def encode_completion(
-    completion: str, tokenizer: PreTrainedTokenizerBase, *, prompt: str, encoder_decoder: bool
+    completion: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: str = "",
+    encoder_decoder: bool,
+    form: Form = PLAIN,
 ) -> list[int]:
-    """The ids of an answer with its eos; nothing is cut.
+    """The ids of one answer with its end; see `encode_completions`."""
+    return encode_completions([completion], tokenizer, prompts=[prompt], encoder_decoder=encoder_decoder, forms=[form])[
+        0
+    ]
 
-    After a prompt that does not end in a blank, a decoder reads a blank before the answer, as in running text.
+
+def encode_completions(
+    completions: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompts: Sequence[str],
+    encoder_decoder: bool,
+    forms: Sequence[Form] | None = None,
+) -> list[list[int]]:
+    """The ids of answers with their ends; nothing is cut. Behind its prompt, an answer reads as it is written.
 
     Args:
-        completion: The answer.
+        completions: The answers.
         tokenizer: The model's.
-        prompt: What stands before it; only its last character matters, and only for decoders.
+        prompts: What stands before each. Only the end of a chat's prompt matters, from its last special token on.
         encoder_decoder: Which kind of model.
+        forms: Of the rows; all plain when None.
 
     Raises:
         ModelError: If the tokenizer has no eos.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
+    if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos token, so no answer could ever end. Set `tokenizer.eos_token`.")
-    eos = cast(int, eos)
-    if encoder_decoder:
-        before, after = _added_tokens(tokenizer)
-        ids = before + _plain([completion], tokenizer)[0] + after
-        return ids if ids[-1] == eos else [*ids, eos]
-    # Some tokenizers put a blank of their own before every text. Behind another text they do not, so the answer is
-    # encoded behind a character that never merges with what follows, and that character's ids are taken off.
-    anchor, text = ("\n", completion) if _ends_in_blank(prompt) else (":", f" {completion}")
-    head, joined, alone = _plain([anchor, anchor + text, text], tokenizer)
-    return [*(joined[len(head) :] if joined[: len(head)] == head else alone), eos]
+    forms = [PLAIN] * len(completions) if forms is None else forms
+    keys = [
+        (completion, form, "" if encoder_decoder else place)
+        for completion, form, place in zip(completions, forms, places(prompts, tokenizer, forms), strict=True)
+    ]
+    distinct = list(dict.fromkeys(keys))  # a closed label set has few answers and many rows
+    known: dict[tuple[str, Form, str], list[int]] = {}
+    for chat in (False, True):
+        part = [key for key in distinct if key[1].chat == chat]
+        encode_part = _answers_alone if encoder_decoder else _answers_behind
+        known |= zip(part, encode_part(part, tokenizer, chat), strict=True)
+    return [known[key] for key in keys]
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Puts encoded rows into one batch, padded at the right.
+def places(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> list[str]:
+    """What of each prompt the tokens of an answer depend on: of a chat, the text from its last special token on."""
+    found = special_tokens(tokenizer) if any(form.chat for form in forms) else None
+    ends = []
+    for prompt, form in zip(prompts, forms, strict=True):
+        last = 0
+        for match in found.finditer(prompt) if found is not None and form.chat else ():
+            last = match.start()
+        ends.append(prompt[last:] if form.chat else "")
+    return ends
 
-    Called with a list of rows, it returns int64 tensors: `input_ids` and `attention_mask`, B x L, and `labels`, B x L
-    for decoders and B x (length of the longest answer) for encoder-decoders.
+
+def _answers_alone(
+    keys: Sequence[tuple[str, Form, str]], tokenizer: PreTrainedTokenizerBase, chat: bool
+) -> list[list[int]]:
+    """Answers as the beginning of a text, as a decoder behind an encoder writes them."""
+    eos = cast(int, tokenizer.eos_token_id)
+    if chat:
+        return text_ids([f"{form.lead.lstrip()}{text}{form.end}" for text, form, _ in keys], tokenizer, control=True)
+    before, after = added_tokens(tokenizer)
+    texts = [f"{form.lead.lstrip()}{text}" for text, form, _ in keys]
+    whole = [before + ids + after for ids in text_ids(texts, tokenizer)]
+    return [ids if ids[-1:] == [eos] else [*ids, eos] for ids in whole]
+
+
+def _answers_behind(
+    keys: Sequence[tuple[str, Form, str]], tokenizer: PreTrainedTokenizerBase, chat: bool
+) -> list[list[int]]:
+    """Answers as the continuation of a text.
+
+    Some tokenizers put a blank of their own before every text. Behind another text they do not, so the answer is
+    encoded behind an anchor that does not merge with it, and the anchor's ids are taken off. In a chat the anchor is
+    the end of the prompt.
     """
-
-    pad_token_id: int
-    """Fills `input_ids`; masked, so its value has no effect."""
-    label_pad: int = IGNORED
-    """Fills `labels`; no loss there."""
-
-    def __call__(self, features: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """The batch of `features`, rows with `input_ids` and `labels`."""
-        inputs = [list(row["input_ids"]) for row in features]
-        labels = [list(row["labels"]) for row in features]
-        return {
-            "input_ids": _pad_right(inputs, self.pad_token_id),
-            "attention_mask": _pad_right([[1] * len(ids) for ids in inputs], 0),
-            "labels": _pad_right(labels, self.label_pad),
-        }
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Prompts as one batch with the padding before them, so that a decoder goes on where each of them ends.
-
-    Returns:
-        `input_ids` and `attention_mask`, both int64, B x L with L the longest row.
-    """
-    longest = max(len(row) for row in rows)
-    ids = [[pad_token_id] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
-def _pad_right(rows: list[list[int]], filler: int) -> Tensor:
-    longest = max(len(row) for row in rows)
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+    texts = [f"{form.lead}{text}{form.end}" for text, form, _ in keys]
+    anchors = [
+        [*([place] if place else []), *((":", "x", "\n") if text[:1].isspace() else ("\n", ":", ";"))]
+        for text, (*_, place) in zip(texts, keys, strict=True)
+    ]
+    answers: dict[int, list[int]] = {}
+    for attempt in range(4):
+        open_ = [i for i in range(len(keys)) if i not in answers and attempt < len(anchors[i])]
+        heads = text_ids([anchors[i][attempt] for i in open_], tokenizer, control=chat)
+        joined = text_ids([anchors[i][attempt] + texts[i] for i in open_], tokenizer, control=chat)
+        for i, head, both in zip(open_, heads, joined, strict=True):
+            if head and both[: len(head)] == head:
+                answers[i] = both[len(head) :]
+    left = [i for i in range(len(keys)) if i not in answers]
+    answers |= zip(left, text_ids([texts[i] for i in left], tokenizer, control=chat), strict=True)
+    end = [] if chat else [cast(int, tokenizer.eos_token_id)]
+    return [answers[i] + end for i in range(len(keys))]
 
 
 def _truncated(ids: list[int], room: int, truncation: str) -> list[int]:
@@ -202,27 +248,3 @@ def _truncated(ids: list[int], room: int, truncation: str) -> list[int]:
         return ids[:room]
     head = room // 2
     return ids[:head] + ids[len(ids) - (room - head) :]
-
-
-def _ends_in_blank(prompt: str) -> bool:
-    return not prompt or prompt[-1].isspace()
-
-
-def _plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids without anything added. `verbose=False`: long prompts are cut here, the tokenizer need not warn of them."""
-    if not texts:
-        return []
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return cast(list[list[int]], encoded["input_ids"])
-
-
-def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and behind a text."""
-    whole = cast(list[int], tokenizer("a", verbose=False)["input_ids"])
-    plain = _plain(["a"], tokenizer)[0]
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start], whole[start + len(plain) :]
-    raise ModelError(
-        "the tokenizer changes a text's tokens when it adds its special ones; such a tokenizer is not known."
-    )

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from string import Formatter
-from typing import Any, cast
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from gorp.data.chat import render_chat
 from gorp.data.files import Row, text_column
+from gorp.data.form import PLAIN, Form, with_forms
 from gorp.errors import ConfigError, DataError, nearest
 
 
-PLAIN_TEMPLATE = "{text}\nAnswer:"
-LABEL_TEMPLATE = "Option: {labels}\n{text}\nAnswer:"
-"""Templates for text and label when none is given: without and with a closed label set."""
+PLAIN_TEMPLATE = "{text}\nAnswer: "
+LABEL_TEMPLATE = "Option: {labels}\n{text}\nAnswer: "
+"""Templates for text and label when none is given: without and with a closed label set. The label stands right behind
+a template. Blanks at its end are written with the label, not read with the prompt: tokenizers join a blank to the word
+that follows, so a prompt that ends in one is unlike all text that a model has read."""
 
 
 def detect_format(row: Row, *, template: str | None = None) -> str:
@@ -58,30 +61,31 @@ def render_rows(
     template: str | None,
     labels: tuple[str, ...] | None,
     tokenizer: PreTrainedTokenizerBase | None,
+    date: str,
 ) -> Dataset:
-    """Render rows into a data set with the columns `prompt` and `completion`.
+    """Render rows into a data set with the columns `prompt` and `completion`, and `form` where rows have one.
 
     Args:
         rows: The rows as read.
         format: `prompt_completion`, `messages` or `text_label`.
         template: For `text_label`: the prompt, with columns in braces and `{labels}` for the label set.
         labels: The closed label set; a completion outside it is an error.
-        tokenizer: For `messages`: its chat template renders all turns but the last.
+        tokenizer: For `messages`: its chat template writes the conversation.
+        date: For `messages`: the day that a chat template is told.
 
     Raises:
         DataError: For the first row that does not fit, with its place.
         ConfigError: For a template that names no column, or names `{labels}` when there are none.
     """
     if format == "messages":
-        pairs = [(row, *_from_messages(row, tokenizer)) for row in rows]
+        written = [render_chat(row, tokenizer, date) for row in rows]
     elif format == "text_label":
-        pairs = _from_template(rows, template, labels)
+        written = _from_template(rows, template, labels)
     else:
-        pairs = [(row, text_column(row, "prompt"), text_column(row, "completion")) for row in rows]
-    for row, _, completion in pairs:
+        written = [(text_column(row, "prompt"), text_column(row, "completion"), PLAIN) for row in rows]
+    for row, (_, completion, _) in zip(rows, written, strict=True):
         check_label(row, completion, labels)
-    prompts, completions = [prompt for _, prompt, _ in pairs], [completion for *_, completion in pairs]
-    return Dataset.from_dict({"prompt": prompts, "completion": completions})
+    return with_forms(*zip(*written, strict=True))
 
 
 def check_label(row: Row, label: str, labels: tuple[str, ...] | None) -> None:
@@ -99,7 +103,7 @@ def check_label(row: Row, label: str, labels: tuple[str, ...] | None) -> None:
 
 def _from_template(
     rows: Sequence[Row], template: str | None, labels: tuple[str, ...] | None
-) -> list[tuple[Row, str, str]]:
+) -> list[tuple[str, str, Form]]:
     if template is None:
         template = PLAIN_TEMPLATE if labels is None else LABEL_TEMPLATE
     fields = template_fields(template)
@@ -111,46 +115,13 @@ def _from_template(
         if labels is None:
             raise ConfigError(f"template {template!r} names `{{labels}}`, but the task has none. Give `labels`.")
         fixed = {"labels": ", ".join(labels)}
+    prompt = template.rstrip(" ")
+    form = Form(lead=template[len(prompt) :])
     return [
         (
-            row,
-            template.format(**{column: text_column(row, column) for column in columns}, **fixed),
+            prompt.format(**{column: text_column(row, column) for column in columns}, **fixed),
             text_column(row, "label"),
+            form,
         )
         for row in rows
     ]
-
-
-def _from_messages(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, str]:
-    """Prompt: all turns but the last, as the chat template writes them, up to where the answer begins."""
-    if tokenizer is None or not tokenizer.chat_template:
-        who = "no tokenizer was given" if tokenizer is None else "the model's tokenizer has no chat template"
-        raise DataError(
-            f"{row.place}: `messages` are written by a chat template, but {who}. "
-            f"Use a chat model, or the format `prompt_completion`."
-        )
-    *turns, last = _turns(row)
-    if last["role"] != "assistant":
-        raise DataError(
-            f"{row.place}: the last of `messages` is by `{last['role']}`; wanted the answer of `assistant`."
-        )
-    if not turns:
-        raise DataError(f"{row.place}: `messages` holds only the answer; wanted at least one turn before it.")
-    try:
-        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program of its own and may raise anything
-        raise DataError(f"{row.place}: the tokenizer's chat template refused `messages`: {error}") from error
-    return cast(str, prompt), last["content"]
-
-
-def _turns(row: Row) -> list[dict[str, Any]]:
-    turns = row.values.get("messages")
-    if not isinstance(turns, list) or not turns:
-        found = ", ".join(row.values)
-        raise DataError(f"{row.place}: wanted a non-empty list in the column `messages`; columns found: {found}.")
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise DataError(f"{row.place}: turn {number} of `messages` is no object with `role` and `content`.")
-        for key in ("role", "content"):
-            text_column(Row(f"{row.place}, turn {number} of `messages`", turn), key)
-    return turns

@@ -9,7 +9,9 @@ import datasets
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from gorp.data.chat import answer_turns
 from gorp.data.cl_benchmark import load_cl_benchmark
+from gorp.data.encode import Encoding
 from gorp.data.files import SUFFIXES, Row, read_rows
 from gorp.data.formats import detect_format, render_rows, template_fields
 from gorp.data.task import METRICS, Task, build_task, check_metric, check_names, limited
@@ -94,13 +96,20 @@ class _Table:
     labels: tuple[str, ...] | None
 
 
-def load_task(spec: TaskSpec, *, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0) -> Task:
+def load_task(
+    spec: TaskSpec,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+    date: str = Encoding.date,
+) -> Task:
     """Read a task.
 
     Args:
         spec: Where and how.
         tokenizer: The model's; only the format `messages` needs it, for its chat template.
         seed: Decides which rows are cut for dev and eval and kept by the limits.
+        date: For `messages`: the day that a chat template is told; see `Encoding`.
 
     Raises:
         DataError: For rows that cannot be used; the message has the file and line.
@@ -116,7 +125,8 @@ def load_task(spec: TaskSpec, *, tokenizer: PreTrainedTokenizerBase | None = Non
         held_out = _read("eval", spec, split=spec.eval_split or "test")
     labels, notes = _label_set(spec, format, train)
     check_metric(spec.metric or "exact_match", labels)
-    render = {"format": format, "template": spec.template, "labels": labels, "tokenizer": tokenizer}
+    render = {"format": format, "template": spec.template, "labels": labels, "tokenizer": tokenizer, "date": date}
+    notes = (*notes, *(_chat_notes(train.rows) if format == "messages" else ()))
     return build_task(
         name=spec.name,
         train=render_rows(train.rows, **render),
@@ -133,7 +143,12 @@ def load_task(spec: TaskSpec, *, tokenizer: PreTrainedTokenizerBase | None = Non
 
 
 def load_evaluation(
-    spec: TaskSpec, *, labels: tuple[str, ...] | None, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0
+    spec: TaskSpec,
+    *,
+    labels: tuple[str, ...] | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+    date: str = Encoding.date,
 ) -> tuple[Dataset, tuple[str, ...]]:
     """The rows of `spec.eval` alone, for a task whose train rows are needed no more; and what was noticed.
 
@@ -142,14 +157,20 @@ def load_evaluation(
         labels: The closed label set of the task, or None.
         tokenizer: As in `load_task`.
         seed: Decides which rows `limit_eval` keeps.
+        date: As in `load_task`.
 
     Raises:
         DataError: For rows that cannot be used; the message has the file and line.
     """
     table = _read("eval", spec, split="test")
     format = detect_format(table.rows[0], template=spec.template) if spec.format == "auto" else spec.format
-    rows = render_rows(table.rows, format=format, template=spec.template, labels=labels, tokenizer=tokenizer)
+    rows = render_rows(table.rows, format=format, template=spec.template, labels=labels, tokenizer=tokenizer, date=date)
     return limited("eval", rows, spec.limit_eval, labels=labels, seed=seed)
+
+
+def _chat_notes(rows: list[Row]) -> tuple[str, ...]:
+    longer = sum(answer_turns(row) > 1 for row in rows)
+    return (f"{longer} of {len(rows)} conversations have several answers; only the last is trained",) if longer else ()
 
 
 def _load_cl_benchmark(spec: TaskSpec, seed: int) -> Task:

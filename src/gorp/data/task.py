@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import datasets
 from datasets import Dataset
 
-from gorp.data.split import columns, conflicts, cut_dev, draw_balanced, draw_stratified, overlap, same_rows
+from gorp.data.form import listed
+from gorp.data.split import conflicts, cut_dev, draw_balanced, draw_stratified, overlap, same_rows
 from gorp.errors import ConfigError, DataError
 
 
@@ -20,6 +21,7 @@ METRICS = ("exact_match", "label_ranking")
 """How answers are judged: the generated text equals the completion, or the completion is the likeliest label."""
 
 COLUMNS = ["prompt", "completion"]
+"""Of a task's rows; beside them `form`, where rows are not plain text."""
 
 MAX_CUT_EVAL_ROWS = 1000
 """Rows cut from train, at most a fifth of them, when a task brings no evaluation rows."""
@@ -57,7 +59,7 @@ class Task:
         for part, rows in (("train", self.train), ("dev", self.dev), ("eval", self.eval)):
             if rows is None:
                 continue
-            if sorted(rows.column_names) != sorted(COLUMNS):
+            if sorted(set(rows.column_names) - {"form"}) != sorted(COLUMNS):
                 raise DataError(
                     f"task {self.name}: {part} has the columns {', '.join(rows.column_names) or 'none'}; wanted "
                     f"`prompt` and `completion`. Use `load_task`, or rename the columns."
@@ -67,9 +69,9 @@ class Task:
 
 
 def rows_fingerprint(rows: Dataset) -> str:
-    """SHA-256 over prompts and completions, in their order: two sets of rows are the same when it is the same."""
+    """SHA-256 over prompts, completions and forms, in their order: two sets of rows are the same when it is the same."""
     digest = hashlib.sha256(f"{len(rows)}\n".encode())
-    for row in zip(*columns(rows), strict=True):
+    for row in listed(rows):
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 

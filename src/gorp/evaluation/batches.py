@@ -11,7 +11,7 @@ from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from gorp.data import pad_left
+from gorp.data import Encoding, pad_left
 from gorp.errors import ConfigError, ModelError
 
 
@@ -29,8 +29,8 @@ class EvalConfig:
 
     batch_size: int = 32
     """Rows per batch. Changes the speed, not the answers."""
-    max_new_tokens: int = 50
-    """Tokens an answer in free text may have, its end included."""
+    max_new_tokens: int | None = None
+    """Tokens an answer in free text may have, its end included; None: as many as `encoding.max_completion_tokens`."""
     limit: int | None = None
     """Rows scored per task, taken at even distances over the task; None: all."""
 
@@ -39,6 +39,11 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; wanted at least 1.")
+
+
+def answer_limit(encoding: Encoding, config: EvalConfig) -> int:
+    """How many tokens of an answer in free text are read, its end included."""
+    return encoding.max_completion_tokens if config.max_new_tokens is None else config.max_new_tokens
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """How likely a model finds each label of a closed set: the prompt is read once, every label is tried after it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -11,7 +11,8 @@ from torch.nn import Module
 from transformers import Cache, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from gorp.data import Encoding, encode_completion, encode_prompts
+from gorp.data import PLAIN, Collator, Encoding, Form, encode_completions, encode_prompts
+from gorp.data.encode import places
 from gorp.errors import DataError, ModelError
 from gorp.evaluation.batches import (
     EvalConfig,
@@ -34,25 +35,29 @@ def rank_labels(
     *,
     encoding: Encoding,
     config: EvalConfig,
+    forms: Sequence[Form] | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
     """The log-likelihood of every label after every prompt.
 
-        ℓ(label) = Σₜ log p(yₜ | prompt, y₁ … yₜ₋₁)        y: the label's tokens and eos, as in training
+        ℓ(label) = Σₜ log p(yₜ | prompt, y₁ … yₜ₋₁)        y: the label's tokens and its end, as in training
 
-    It is the sum, not the mean per token. With eos in it, exp ℓ is the probability that the model, sampling freely,
+    It is the sum, not the mean per token. With the end in it, exp ℓ is the probability that the model, sampling freely,
     answers with exactly this label; so a long label needs no correction, and a label that begins another gains nothing.
 
     A prompt goes through the model once, whatever the number of labels. The labels follow one after the other, on top
-    of the keys and values cached for the prompt, so memory does not grow with their number.
+    of the keys and values cached for the prompt, so memory does not grow with their number. A model whose cache cannot
+    be put back as it was before a label, as that of a recurrent layer, reads the prompt anew with every label, padded
+    as in training.
 
     Args:
-        model: A transformers model with a key-value cache, or a PEFT model around one.
+        model: A transformers model, or a PEFT model around one.
         tokenizer: The model's tokenizer.
         prompts: Rendered text, any number of rows.
         labels: At least one, each once.
         encoding: Limits the tokens of a prompt, as in training.
         config: Batch size, counted in prompts; `limit` is not used here.
+        forms: Of the rows that the prompts belong to; all plain when None.
         progress: Called with (rows done, rows in all) after every batch.
 
     Returns:
@@ -60,19 +65,25 @@ def rank_labels(
 
     Raises:
         DataError: If there are no labels or one occurs twice.
-        ModelError: If the model has no decoder start token, or keeps no cache that can be rewound.
+        ModelError: If the model has no decoder start token.
     """
     if not labels or len(set(labels)) < len(labels):
         raise DataError(f"labels: got {list(labels)}; wanted at least one, each once. Correct the task's label set.")
     encoder_decoder = is_encoder_decoder(model)
-    rows = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding)
+    forms = [PLAIN] * len(prompts) if forms is None else forms
+    rows = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding, forms=forms)
     ranked: list[dict[str, float]] = [{}] * len(rows)
     done = 0
     with evaluating(model):
-        for prompt, members in _by_ending(prompts).values():
-            answers = [
-                encode_completion(label, tokenizer, prompt=prompt, encoder_decoder=encoder_decoder) for label in labels
-            ]
+        for members in _alike(prompts, tokenizer, forms):
+            first, count = members[0], len(labels)
+            answers = encode_completions(
+                labels,
+                tokenizer,
+                prompts=[prompts[first]] * count,
+                encoder_decoder=encoder_decoder,
+                forms=[forms[first]] * count,
+            )
             for batch in batches_by_length([rows[index] for index in members], config.batch_size):
                 indices = [members[position] for position in batch]
                 scores = _score([rows[index] for index in indices], answers, model, pad_token_id(tokenizer))
@@ -84,12 +95,12 @@ def rank_labels(
     return ranked
 
 
-def _by_ending(prompts: Sequence[str]) -> dict[bool, tuple[str, list[int]]]:
-    """Prompts that end in a blank, and those that do not: an example and the indices. A label's tokens differ there."""
-    groups: dict[bool, tuple[str, list[int]]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(not prompt[-1:].strip(), (prompt, []))[1].append(index)
-    return groups
+def _alike(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> Iterable[list[int]]:
+    """The indices of prompts behind which a label has the same tokens."""
+    groups: dict[tuple[Form, str], list[int]] = {}
+    for index, key in enumerate(zip(forms, places(prompts, tokenizer, forms), strict=True)):
+        groups.setdefault(key, []).append(index)
+    return groups.values()
 
 
 def _score(rows: list[list[int]], answers: list[list[int]], model: Module, pad: int) -> Tensor:
@@ -97,6 +108,8 @@ def _score(rows: list[list[int]], answers: list[list[int]], model: Module, pad: 
     encoder_decoder = is_encoder_decoder(model)
     input_ids, mask = (part.to(device_of(model)) for part in pad_rows(rows, pad, encoder_decoder=encoder_decoder))
     read = (_read_by_encoder if encoder_decoder else _read_by_decoder)(model, input_ids, mask)
+    if read is None:
+        return torch.stack([_score_whole(rows, answer, model, pad) for answer in answers], dim=1)
     first = _log_softmax(read.logits)  # B x V
     columns = []
     for answer in answers:
@@ -107,6 +120,19 @@ def _score(rows: list[list[int]], answers: list[list[int]], model: Module, pad: 
             column = column + following[:, torch.arange(len(answer) - 1), tokens[1:]].sum(dim=1)
         columns.append(column)
     return torch.stack(columns, dim=1)
+
+
+def _score_whole(rows: list[list[int]], answer: list[int], model: Module, pad: int) -> Tensor:
+    """ℓ of one answer after every row of a decoder, B, without a cache; padding stands on the right, as in training."""
+    forward: Any = model
+    batch = Collator(pad)([{"input_ids": row + answer, "labels": row + answer} for row in rows])
+    input_ids, mask = (batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask"))
+    logits = forward(input_ids=input_ids, attention_mask=mask, **_understood(model, use_cache=False)).logits
+    starts = torch.tensor([len(row) for row in rows], device=logits.device)
+    at = starts[:, None] + torch.arange(len(answer), device=logits.device)  # B x n
+    rows_ = torch.arange(len(rows), device=logits.device)[:, None]
+    scores = _log_softmax(logits[rows_, at - 1])  # B x n x V
+    return scores.gather(2, input_ids.gather(1, at)[..., None])[..., 0].sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -142,12 +168,17 @@ class _Read:
         return logits
 
 
-def _read_by_decoder(model: Module, input_ids: Tensor, mask: Tensor) -> _Read:
+def _read_by_decoder(model: Module, input_ids: Tensor, mask: Tensor) -> _Read | None:
+    """None where the model keeps nothing that a label could be taken off again."""
     forward: Any = model
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # padding stands on the left and has no position
     extra = _understood(model, position_ids=positions, logits_to_keep=1)
     output = forward(input_ids=input_ids, attention_mask=mask, use_cache=True, **extra)
-    return _Read(model, output.logits[:, -1], _cache(output), mask, None)
+    cache = getattr(output, "past_key_values", None)
+    if not isinstance(cache, Cache) or not cache.is_croppable:
+        return None
+    cache.activate_past_recording()  # a sliding window keeps what a label pushes out of it
+    return _Read(model, output.logits[:, -1], cache, mask, None)
 
 
 def _read_by_encoder(model: Module, input_ids: Tensor, mask: Tensor) -> _Read:
@@ -157,17 +188,14 @@ def _read_by_encoder(model: Module, input_ids: Tensor, mask: Tensor) -> _Read:
         raise ModelError("config.decoder_start_token_id is not set, so the decoder cannot begin. Set it on the model.")
     first = torch.full_like(input_ids[:, :1], start)
     output = forward(input_ids=input_ids, attention_mask=mask, decoder_input_ids=first, use_cache=True)
-    return _Read(model, output.logits[:, -1], _cache(output), mask, output.encoder_last_hidden_state)
-
-
-def _cache(output: Any) -> Cache:
     cache = output.past_key_values
-    if not isinstance(cache, Cache):
+    if not isinstance(cache, Cache) or not cache.is_croppable:
         raise ModelError(
-            f"the model returned {type(cache).__name__} for past_key_values; wanted a transformers cache, to try every"
-            " label after one reading of the prompt. Score this task with metric `exact_match`."
+            f"the model's decoder keeps {type(cache).__name__} of what it has read, and no label can be taken off "
+            "that again. Score this task with metric `exact_match`."
         )
-    return cache
+    cache.activate_past_recording()
+    return _Read(model, output.logits[:, -1], cache, mask, output.encoder_last_hidden_state)
 
 
 def _understood(model: Module, **arguments: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
 
-from gorp.data import Encoding, Task
+from gorp.data import Encoding, Form, Task, forms_of
+from gorp.data.split import columns
 from gorp.errors import DataError, nearest
 from gorp.evaluation.batches import EvalConfig, Progress
 from gorp.evaluation.generate import generate_answers
@@ -77,14 +78,15 @@ def score_task(
         DataError: Before the model is used: the task does not have the split, or labels are to be ranked and a row
             expects an answer that is none of them.
     """
-    rows = _rows(task, split, config.limit)
+    rows, forms = _rows(task, split, config.limit)
     prompts = [row["prompt"] for row in rows]
+    asked: Any = {"encoding": encoding, "config": config, "forms": forms, "progress": progress}
     if task.metric == "label_ranking":
         labels = _labels(task, split, rows)
-        ranked = rank_labels(model, tokenizer, prompts, labels, encoding=encoding, config=config, progress=progress)
+        ranked = rank_labels(model, tokenizer, prompts, labels, **asked)
         answers = [max(scores, key=scores.__getitem__) for scores in ranked]  # equal scores: the label named first
     else:
-        answers = generate_answers(model, tokenizer, prompts, encoding=encoding, config=config, progress=progress)
+        answers = generate_answers(model, tokenizer, prompts, **asked)
     samples = [
         {**row, "answer": answer, "correct": normalise(answer) == normalise(row["expected"])}
         for row, answer in zip(rows, answers, strict=True)
@@ -93,7 +95,7 @@ def score_task(
     return TaskScore(task=task.name, metric=task.metric, score=score, rows=len(samples), samples=samples)
 
 
-def _rows(task: Task, split: str, limit: int | None) -> list[dict[str, Any]]:
+def _rows(task: Task, split: str, limit: int | None) -> tuple[list[dict[str, Any]], list[Form]]:
     """The rows to score: all, or `limit` of them at even distances, so that a sorted file still gives every class."""
     if split not in SPLITS:
         raise DataError(f"split: got `{split}`; wanted one of {', '.join(SPLITS)}." + nearest(split, SPLITS))
@@ -105,11 +107,11 @@ def _rows(task: Task, split: str, limit: int | None) -> list[dict[str, Any]]:
     total = len(dataset)
     count = total if limit is None else min(limit, total)
     chosen = [position * total // count for position in range(count)]
-    columns = dataset[chosen]
+    part = dataset.select(chosen, keep_in_memory=True)
     return [
         {"index": index, "prompt": prompt, "expected": completion}
-        for index, prompt, completion in zip(chosen, columns["prompt"], columns["completion"], strict=True)
-    ]
+        for index, prompt, completion in zip(chosen, *columns(part), strict=True)
+    ], forms_of(part)
 
 
 def _labels(task: Task, split: str, rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -10,11 +10,10 @@ gone) they are those kept here.
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from gorp.data import Task, TaskSpec, load_evaluation, load_task, rows_fingerprint
-from gorp.data.split import columns
+from gorp.data.form import from_list, listed
 from gorp.errors import CheckpointError
 from gorp.progress import Progress
 from gorp.storage import read_json, write_json
@@ -40,7 +39,7 @@ def keep(workspace: Workspace, task: Task) -> None:
         "notes": list(task.notes),
         "fingerprint": fingerprint,
     }
-    write_json(path, {**described, "rows": list(zip(*columns(task.eval), strict=True))})
+    write_json(path, {**described, "rows": listed(task.eval)})
 
 
 def recall(
@@ -50,6 +49,7 @@ def recall(
     *,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
+    date: str,
     progress: Progress,
 ) -> Task:
     """A learned task, without its train rows.
@@ -60,6 +60,7 @@ def recall(
         version: One that has learned it; its record tells which train file that was.
         tokenizer: The model's, for chat templates.
         seed: Decides which rows the limits keep.
+        date: For chat templates; see `Encoding`.
         progress: Told when the train file is gone or changed, and when the eval rows changed.
 
     Raises:
@@ -69,7 +70,7 @@ def recall(
     path = kept_path(workspace, spec.name)
     readable = spec.eval is not None and Path(spec.eval).is_file()
     if not path.is_file() and not readable:  # made before rows were kept: the task is read whole
-        return load_task(spec, tokenizer=tokenizer, seed=seed)
+        return load_task(spec, tokenizer=tokenizer, seed=seed, date=date)
     kept = read_json(path) if path.is_file() else None
     _tell_of_train(spec, version, progress)
     if kept is not None and not _is_whole(kept):
@@ -82,7 +83,7 @@ def recall(
     record = version.record["tasks"][spec.name]
     labels = None if record["labels"] is None else tuple(record["labels"])
     if readable:
-        rows, notes = load_evaluation(spec, labels=labels, tokenizer=tokenizer, seed=seed)
+        rows, notes = load_evaluation(spec, labels=labels, tokenizer=tokenizer, seed=seed, date=date)
         source = str(spec.eval)
         if kept is not None and kept["fingerprint"] == rows_fingerprint(rows):
             notes, source = tuple(kept["notes"]), kept["source"]
@@ -95,8 +96,7 @@ def recall(
         assert kept is not None
         if spec.eval is not None and Path(spec.eval).suffix:
             progress.say(f"{spec.name}: {spec.eval} is gone; it is scored on the {len(kept['rows'])} rows kept of it")
-        prompts, completions = ([row[part] for row in kept["rows"]] for part in (0, 1))
-        rows = Dataset.from_dict({"prompt": prompts, "completion": completions})
+        rows = from_list(kept["rows"])
         notes, source = tuple(kept["notes"]), kept["source"]
     return Task(
         name=spec.name,
@@ -133,8 +133,6 @@ def _tell_of_train(spec: TaskSpec, version: Version, progress: Progress) -> None
 def _is_whole(kept: Any) -> bool:
     """Whether kept rows are those that their fingerprint was taken of."""
     try:
-        prompts, completions = zip(*kept["rows"], strict=True)
-        rows = Dataset.from_dict({"prompt": list(prompts), "completion": list(completions)})
-        return isinstance(kept["notes"], list) and rows_fingerprint(rows) == kept["fingerprint"]
+        return isinstance(kept["notes"], list) and rows_fingerprint(from_list(kept["rows"])) == kept["fingerprint"]
     except (KeyError, TypeError, ValueError):
         return False

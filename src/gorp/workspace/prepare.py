@@ -108,13 +108,14 @@ def _tasks(
     """Every task: whole where it is to be trained, and what it is judged by where it is learned."""
     learned = lineage[-1].contains if lineage else []
     together = METHODS[config.method].joint and len(learned) < len(config.tasks)
+    asked: Any = {"tokenizer": tokenizer, "seed": CUT_SEED, "date": config.encoding.date}
     tasks = []
     for spec in config.tasks:
         if spec.name in learned and not together:
-            task = recall(spec, workspace, lineage[-1], tokenizer=tokenizer, seed=CUT_SEED, progress=progress)
+            task = recall(spec, workspace, lineage[-1], **asked, progress=progress)
         else:
             try:
-                task = load_task(spec, tokenizer=tokenizer, seed=CUT_SEED)
+                task = load_task(spec, **asked)
             except DataError as error:
                 if spec.name not in learned:
                     raise

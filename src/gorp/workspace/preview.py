@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from gorp.data import Task
-from gorp.data.encode import encode_prompts
+from gorp.data import Form, Task, encode_prompts, forms_of
 from gorp.data.split import columns
 from gorp.workspace.prepare import Session
 
@@ -27,19 +26,23 @@ def _about(session: Session, task: Task) -> list[str]:
     dev = 0 if task.dev is None else len(task.dev)
     lines = [f"rows: {len(prompts)} to train on, {len(task.eval)} to be scored on, {dev} for dev"]
     limit = session.config.encoding.max_prompt_tokens
-    for part, texts in (("train", prompts), ("eval", columns(task.eval)[0])):
-        if long := sum(length > limit for length in _lengths(session, texts)):
+    for part, rows in (("train", task.train), ("eval", task.eval)):
+        texts = columns(rows)[0]
+        if long := sum(length > limit for length in _lengths(session, texts, forms_of(rows))):
             lost = session.config.encoding.truncation
             lines.append(f"{long} of {len(texts)} prompts of {part} exceed {limit} tokens and lose their {lost}")
-    return [*lines, f"for example {_short(prompts[0])!r} → {_short(completions[0])!r}"]
+    form = forms_of(task.train)[0]
+    answer = f"{form.lead}{completions[0]}{form.end}"
+    return [*lines, f"for example {_short(prompts[0])!r} → {_short(answer)!r}"]
 
 
-def _lengths(session: Session, texts: list[str]) -> list[int]:
+def _lengths(session: Session, texts: list[str], forms: list[Form]) -> list[int]:
     encoded = encode_prompts(
         texts,
         session.tokenizer,
         encoder_decoder=bool(session.model.config.is_encoder_decoder),
         encoding=replace(session.config.encoding, max_prompt_tokens=UNLIMITED),
+        forms=forms,
     )
     return [len(ids) for ids in encoded]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from gorp.data import Task
 from gorp.evaluation import AccuracyMatrix, score_task, summary
+from gorp.evaluation.batches import answer_limit
 from gorp.progress import Progress
 from gorp.workspace.config import build_method
 from gorp.workspace.prepare import Session
@@ -108,7 +109,8 @@ def measures_after(
 def _key(session: Session, digest: str, task: Task) -> str:
     """The weights, the rows, and how they are asked. Batch size changes the speed, not the answers."""
     config = session.config
-    asked = {"limit": config.eval.limit, "max_new_tokens": config.eval.max_new_tokens, "metric": task.metric}
+    tokens = answer_limit(config.encoding, config.eval)
+    asked = {"limit": config.eval.limit, "max_new_tokens": tokens, "metric": task.metric}
     labels = list(task.labels or ())
     weights = [session.base["sha256"], config.model.dtype, digest]
     return cell_key(weights, session.fingerprints[task.name], labels, asked, asdict(config.encoding))

@@ -1,0 +1,53 @@
+"""Rows of ids as batches: padded at the right for training, at the left for generation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+IGNORED = -100
+"""Label of a position without loss, the `ignore_index` of torch's cross entropy."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Puts encoded rows into one batch, padded at the right.
+
+    Called with a list of rows, it returns int64 tensors: `input_ids` and `attention_mask`, B x L, and `labels`, B x L
+    for decoders and B x (length of the longest answer) for encoder-decoders.
+    """
+
+    pad_token_id: int
+    """Fills `input_ids`; masked, so its value has no effect."""
+    label_pad: int = IGNORED
+    """Fills `labels`; no loss there."""
+
+    def __call__(self, features: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """The batch of `features`, rows with `input_ids` and `labels`."""
+        inputs = [list(row["input_ids"]) for row in features]
+        labels = [list(row["labels"]) for row in features]
+        return {
+            "input_ids": pad_right(inputs, self.pad_token_id),
+            "attention_mask": pad_right([[1] * len(ids) for ids in inputs], 0),
+            "labels": pad_right(labels, self.label_pad),
+        }
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts as one batch with the padding before them, so that a decoder goes on where each of them ends.
+
+    Returns:
+        `input_ids` and `attention_mask`, both int64, B x L with L the longest row.
+    """
+    longest = max(len(row) for row in rows)
+    ids = [[pad_token_id] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def pad_right(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Rows as one int64 tensor, B x L with L the longest row, `filler` behind the shorter ones."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])

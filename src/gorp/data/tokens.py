@@ -1,0 +1,61 @@
+"""Texts as a tokenizer writes them: which token names a text holds, and ids with and without them."""
+
+import re
+from collections.abc import Sequence
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from gorp.errors import ModelError
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """What finds the special tokens of `tokenizer` in a text, the longest first; None where it has none."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    names = {name for name in [*added, *tokenizer.all_special_tokens] if name.strip()}
+    return re.compile("|".join(map(re.escape, sorted(names, key=lambda name: (-len(name), name))))) if names else None
+
+
+def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, control: bool = False) -> list[list[int]]:
+    """Ids of texts without anything added.
+
+    Args:
+        texts: Any number.
+        tokenizer: The model's.
+        control: Whether `</s>` in a text is the token of that name, as in what a chat template writes. Otherwise it
+            is text, in pieces.
+    """
+    if not texts:
+        return []
+    found = None if control else special_tokens(tokenizer)
+    literal = [index for index, text in enumerate(texts) if found is not None and found.search(text)]
+    ids = _ids(texts, tokenizer)
+    for index, pieces in zip(literal, _ids([texts[index] for index in literal], tokenizer, split=True), strict=True):
+        ids[index] = pieces
+    return ids
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and behind a text.
+
+    Raises:
+        ModelError: If the tokens of a text change when they are added.
+    """
+    whole = cast(list[int], tokenizer("a", verbose=False)["input_ids"])
+    plain = _ids(["a"], tokenizer)[0]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    raise ModelError(
+        "the tokenizer changes a text's tokens when it adds its special ones; such a tokenizer is not known."
+    )
+
+
+def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, split: bool = False) -> list[list[int]]:
+    """`verbose=False`: long prompts are cut later, the tokenizer need not warn of them."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=split
+    )
+    return cast(list[list[int]], encoded["input_ids"])
