@@ -54,7 +54,7 @@ def test_no_text_occurs_twice_in_train_and_eval_together(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_template_asks_shows_the_text_and_leaves_the_answer_open(task):
     prompt = about(task)["template"].format(text="TEXT")
-    assert prompt.endswith("?\nTEXT\nAnswer:")
+    assert prompt.endswith("?\nTEXT\nAnswer: ")
 
 
 @pytest.mark.parametrize("task", make_demo_data.TASKS, ids=lambda task: task.name)

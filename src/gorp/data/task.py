@@ -69,7 +69,7 @@ class Task:
 
 
 def rows_fingerprint(rows: Dataset) -> str:
-    """SHA-256 over prompts, completions and forms, in their order: two sets of rows are the same when it is the same."""
+    """SHA-256 over prompts, completions and forms in their order: two sets of rows are equal when it is the same."""
     digest = hashlib.sha256(f"{len(rows)}\n".encode())
     for row in listed(rows):
         digest.update(json.dumps(row).encode() + b"\n")
