@@ -164,6 +164,17 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert tree_hash(tmp_path) == before
 
 
+def test_a_dry_run_refuses_an_optimizer_whose_moments_cannot_follow_the_frames(tmp_path):
+    path = make_project(
+        tmp_path,
+        method={"name": "gorp", "rank": 4, "moments": "reset"},
+        training={"optim": "rmsprop", "per_device_train_batch_size": 4},
+    )
+    result = gorp("train", path, "--dry-run")
+    assert result.exit_code == 2
+    assert "torch's RMSprop has no bias correction" in " ".join(result.stderr.split())
+
+
 def lines(*rows: str) -> str:
     return "".join(row + "\n" for row in rows)
 

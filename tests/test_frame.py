@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from gorp.frame import Seen, exact_frame, gradient_rows, is_due, reduced_gradient, rotate_moments, sketched_frames
+from gorp.frame import Seen, exact_frame, gradient_rows, is_due, reduced_gradient, sketched_frames
 from gorp.linalg import orthonormality_error, orthonormalize
 from tests.matrices import basis, decaying, projector
 
@@ -167,44 +167,6 @@ def test_random_rows_have_the_gradients_row_space_on_average():
     rows = gradient_rows(pairs, count=40_000, generator=draw())
     gram = gradient_of(pairs).mT @ gradient_of(pairs)
     assert (rows.mT @ rows - gram).norm() < 0.02 * gram.norm()
-
-
-class TestRotatingMoments:
-    def two_frames(self):
-        pairs = random_pairs(9, 12)
-        old, new = (exact_frame(gradient_of(pairs) + torch.randn(9, 12), basis(12, 2), rank=4) for _ in range(2))
-        return old, new
-
-    def test_the_first_moment_stays_the_same_matrix_as_far_as_the_new_frame_reaches(self):
-        old, new = self.two_frames()
-        moment = torch.randn(4, 4).double()
-        state = {"exp_avg": moment.clone()}
-        rotate_moments(state, old, new)
-        expected = projector(new.left) @ old.left @ moment @ old.right.mT @ projector(new.right)
-        torch.testing.assert_close(new.left @ state["exp_avg"] @ new.right.mT, expected, rtol=1e-10, atol=1e-12)
-
-    def test_into_the_same_frame_nothing_changes(self):
-        old, _ = self.two_frames()
-        state = {key: torch.rand(4, 4).double() for key in ("exp_avg", "exp_avg_sq", "momentum_buffer")}
-        before = {key: moment.clone() for key, moment in state.items()}
-        rotate_moments(state, old, old)
-        for key, moment in before.items():
-            torch.testing.assert_close(state[key], moment, rtol=1e-12, atol=1e-12)
-
-    def test_the_second_moment_stays_positive_and_never_grows(self):
-        old, new = self.two_frames()
-        moment = torch.rand(4, 4).double()
-        state = {"exp_avg_sq": moment.clone()}
-        rotate_moments(state, old, new)
-        assert (state["exp_avg_sq"] >= 0).all()
-        assert state["exp_avg_sq"].sum() <= moment.sum() * (1 + 1e-12)
-
-    def test_what_is_no_moment_of_the_core_is_left_alone(self):
-        old, new = self.two_frames()
-        state = {"step": torch.tensor(3.0), "exp_avg": torch.ones(5), "exp_avg_sq_row": torch.ones(4)}
-        rotate_moments(state, old, new)
-        assert state["step"] == 3 and torch.equal(state["exp_avg"], torch.ones(5))
-        assert torch.equal(state["exp_avg_sq_row"], torch.ones(4))
 
 
 def test_a_layer_is_due_once_in_every_period_from_its_offset_on():

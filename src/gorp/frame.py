@@ -192,25 +192,6 @@ def gradient_rows(pairs: Pairs, *, count: int, generator: torch.Generator) -> Te
     return _transposed_times(pairs, psi.to(pairs[0][1].device, non_blocking=True)).mT / num_ranks()
 
 
-def rotate_moments(state: dict[str, Tensor], old: Frame, new: Frame) -> None:
-    """Carry an optimizer's k x k moments from the old frame into the new one, in place.
-
-        L = U_newᵀ U,  R = Vᵀ V_new
-        exp_avg    ← L m R                        a gradient rotates with its frame
-        exp_avg_sq ← (L∘L) v (R∘R)                a variance does so where entries are independent
-
-    What the new frame does not span is forgotten. Tensors of another name or shape are left alone.
-    """
-    rotation_left, rotation_right = new.left.mT @ old.left, old.right.mT @ new.right
-    for key, moment in state.items():
-        if not torch.is_tensor(moment) or moment.shape != (rotation_left.shape[0], rotation_right.shape[0]):
-            continue
-        if key in ("exp_avg", "momentum_buffer"):
-            moment.copy_(rotation_left.to(moment) @ moment @ rotation_right.to(moment))
-        elif key in ("exp_avg_sq", "max_exp_avg_sq"):
-            moment.copy_(rotation_left.square().to(moment) @ moment @ rotation_right.square().to(moment))
-
-
 def is_due(step: int, *, every: int, offset: int) -> bool:
     """Whether a layer refreshes its frame at `step`, counted from 1: at 1 + offset, then each `every` steps.
 

@@ -1,15 +1,15 @@
 """The full-rank branch of one task: cores on their layers, frames that follow the gradient, folds that keep W exact."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
 from gorp.distributed import num_ranks
-from gorp.frame import Frame, Seen, rotate_moments, sketched_frames
+from gorp.frame import Frame, Seen, sketched_frames
 from gorp.layers import LowRankUpdate, wrap
+from gorp.moments import Rule, kept_by, reset_moments, rotate_moments
 from gorp.weights import BaseWeights
 
 
@@ -28,7 +28,8 @@ class FullRankBranch:
         rank: k.
         oversampling: See `sketched_frames`.
         power_steps: See `sketched_frames`.
-        moments: What happens to an optimizer's moments of C: carried into the new frame, left, or set to zero.
+        moments: What happens to an optimizer's moments of C: carried into the new frame, left, or set to zero. The
+            optimizer must be one that `gorp.moments.check_moments` takes.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class FullRankBranch:
         rank: int,
         oversampling: int,
         power_steps: int,
-        moments: Literal["rotate", "keep", "reset"],
+        moments: Rule,
     ) -> None:
         self.layers: dict[str, LowRankUpdate] = {
             f"{name}.weight": layer for name, layer in wrap(model, list(names), rank=rank).items()
@@ -81,13 +82,11 @@ class FullRankBranch:
         # G' = Uᵀ G V = Σ, averaged over ranks. Computed as a product it would have rounding beside its diagonal, and
         # Adam would blow that up to full steps.
         layer.core.grad.copy_((new.sigma / num_ranks()).diag())
-        state = optimizer.state.get(layer.core, {})
-        if self._moments == "rotate":
-            rotate_moments(state, old, new)
-        elif self._moments == "reset":
-            for key in ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"):  # step: bias correction
-                if torch.is_tensor(state.get(key)):
-                    state[key].zero_()
+        state, kept = optimizer.state.get(layer.core, {}), kept_by(type(optimizer))
+        if self._moments == "rotate" and kept is not None:
+            rotate_moments(state, kept, old, new)
+        elif self._moments == "reset" and kept is not None:
+            reset_moments(state, kept)
 
     def finish(self) -> dict[str, WeightDelta]:
         """Fold what the cores still hold; return the whole change of each weight."""

@@ -7,6 +7,7 @@ every task, and calls the seams from there (`gorp.training.trainer`).
     setup           once, with the pristine base model: `choose` the weights, refuse what cannot work
     begin_task      make the weights, add adapters, freeze, take snapshots; may build structure, must not train
     parameter_groups  what is trained, and at which learning rate
+    check_optimizer refuse one that the method cannot work with: before training, and in a dry run
     extra_loss      penalties, replay, distillation: a term that weighs the same however the batch is cut
     edit_gradients  projections and masks: after the last micro-batch and the all-reduce, before clipping
     after_step      correct the weights once they have moved: strict projection, proximal step, moving average
@@ -124,6 +125,13 @@ class Method:
     def extra_loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
         """A scalar to add to the task's mean loss, or None. Weighed once a step, whatever the accumulation."""
         return None
+
+    def check_optimizer(self, optimizer: type, options: Mapping[str, Any]) -> None:
+        """Refuse an optimizer class, with the options it would be made with, that the method cannot work with.
+
+        Raises:
+            ConfigError: Before training, and in a dry run.
+        """
 
     def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Change `.grad` in place."""

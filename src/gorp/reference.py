@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gorp.frame import exact_frame, is_due, rotate_moments
+from gorp.frame import Frame, exact_frame, is_due
 from gorp.linalg import extend_basis, project_out, project_out_rows
 
 
@@ -24,6 +24,25 @@ def adam_direction(
     m_hat = exp_avg / (1 - beta1**step)
     v_hat = exp_avg_sq / (1 - beta2**step)
     return m_hat / (v_hat.sqrt() + eps)
+
+
+def carried_moments(exp_avg: Tensor, exp_avg_sq: Tensor, old: Frame, new: Frame) -> tuple[Tensor, Tensor]:
+    """Adam's k x k moments of a core in its new frame: what the new frame has of the old one, and the rest filled.
+
+    Written out place by place. A column that is zero in `old` is no direction: it takes the mean of the others.
+    """
+    k = len(exp_avg)
+    lives = [[i for i in range(k) if side[:, i].any()] for side in (old.left, old.right)]
+    known = [exp_avg_sq[i, j] for i in lives[0] for j in lives[1]]
+    m, v = torch.zeros_like(exp_avg), torch.zeros_like(exp_avg_sq)
+    for i in range(k):
+        for j in range(k):
+            left, right = old.left.mT @ new.left[:, i], old.right.mT @ new.right[:, j]  # cosines with the old columns
+            m[i, j] = left @ exp_avg @ right
+            share = left.square().sum() * right.square().sum()  # of the new place, what the old frame spans
+            here = exp_avg_sq[i, j] if i in lives[0] and j in lives[1] else sum(known) / max(len(known), 1)
+            v[i, j] = left.square() @ exp_avg_sq @ right.square() + (1 - share).clamp(min=0) * here
+    return m, v
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +116,11 @@ class ReferenceWeight:
         away_from = self.basis if s.mode == "strict" else nothing
         if is_due(self.step_count, every=s.T, offset=0):
             new = exact_frame(gradient, away_from, rank=s.k)  # strict: G (I - S Sᵀ) = U Σ Vᵀ; paper: G = U Σ Vᵀ
-            if self.frame is not None and s.moments == "rotate":
-                rotate_moments(self.core_moments, self.frame, new)
-            elif s.moments == "reset":
+            known = self.frame is not None and bool(self.frame.left.any())
+            if self.frame is not None and known and s.moments == "rotate":
+                moments = carried_moments(*self.core_moments.values(), self.frame, new)
+                self.core_moments = dict(zip(self.core_moments, moments, strict=True))
+            elif s.moments == "reset" or (s.moments == "rotate" and not known):
                 self.core_step = 0
                 for moment in self.core_moments.values():
                     moment.zero_()

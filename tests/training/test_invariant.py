@@ -1,6 +1,7 @@
 """The promise of strict mode, measured on what is left on disk: a later task's change does not act on what S holds."""
 
 import pytest
+import torch
 
 from gorp.adapters import LoraSettings
 from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
@@ -49,6 +50,18 @@ def test_strict_mode_leaves_every_protected_direction_alone(family, targets, sou
     worst = max(leaks(family, targets, tmp_path, memory_source=source).values())
     print(f"\nstrict, {family}, {targets}, {source}: {worst:.1e}")
     assert worst <= 1e-5
+
+
+def test_nor_does_an_optimizer_that_ends_at_an_average(tmp_path, monkeypatch):
+    """Its last move comes after the last step, and no step has projected it."""
+
+    def to_averages(optimizer):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(parameter.std() * torch.randn_like(parameter))
+
+    monkeypatch.setattr(torch.optim.AdamW, "eval", to_averages, raising=False)
+    assert max(leaks("llama", "auto", tmp_path).values()) <= 1e-5
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])

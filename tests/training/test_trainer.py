@@ -77,6 +77,22 @@ def test_the_seams_come_in_order_once_a_step(tmp_path):
     assert spy.step == result.steps == 4
 
 
+def test_an_optimizer_that_averages_ends_at_its_average(tmp_path, monkeypatch):
+    """A schedule-free one trains at y; what it has learned is x, which its `eval` puts into the parameters."""
+    spy = Spy()
+
+    def to_averages(optimizer):
+        spy.calls.append("eval")
+        optimizer.param_groups[0]["params"][0].data.fill_(7.0)
+
+    monkeypatch.setattr(torch.optim.SGD, "eval", to_averages, raising=False)
+    model = tiny("llama")
+    spy.setup(model)
+    train(model, spy, 1, tmp_path, optim="sgd", weight_decay=0.0, num_train_epochs=1)
+    assert spy.calls[-2:] == ["eval", "end_task"]
+    assert (spy.parameter == 7.0).all()
+
+
 def test_clipping_sees_the_edited_gradient_and_groups_keep_their_rate(tmp_path):
     spy, _ = spied(tmp_path, max_grad_norm=0.5, learning_rate=1e-2)
     assert 100 * spy.norm > 0.5

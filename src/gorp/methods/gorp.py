@@ -29,6 +29,7 @@ from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
 from gorp.methods.gorp_summary import TaskSummary
+from gorp.moments import check_moments
 from gorp.targets import left_out_line, resolve
 from gorp.trainable import check_rank
 from gorp.watch import GradientProbe, GradientTap
@@ -119,6 +120,11 @@ class Gorp(Method):
         return [group for group in groups if group["params"]]
 
     @override
+    def check_optimizer(self, optimizer: type, options: Mapping[str, Any]) -> None:
+        if self._full_layers:
+            check_moments(optimizer, options, rule=self.config.moments, rank=self.config.rank)
+
+    @override
     def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.step == 1 and self._summary is not None:
             self._summary.check(optimizer, has_cores=bool(self._cores))
@@ -137,13 +143,14 @@ class Gorp(Method):
     def after_step(self, model: nn.Module) -> None:
         super().after_step(model)
         if self.config.projection == "both":
-            for name, pair in self._pairs.items():
-                pair.down.data = self._project_factor(name, pair.down.data)  # A ← A (I - S Sᵀ)
+            self._project_factors()
         self._open_taps()
 
     @override
     def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
         assert self._full is not None and self._summary is not None
+        if self.config.projection == "both":
+            self._project_factors()  # once more: an optimizer may end at an average that no step has projected
         changes = self._full.finish()
         for name, pair in self._pairs.items():
             change = changes.setdefault(name, WeightDelta(self.weights.parameter(name).shape))
@@ -213,6 +220,10 @@ class Gorp(Method):
             size = pair.down.data.norm(dim=1, keepdim=True)
             inside = self.memory.project_rows(name, pair.down.data)
             pair.down.data = inside * (size / inside.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+    def _project_factors(self) -> None:
+        for name, pair in self._pairs.items():
+            pair.down.data = self._project_factor(name, pair.down.data)  # A ← A (I - S Sᵀ)
 
     def _project_factor(self, name: str, rows: Tensor) -> Tensor:
         """G_A - G_A S Sᵀ in the input coordinates of A; or S on the side of its r rows."""

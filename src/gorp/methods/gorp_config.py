@@ -66,7 +66,8 @@ class GorpConfig(MethodConfig):
     adapter_side: Literal["input", "rank"] = "input"
     """Paper mode: coordinates of S for A, n input dimensions or r rows. (Paper: not stated; r leaves no room.)"""
     moments: Literal["rotate", "keep", "reset"] | None = None
-    """Adam's moments of a core when its frame changes. (Paper: not stated; GaLore keeps them.)"""
+    """The optimizer's moments of a core when its frame changes: carried into the new frame, left, or begun anew; see
+    `gorp.moments`. (Paper: not stated; GaLore keeps them.)"""
     staggered: bool | None = None
     """Whether layers refresh their frames at different steps. (Paper: all together.)"""
     oversampling: int = 8

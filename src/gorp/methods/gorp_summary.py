@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gorp import moments
 from gorp.adapters import LoraPair
 from gorp.errors import ConfigError
 from gorp.layers import LowRankUpdate
@@ -99,11 +100,10 @@ def first_moment(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
     Raises:
         ConfigError: The optimizer keeps neither.
     """
-    state = optimizer.state.get(parameter, {})
-    for key in ("exp_avg", "momentum_buffer"):
-        if torch.is_tensor(state.get(key)):
-            return state[key]
-    if not state and parameter.grad is None:  # a layer that this task never used: nothing to remember
+    found = moments.first_moment(optimizer, parameter)
+    if found is not None:
+        return found
+    if not optimizer.state.get(parameter, {}) and parameter.grad is None:  # not used in this task: nothing to keep
         return torch.zeros_like(parameter)
     raise ConfigError(
         f"gorp remembers a task by the optimizer's first moment (method.memory_source: moment, and the cores in "

@@ -149,12 +149,14 @@ def train_encoded(
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if checkpoint is not None and resumed_at >= context.num_steps:  # the Trainer had no step to do that before
         trainer.restore_random_state(checkpoint)
+    optimizer = trainer.plain_optimizer
+    if callable(to_averages := getattr(optimizer, "eval", None)):
+        to_averages()  # a schedule-free optimizer trains at one point and answers with another: an average
     trainer.check_weights()
     trained = {weight_of(parameter) for parameter, p in model.named_parameters() if p.requires_grad}
     if line := untouched_line(trainer.untouched(), len(trained)):
         say(f"{name}: {line}")
     boundary = time.perf_counter()
-    optimizer = trainer.plain_optimizer
     method.end_task(model, optimizer, context)
     finished = time.perf_counter()
     return TaskResult(

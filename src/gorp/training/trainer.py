@@ -87,6 +87,7 @@ class ContinualTrainerMixin(Trainer):
                     "groups. Use a plain optimizer such as adamw_torch, sgd or adafactor."
                 )
             options = {"weight_decay": self.args.weight_decay, **options}
+            self.method.check_optimizer(optimizer_class, options)
             self.optimizer = optimizer_class(self.method.parameter_groups(self.plain_model, options["lr"]), **options)
             self.optimizer.register_step_post_hook(lambda *_: self._after_step())
         return self.optimizer

@@ -68,7 +68,7 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
             progress.say(f"{task.name}: {note}")
     architecture = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
     encoder_decoder = bool(architecture.is_encoder_decoder)
-    check_arguments(config, workspace, encoder_decoder)
+    optimizer, options = check_arguments(config, workspace, encoder_decoder)
     for task in tasks:
         if task.train is None:
             continue
@@ -83,6 +83,7 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     model, _ = load_model(local, device_for(config))
     method = build_method(config)
     method.setup(model)
+    method.check_optimizer(optimizer, options)
     state = lineage[-1].method_state(sha256) if lineage else {}
     if state:
         method.load_state_dict(state)
@@ -132,8 +133,11 @@ def device_for(config: RunConfig) -> str:
     return "cuda" if torch.cuda.is_available() and not config.training.get("use_cpu") else "cpu"
 
 
-def check_arguments(config: RunConfig, workspace: Workspace, encoder_decoder: bool) -> None:
+def check_arguments(config: RunConfig, workspace: Workspace, encoder_decoder: bool) -> tuple[type, dict[str, Any]]:
     """Make the arguments of training once, and look up the optimizer they name.
+
+    Returns:
+        The optimizer's class, and what it is made with.
 
     Raises:
         ConfigError: If Hugging Face refuses them, or the optimizer needs a package that is not there.
@@ -142,6 +146,6 @@ def check_arguments(config: RunConfig, workspace: Workspace, encoder_decoder: bo
         config.training, folder=workspace.root / "run", seed=config.seed, encoder_decoder=encoder_decoder
     )
     try:
-        Trainer.get_optimizer_cls_and_kwargs(arguments)
+        return Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ValueError, TypeError, ImportError, AttributeError) as error:
         raise ConfigError(f"training.optim: `{arguments.optim}` cannot be used: {error}") from error
