@@ -13,9 +13,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments
 
 from gorp.adapters import LoraSettings
 from gorp.data import ORDERS, Encoding, TaskSpec
-from gorp.data.formats import LABEL_TEMPLATE
 from gorp.data.readers import FORMATS
 from gorp.data.task import METRICS
+from gorp.data.templates import ALPACA, LABELLED
 from gorp.evaluation import EvalConfig
 from gorp.methods import METHODS
 from gorp.methods.gorp_config import MODE_DEFAULTS, GorpConfig
@@ -152,7 +152,9 @@ def test_words_lists_and_the_template_are_those_of_the_code():
     assert set(re.findall(r"`(\w+)`", lines["format"].text)) == set(FORMATS)
     assert set(re.findall(r"`(\w+)`", lines["metric"].text)) == set(METRICS)
     [template] = re.findall(r"the prompt of a text with a label is `\"(.*?)\"`", section("tasks"))
-    assert template.replace(r"\n", "\n") == LABEL_TEMPLATE
+    assert template.replace(r"\n", "\n") == LABELLED
+    [other] = re.findall(r"prompt of alpaca rows is `\"(.*?)\"`", section("tasks"))
+    assert other.replace(r"\n", "\n") == ALPACA
     assert f'`"{template}"`' in START
 
 

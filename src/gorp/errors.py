@@ -38,7 +38,18 @@ class TrainingError(GorpError):
     """Training cannot go on; what was saved before is whole."""
 
 
+LONGEST_NAME = 200
+"""Letters of a name that is compared with others: the comparison takes their product in time."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of an error message about an unknown name: " Did you mean `x`?", or nothing."""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    if len(name) > LONGEST_NAME:
+        return ""
+    close = difflib.get_close_matches(name, [choice for choice in choices if len(choice) <= LONGEST_NAME], n=1)
     return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def shown(text: str, limit: int = 100) -> str:
+    """A text as a message quotes it: whole, or its beginning and how long it is."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"

@@ -1,10 +1,15 @@
 """Every way a file of rows can be wrong is answered with its place."""
 
+import csv
 import json
+import os
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from gorp.data.files import read_rows, text_column
+from gorp.data.files import read_rows
+from gorp.data.rows import text_column
 from gorp.errors import DataError
 
 
@@ -43,6 +48,14 @@ def test_other_line_separators_are_text(tmp_path):
         (b"3", "line 2: a number"),
         (b"null", "line 2: null"),
         (b'{"a": "\xff"}', "line 2: not UTF-8"),
+        (b'{"a": "x", "n": NaN}', "line 2: NaN is no JSON"),
+        (b'{"a": "x", "n": [-Infinity]}', "line 2: -Infinity is no JSON"),
+        (b'{"a": "x", "b": {"c": 1, "c": 2}}', "line 2: the key `c` occurs twice"),
+        (b'{"a": "\\ud800"}', "line 2: half of a surrogate pair"),
+        (b'{"a": "x", "n": [{"\\uDfFf": 1}]}', "line 2: half of a surrogate pair"),
+        (b'{"a": "\\ude00\\ud83d"}', "line 2: half of a surrogate pair"),
+        (b'{"n": ' + b"1" * 5000 + b"}", "line 2: a whole number with thousands of digits"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2: nested too deep"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -63,8 +76,10 @@ def test_missing_or_unknown_files(tmp_path):
     assert f"looked for in {tmp_path}. Did you mean `october.jsonl`?" in str(caught.value)
     with pytest.raises(DataError, match=r"no such file.*, which does not exist"):
         read_rows(tmp_path / "gone" / "october.jsonl")
-    with pytest.raises(DataError, match=r"wanted a file named \*\.jsonl"):
-        read_rows(write(tmp_path, b"a,b", "rows.csv"))
+    with pytest.raises(DataError, match=r"wanted a file named \*\.jsonl, .*\*\.parquet\. Save the sheet as CSV"):
+        read_rows(write(tmp_path, b"PK", "rows.xlsx"))
+    with pytest.raises(DataError, match="Unpack it first"):
+        read_rows(write(tmp_path, b"", "rows.jsonl.gz"))
     folder = tmp_path / "folder.jsonl"
     folder.mkdir()
     with pytest.raises(DataError, match="cannot be read"):
@@ -93,10 +108,89 @@ def test_bad_json_files(tmp_path, content, message):
         read_rows(write(tmp_path, content, "rows.json"))
 
 
+def test_a_whole_surrogate_pair_is_text(tmp_path):
+    (row,) = read_rows(write(tmp_path, b'{"a": "\\ud83d\\ude00"}'))
+    assert row.values["a"] == "\N{GRINNING FACE}"
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    for name, message in (("pipe", "a pipe, socket or device"), ("zero", "device"), ("loop", "symbolic links")):
+        with pytest.raises(DataError, match=rf"{name}\.jsonl: cannot be read.*{message}"):
+            read_rows(tmp_path / f"{name}.jsonl")
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(DataError, match="cannot be read"):
+            read_rows(tmp_path / f"{name}.jsonl")
+
+
+CSV = 'prompt,completion\r\n"one\ntwo, ""three""",007\n\ntrue,\n'
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "ROWS.CSV", "rows.tsv"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_everything_in_a_csv_is_text_as_it_stands(tmp_path, name, mark):
+    content = CSV if "csv" in name.lower() else CSV.replace(",", "\t").replace("two\t", "two,")
+    rows = read_rows(write(tmp_path, mark + content.encode(), name))
+    assert [row.values for row in rows] == [
+        {"prompt": 'one\ntwo, "three"', "completion": "007"},
+        {"prompt": "true", "completion": ""},
+    ]
+    assert [row.place for row in rows] == [f"{tmp_path / name}, line {line}" for line in (2, 5)]
+    with pytest.raises(DataError, match="line 5: `completion` is blank"):
+        text_column(rows[1], "completion")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b\n1,2\n1,2,3\n", r"line 3: 3 fields, but the first line names 2 columns: a, b"),
+        (b'a,b\n1,2\n"1,2\n3,4\n', r"line 3: the row that begins here is malformed \(unexpected end of data\)"),
+        (b'a,b\n"x" y,2\n', "line 2: the row that begins here is malformed"),
+        (b"a,b,a\n1,2,3\n", "line 1: the column `a` occurs twice"),
+        (b"a;b\n1;2\n", "line 1: one column, `a;b`.*separated by commas"),
+        (b"a\tb\n1\t2\n", r"separated by commas\. Save it so, or name it \*\.tsv"),
+        (b"a,b\n", "no row below the names"),
+        (b"a,b\n1,2\n\xff,3\n", "line 3: not UTF-8"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_a_bad_csv_is_named_with_its_line(tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
+        read_rows(write(tmp_path, content, "rows.csv"))
+
+
+def test_a_long_field_of_a_csv_is_read_and_the_limit_of_the_process_stays(tmp_path):
+    before = csv.field_size_limit()
+    (row,) = read_rows(write(tmp_path, b"a,b\n" + b"x" * (before + 1) + b",y\n", "rows.csv"))
+    assert len(row.values["a"]) == before + 1
+    assert csv.field_size_limit() == before
+
+
+def test_parquet_rows_keep_their_types_and_are_counted(tmp_path):
+    columns = {"text": ["x", None], "n": [7, 8], "messages": [[{"role": "user"}], []]}
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table(columns | {"kind": pyarrow.array(["a", "b"]).dictionary_encode()}), path)
+    rows = read_rows(path)
+    assert rows[0].values == {"text": "x", "n": 7, "messages": [{"role": "user"}], "kind": "a"}
+    for column, message in (("text", "is null"), ("n", "is a number"), ("txet", r"Did you mean `text`\?")):
+        with pytest.raises(DataError, match=rf"rows\.parquet, row 2: .*{message}"):
+            text_column(rows[1], column)
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read_rows(write(tmp_path, path.read_bytes()[:-20], "cut.parquet"))
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read_rows(write(tmp_path, b"", "empty.parquet"))
+    parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), path)
+    with pytest.raises(DataError, match="the table is empty"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ('{"txet": "x", "label": "y"}', "no column `text`; found: txet, label. Did you mean `txet`?"),
+        ('{"label": "y"}', "no column `text`; found: label. Add it, or rename columns with `columns`."),
         ("{}", "found: none"),
         ('{"text": 3}', "`text` is a number; wanted text"),
         ('{"text": true}', "`text` is true or false"),

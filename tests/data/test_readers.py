@@ -170,7 +170,7 @@ def test_unknown_columns_are_named(tmp_path):
 
 def test_a_folder_goes_through_load_dataset(folder):
     task = load_task(TaskSpec(name="t", train=folder, eval_split="test"))
-    assert len(task.train) + len(task.dev) == 20
+    assert (len(task.train), task.dev) == (20, None)
     assert task.eval["completion"][:] == ["bad"]
     assert task.eval["prompt"][:] == ["Option: bad, good\nunseen\nAnswer:"]
     assert task.source == folder
@@ -178,6 +178,26 @@ def test_a_folder_goes_through_load_dataset(folder):
         TaskSpec(name="t", train=folder, split="test", eval=folder, eval_split="train", labels=["bad", "good"])
     )
     assert (len(swapped.train), len(swapped.eval), swapped.source) == (1, 20, f"{folder}[test]")
+
+
+def test_files_of_a_folder_are_read_as_single_files_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.csv").write_text("text,label\n007,1\ntrue,0\n")
+    (tmp_path / "set" / "test.csv").write_text("text,label\n2020-01-01,1\nx,\n")
+    task = load_task(TaskSpec(name="t", train=str(tmp_path / "set"), eval=str(tmp_path / "set" / "train.csv")))
+    assert (task.train["prompt"][0], task.labels) == ("Option: 0, 1\n007\nAnswer:", ("0", "1"))
+    with pytest.raises(DataError, match=r"test\.csv, line 3: `label` is blank"):
+        load_task(TaskSpec(name="t", train=str(tmp_path / "set"), eval_split="test"))
+
+
+@pytest.mark.parametrize("outside", ["../secret.jsonl", "{root}/secret.jsonl", "https://example.org/x.jsonl"])
+def test_a_folder_cannot_reach_for_rows_beside_it(folder, tmp_path, outside):
+    write(tmp_path / "secret.jsonl", REVIEWS)
+    named = outside.format(root=tmp_path)
+    (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n- config_name: x\n  data_files: {named}\n---\n")
+    with pytest.raises(DataError, match=r"names rows outside the folder: .*\.jsonl"):
+        load_task(TaskSpec(name="t", train=folder))
 
 
 def test_a_data_set_that_cannot_be_loaded(folder):

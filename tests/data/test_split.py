@@ -90,6 +90,22 @@ def test_small_sets_keep_four_fifths():
     assert cut_dev(table([(i, "a") for i in range(4)]), 200, seed=0)[1] is None
 
 
+def test_inputs_that_occur_once_are_drawn_before_whole_ones():
+    pairs = [(f"single {i}", "ab"[i % 2]) for i in range(10)] + [(f"many {i % 10}", "ab"[i % 2]) for i in range(40)]
+    _, few = cut_dev(table(pairs), 6, seed=0)
+    assert {prompt.split()[0] for prompt in few["prompt"]} == {"single"}
+    rest, dev = cut_dev(table(pairs + pairs), 20, seed=0)  # now every input occurs often
+    assert (len(rest), len(dev), overlap(rest, dev)) == (80, 20, 0)
+    _, mixed = cut_dev(table(pairs + pairs[10:]), 18, seed=0)  # 10 alone, 10 with eight copies
+    assert Counter(prompt.split()[0] for prompt in mixed["prompt"]) == {"single": 10, "many": 8}
+
+
+def test_whole_inputs_are_drawn_as_their_answers_are_mixed():
+    data = table([(f"{answer}{i}", answer) for answer in "ab" for i in range(20) for _ in range(3)])
+    _, dev = cut_dev(data, 24, seed=0)
+    assert Counter(dev["completion"]) == {"a": 12, "b": 12}
+
+
 def test_counts_by_hand():
     train = table([("p", "a"), ("p", "b"), ("q", "a"), ("q", "a"), ("r", "a")])
     evaluation = table([("p", "a"), ("p", "a"), ("s", "a")])

@@ -74,8 +74,19 @@ def test_a_missing_eval_is_cut_from_train_and_said():
     assert (len(task.train), len(task.dev), len(task.eval)) == (70, 10, 20)
     assert task.notes == ("no eval given: 20 of 100 rows were cut from train",)
     assert len({*task.train["prompt"], *task.dev["prompt"], *task.eval["prompt"]}) == 100
-    with pytest.raises(DataError, match="4 rows are too few to cut one"):
+    with pytest.raises(DataError, match="none can be cut from 4 rows: that is too few"):
         build(numbered(4), None)
+
+
+def test_an_eval_is_cut_by_whole_prompts_where_every_prompt_occurs_often():
+    copies = table(*((f"input {i % 20}", f"answer {i}") for i in range(100)))
+    task = build(copies, None, labels=None, dev_rows=10)
+    assert (len(task.train), len(task.dev), len(task.eval)) == (70, 10, 20)
+    inputs = [set(part["prompt"]) for part in (task.train, task.dev, task.eval)]
+    assert [len(names) for names in inputs] == [14, 2, 4] and len(set.union(*inputs)) == 20
+    assert task.notes[0] == "no eval given: 20 of 100 rows were cut from train, all copies of a prompt together"
+    with pytest.raises(DataError, match="every prompt has more than 2 copies, a fifth of the rows"):
+        build(table(*((f"input {i % 2}", f"answer {i}") for i in range(10))), None, labels=None)
 
 
 def test_limits_leave_dev_and_eval_alone():

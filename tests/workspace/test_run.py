@@ -127,7 +127,7 @@ def test_planning_tells_of_the_rows(tmp_path):
     said = Said()
     plan(load_config(path), tmp_path / "work", progress=said)
     text = "\n".join(said.lines)
-    assert "one: rows: 25 to train on, 6 to be scored on, 0 for dev\n" in text
+    assert "one: rows: 25 to train on, 6 to be scored on\n" in text
     assert "one: 1 of 25 prompts of train exceed 40 tokens and lose their middle\n" in text
     assert "two: no eval given: " in text and "two: the label set was taken from train: false, true\n" in text
     first = load_task(load_config(path).tasks[0]).train[0]

@@ -2,8 +2,13 @@
 
 task.py           Task, and how one is put together
 readers.py        TaskSpec → Task: files, hub data sets, benchmark folders
-files.py          rows with the place they stand at
+rows.py           a row, the place where it stands, its texts
+files.py          rows of a file; JSON
+tables.py         rows of CSV, TSV and Parquet
+folders.py        the files of a local folder
 formats.py        columns → prompt and completion
+templates.py      prompts from columns
+turns.py          the turns of a chat, however they are written down
 chat.py           conversation → prompt and completion, through the model's chat template
 form.py           what stands around an answer
 cl_benchmark.py   the fifteen published tasks and their prompts

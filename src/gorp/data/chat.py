@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from gorp.data.files import Row, text_column
 from gorp.data.form import Form
+from gorp.data.rows import Row
 from gorp.data.tokens import special_tokens
 from gorp.errors import ConfigError, DataError
 
@@ -45,22 +45,16 @@ def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     return CLOCK in str(tokenizer.chat_template or "")
 
 
-def answer_turns(row: Row) -> int:
-    """How many turns of `messages` are by `assistant`; only the last of them is trained."""
-    turns = row.values.get("messages")
-    return sum(isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in turns or ())
-
-
 def render_chat(row: Row, tokenizer: PreTrainedTokenizerBase | None, date: str) -> tuple[str, str, Form]:
     """Prompt, completion and form of a row with `messages`.
 
     Args:
-        row: Its last turn is by `assistant`.
+        row: Its `messages` are turns as `read_turns` gives them, the last by `assistant`.
         tokenizer: With a chat template.
         date: What a template is told that asks for today's date.
 
     Raises:
-        DataError: With the row's place: no template; turns that are none, or that the template refuses; a special token
+        DataError: With the row's place: no template; turns that it refuses; a special token
             in a turn's text; an answer that the template does not write behind the prompt, or changes.
     """
     if tokenizer is None or not tokenizer.chat_template:
@@ -69,7 +63,7 @@ def render_chat(row: Row, tokenizer: PreTrainedTokenizerBase | None, date: str) 
             f"{row.place}: `messages` are written by a chat template, but {who}. "
             f"Use a chat model, or the format `prompt_completion`."
         )
-    *turns, last = _turns(row)
+    *turns, last = row.values["messages"]
     if last["role"] != "assistant":
         raise DataError(
             f"{row.place}: the last of `messages` is by `{last['role']}`; wanted the answer of `assistant`."
@@ -152,20 +146,6 @@ def _clock_at(date: str) -> str:
     day = Date.fromisoformat(date)
     steps = "".join(f"|replace('%{part}', {day.strftime(f'%{part}')!r})" for part in _DIRECTIVES)
     return "{%- macro " + CLOCK + "(format) -%}{{ format" + steps + " }}{%- endmacro -%}{{ '' }}"
-
-
-def _turns(row: Row) -> list[dict[str, Any]]:
-    turns = row.values.get("messages")
-    if not isinstance(turns, list) or not turns:
-        found = ", ".join(row.values)
-        raise DataError(f"{row.place}: wanted a non-empty list in the column `messages`; columns found: {found}.")
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise DataError(f"{row.place}: turn {number} of `messages` is no object with `role` and `content`.")
-        for key in ("role", "content"):
-            if not (key == "content" and turn.get("role") == "system" and turn.get(key) == ""):
-                text_column(Row(f"{row.place}, turn {number} of `messages`", turn), key)
-    return turns
 
 
 def _end(text: str) -> str:

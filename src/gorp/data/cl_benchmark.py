@@ -16,19 +16,19 @@ References:
     Wang et al., *Orthogonal Subspace Learning for Language Model Continual Learning*, arXiv:2310.14152.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from gorp.data.files import read_rows, text_column
+from gorp.data.files import parse_json, read_rows
 from gorp.data.form import Form, with_forms
 from gorp.data.formats import check_label
+from gorp.data.rows import check_length, text_column
 from gorp.data.split import same_rows
 from gorp.data.task import Task, build_task
-from gorp.errors import DataError, nearest
+from gorp.errors import DataError, nearest, shown
 
 
 INSTRUCTIONS: dict[str, str] = {
@@ -81,7 +81,7 @@ def load_cl_benchmark(
     metric: str = "exact_match",
     task_name_in_prompt: bool = False,
     seed: int = 0,
-    dev_rows: int = 200,
+    dev_rows: int = 0,
     limit_train: int | None = None,
     limit_eval: int | None = None,
 ) -> Task:
@@ -94,7 +94,8 @@ def load_cl_benchmark(
         metric: How answers are judged.
         task_name_in_prompt: See `official_prompt`.
         seed: Decides which rows are cut for dev and kept by the limits.
-        dev_rows: Rows cut from train for dev. The published dev files repeat the test rows and are never used.
+        dev_rows: Rows cut from train for dev; 0 for none. The published dev files repeat the test rows and are never
+            used.
         limit_train: Rows of train kept, balanced over the labels; None for all.
         limit_eval: Rows of eval kept, likewise.
 
@@ -105,6 +106,9 @@ def load_cl_benchmark(
     card = _read_json(folder / "task.json", dict) if (folder / "task.json").is_file() else {}
     labels = tuple(_read_json(folder / "labels.json", list))
     category, official_name = card.get("category", folder.parent.name), card.get("dataset", folder.name)
+    for file, texts in (("labels.json", labels), ("task.json", (category, official_name))):
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(f"{folder / file}: wanted text that is not blank; found {shown(str(list(texts)))}.")
     if category not in INSTRUCTIONS:
         raise DataError(
             f"{folder}: no official prompt for the category `{category}`; there is one for "
@@ -124,6 +128,7 @@ def load_cl_benchmark(
                 labels=labels,
                 task_name_in_prompt=task_name_in_prompt,
             )
+            check_length(row, "prompt", prompt)
             prompts.append(prompt)
             completions.append(label)
         return with_forms(prompts, completions, [BLANK] * len(prompts))
@@ -176,7 +181,7 @@ def _optional(folder: Path, part: str) -> Path | None:
 
 def _read_json(path: Path, kind: type) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"), place=str(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(value, kind):

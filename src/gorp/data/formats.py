@@ -1,26 +1,29 @@
-"""From columns to prompt and completion: the three ways a row may be written down."""
+"""From columns to prompt and completion: the ways a row may be written down."""
 
 from collections.abc import Sequence
-from string import Formatter
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from gorp.data.chat import render_chat
-from gorp.data.files import Row, text_column
-from gorp.data.form import PLAIN, Form, with_forms
-from gorp.errors import ConfigError, DataError, nearest
+from gorp.data.form import PLAIN as PLAIN_FORM
+from gorp.data.form import Form, with_forms
+from gorp.data.rows import Row, check_length, names, text_column
+from gorp.data.templates import ALPACA, LABELLED, PLAIN, Template
+from gorp.data.turns import read_turns, unread_keys
+from gorp.errors import DataError, nearest, shown
 
 
-PLAIN_TEMPLATE = "{text}\nAnswer: "
-LABEL_TEMPLATE = "Option: {labels}\n{text}\nAnswer: "
-"""Templates for text and label when none is given: without and with a closed label set. The label stands right behind
-a template. Blanks at its end are written with the label, not read with the prompt: tokenizers join a blank to the word
-that follows, so a prompt that ends in one is unlike all text that a model has read."""
+ANSWERS = {"prompt_completion": "completion", "text_label": "label", "alpaca": "output"}
+"""Format -> the column with the answer."""
+
+TURNS = {"messages": "messages", "sharegpt": "conversations"}
+"""Format -> the column with the turns."""
 
 
 def detect_format(row: Row, *, template: str | None = None) -> str:
-    """The format of a file from its first row: `messages`, `prompt_completion` or `text_label`.
+    """The format of a file from its first row: a key of `TURNS` or `ANSWERS`.
 
     Raises:
         DataError: If its columns fit none; the message names those found.
@@ -28,30 +31,19 @@ def detect_format(row: Row, *, template: str | None = None) -> str:
     columns = row.values.keys()
     if "messages" in columns:
         return "messages"
+    if "conversations" in columns:
+        return "sharegpt"
     if {"prompt", "completion"} <= columns:
         return "prompt_completion"
     if {"text", "label"} <= columns or (template is not None and "label" in columns):
         return "text_label"
+    if {"instruction", "output"} <= columns:
+        return "alpaca"
     raise DataError(
-        f"{row.place}: no known format has the columns {', '.join(columns) or 'none'}; wanted `prompt` and "
-        f"`completion`, or `messages`, or `text` and `label`. Rename columns with `columns`."
+        f"{row.place}: no known format has the columns {names(columns)}; wanted `prompt` and `completion`, or "
+        f"`messages`, or `conversations`, or `instruction` and `output`, or `text` and `label`. Rename columns with "
+        f"`columns`."
     )
-
-
-def template_fields(template: str) -> list[str]:
-    """Names in braces, in order of appearance; `{{` and `}}` stand for braces.
-
-    Raises:
-        ConfigError: If a brace is unpaired, or something in braces is more than a name.
-    """
-    try:
-        parts = [(field, *how) for _, field, *how in Formatter().parse(template) if field is not None]
-    except ValueError as error:
-        raise ConfigError(f"template {template!r}: {error}. Write `{{{{` for a brace that is text.") from None
-    for field, spec, conversion in parts:
-        if not field.isidentifier() or spec or conversion:
-            raise ConfigError(f"template {template!r}: `{{{field}}}` is no column name; wanted a plain name in braces.")
-    return list(dict.fromkeys(field for field, *_ in parts))
 
 
 def render_rows(
@@ -67,25 +59,68 @@ def render_rows(
 
     Args:
         rows: The rows as read.
-        format: `prompt_completion`, `messages` or `text_label`.
-        template: For `text_label`: the prompt, with columns in braces and `{labels}` for the label set.
+        format: A key of `TURNS` or `ANSWERS`.
+        template: For `text_label` and `alpaca`: the prompt, see `Template`.
         labels: The closed label set; a completion outside it is an error.
-        tokenizer: For `messages`: its chat template writes the conversation.
-        date: For `messages`: the day that a chat template is told.
+        tokenizer: For turns: its chat template writes the conversation.
+        date: For turns: the day that a chat template is told.
 
     Raises:
         DataError: For the first row that does not fit, with its place.
         ConfigError: For a template that names no column, or names `{labels}` when there are none.
     """
-    if format == "messages":
-        written = [render_chat(row, tokenizer, date) for row in rows]
-    elif format == "text_label":
-        written = _from_template(rows, template, labels)
+    if format in TURNS:
+        chats = [Row(row.place, {"messages": read_turns(row, TURNS[format])}) for row in rows]
+        written = [render_chat(row, tokenizer, date) for row in chats]
+    elif (plan := plan_of(format, template, labels)) is not None:
+        plan.check(rows, labels)
+        form = Form(lead=plan.lead)
+        written = [(plan.render(row, labels), text_column(row, ANSWERS[format]), form) for row in rows]
     else:
-        written = [(text_column(row, "prompt"), text_column(row, "completion"), PLAIN) for row in rows]
-    for row, (_, completion, _) in zip(rows, written, strict=True):
+        written = [(text_column(row, "prompt"), text_column(row, "completion"), PLAIN_FORM) for row in rows]
+    for row, (prompt, completion, _) in zip(rows, written, strict=True):
+        check_length(row, "prompt", prompt)
+        check_length(row, "completion", completion)
         check_label(row, completion, labels)
     return with_forms(*zip(*written, strict=True))
+
+
+def plan_of(format: str, template: str | None, labels: tuple[str, ...] | None) -> Template | None:
+    """The template that makes the prompts of a format, the given one or its own; None for a format without.
+
+    Raises:
+        ConfigError: As `Template`.
+    """
+    if format == "alpaca":
+        return Template(ALPACA if template is None else template)
+    if format == "text_label":
+        return Template((PLAIN if labels is None else LABELLED) if template is None else template)
+    return None
+
+
+def unused(rows: Sequence[Row], *, format: str, template: str | None, labels: tuple[str, ...] | None) -> list[str]:
+    """What stands in the rows and nothing uses: columns that hold text or a list, and keys of the answers' turns.
+
+    Args:
+        rows: The rows as read.
+        format: As in `render_rows`.
+        template: Likewise.
+        labels: Likewise.
+    """
+    if format in TURNS:
+        used = {TURNS[format], "system"}
+    else:
+        plan = plan_of(format, template, labels)
+        used = {ANSWERS[format], *(["prompt"] if plan is None else [*plan.required, *plan.optional])}
+    columns = dict.fromkeys(name for row in rows for name in row.values if name not in used)
+    columns = [name for name in columns if any(_holds(row.values.get(name)) for row in rows)]
+    keys = {key for row in rows for key in unread_keys(row, TURNS[format])} if format in TURNS else set()
+    found = {"columns": columns, "keys of the last turn": sorted(keys)}
+    return [f"{what} that nothing uses: {names(f'`{x}`' for x in there)}" for what, there in found.items() if there]
+
+
+def _holds(value: Any) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else bool(value) and isinstance(value, list | dict)
 
 
 def check_label(row: Row, label: str, labels: tuple[str, ...] | None) -> None:
@@ -96,32 +131,6 @@ def check_label(row: Row, label: str, labels: tuple[str, ...] | None) -> None:
     """
     if labels is not None and label not in labels:
         raise DataError(
-            f"{row.place}: label `{label}` is not one of the task's labels: {', '.join(labels)}."
+            f"{row.place}: label `{shown(label)}` is not one of the task's labels: {names(labels)}."
             f"{nearest(label, labels)} Correct the row, or add the label to `labels`."
         )
-
-
-def _from_template(
-    rows: Sequence[Row], template: str | None, labels: tuple[str, ...] | None
-) -> list[tuple[str, str, Form]]:
-    if template is None:
-        template = PLAIN_TEMPLATE if labels is None else LABEL_TEMPLATE
-    fields = template_fields(template)
-    columns = [field for field in fields if field != "labels"]
-    if not columns:
-        raise ConfigError(f"template {template!r} names no column, so all prompts would be equal. Use `{{text}}`.")
-    fixed = {}
-    if "labels" in fields:
-        if labels is None:
-            raise ConfigError(f"template {template!r} names `{{labels}}`, but the task has none. Give `labels`.")
-        fixed = {"labels": ", ".join(labels)}
-    prompt = template.rstrip(" ")
-    form = Form(lead=template[len(prompt) :])
-    return [
-        (
-            prompt.format(**{column: text_column(row, column) for column in columns}, **fixed),
-            text_column(row, "label"),
-            form,
-        )
-        for row in rows
-    ]

@@ -1,5 +1,6 @@
 """From one entry of `tasks:` to a `Task`: local files, hub data sets, and the CL benchmark's folders."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,16 +10,19 @@ import datasets
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from gorp.data.chat import answer_turns
 from gorp.data.cl_benchmark import load_cl_benchmark
 from gorp.data.encode import Encoding
-from gorp.data.files import SUFFIXES, Row, read_rows
-from gorp.data.formats import detect_format, render_rows, template_fields
+from gorp.data.files import names_a_file, read_rows
+from gorp.data.folders import local_files
+from gorp.data.formats import ANSWERS, TURNS, detect_format, render_rows, unused
+from gorp.data.rows import Row, names
 from gorp.data.task import METRICS, Task, build_task, check_metric, check_names, limited
-from gorp.errors import ConfigError, DataError, nearest
+from gorp.data.templates import Template
+from gorp.data.turns import read_turns
+from gorp.errors import ConfigError, DataError, nearest, shown
 
 
-FORMATS = ("auto", "prompt_completion", "messages", "text_label", "cl_benchmark")
+FORMATS = ("auto", *ANSWERS, *TURNS, "cl_benchmark")
 
 NAMED_LABELS = 12
 """Labels that a note names; the record of a version has them all."""
@@ -35,7 +39,7 @@ class TaskSpec:
     name: str
     """Unique; letters, digits, dot, underscore, hyphen."""
     train: str
-    """A .jsonl or .json file, a folder, or the id of a hub data set."""
+    """A .jsonl, .json, .csv, .tsv or .parquet file, a folder, or the id of a hub data set."""
     eval: str | None = None
     """Likewise, for the rows a score is computed on. None: see `eval_split`; without that, they are cut from train."""
     format: str = "auto"
@@ -49,12 +53,13 @@ class TaskSpec:
     columns: dict[str, str] = field(default_factory=dict)
     """Columns to rename, {name in the file: name wanted}, for example {review: text}."""
     template: str | None = None
-    """For text and label: the prompt, with columns in braces, and `{labels}` for the label set."""
+    """For text and label, and alpaca: the prompt, with columns in braces, `?` behind one that may be blank, and
+    `{labels}` for the label set."""
     labels: list[str] | None = None
     """The closed label set, in the order the prompt names it. For text and label, None takes it from the rows."""
     metric: str | None = None
     """`exact_match` (None) or `label_ranking`."""
-    dev_rows: int = 200
+    dev_rows: int = 0
     """Rows cut from train for a dev set, at most a fifth of them; 0 for none."""
     limit_train: int | None = None
     """Rows of train to keep, balanced over the labels; None for all."""
@@ -75,7 +80,7 @@ class TaskSpec:
                 raise ConfigError(f"task {self.name}: {option} is {value}; wanted at least {least}.")
         self._check_labels()
         if self.template is not None:
-            template_fields(self.template)
+            Template(self.template)
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -94,6 +99,8 @@ class _Table:
 
     rows: list[Row]
     labels: tuple[str, ...] | None
+    replaced: tuple[str, ...] = ()
+    """Columns that gave way to a renamed one."""
 
 
 def load_task(
@@ -107,7 +114,7 @@ def load_task(
 
     Args:
         spec: Where and how.
-        tokenizer: The model's; only the format `messages` needs it, for its chat template.
+        tokenizer: The model's; only `messages` and `sharegpt` need it, for its chat template.
         seed: Decides which rows are cut for dev and eval and kept by the limits.
         date: For `messages`: the day that a chat template is told; see `Encoding`.
 
@@ -115,22 +122,28 @@ def load_task(
         DataError: For rows that cannot be used; the message has the file and line.
         ConfigError: For options of `spec` that its format or source would ignore.
     """
-    if spec.format == "cl_benchmark" or (spec.format == "auto" and (Path(spec.train) / "labels.json").is_file()):
+    if spec.format == "cl_benchmark" or (spec.format == "auto" and os.path.isfile(Path(spec.train, "labels.json"))):
         return _load_cl_benchmark(spec, seed)
     train = _read("train", spec, split=spec.split or "train")
     format = detect_format(train.rows[0], template=spec.template) if spec.format == "auto" else spec.format
-    _refuse(spec, format, "task_name_in_prompt", *(() if format == "text_label" else ("template",)))
+    _refuse(spec, format, "task_name_in_prompt", *(() if format in ("text_label", "alpaca") else ("template",)))
     held_out = None
     if spec.eval is not None or spec.eval_split is not None:
         held_out = _read("eval", spec, split=spec.eval_split or "test")
     labels, notes = _label_set(spec, format, train)
     check_metric(spec.metric or "exact_match", labels)
-    render = {"format": format, "template": spec.template, "labels": labels, "tokenizer": tokenizer, "date": date}
-    notes = (*notes, *(_chat_notes(train.rows) if format == "messages" else ()))
+    how = {"format": format, "template": spec.template, "labels": labels}
+    say = {"tokenizer": tokenizer, "date": date}
+    train_rows = render_rows(train.rows, **how, **say)
+    notes += tuple(unused(train.rows, **how))
+    if format in TURNS:
+        notes += _chat_notes(train.rows, TURNS[format])
+    if train.replaced:
+        notes += (f"`columns` puts another column in the place of {names(f'`{name}`' for name in train.replaced)}",)
     return build_task(
         name=spec.name,
-        train=render_rows(train.rows, **render),
-        evaluation=render_rows(held_out.rows, **render) if held_out else None,
+        train=train_rows,
+        evaluation=render_rows(held_out.rows, **how, **say) if held_out else None,
         labels=labels,
         metric=spec.metric or "exact_match",
         source=_source(spec),
@@ -168,8 +181,8 @@ def load_evaluation(
     return limited("eval", rows, spec.limit_eval, labels=labels, seed=seed)
 
 
-def _chat_notes(rows: list[Row]) -> tuple[str, ...]:
-    longer = sum(answer_turns(row) > 1 for row in rows)
+def _chat_notes(rows: list[Row], column: str) -> tuple[str, ...]:
+    longer = sum([turn["role"] for turn in read_turns(row, column)].count("assistant") > 1 for row in rows)
     return (f"{longer} of {len(rows)} conversations have several answers; only the last is trained",) if longer else ()
 
 
@@ -204,43 +217,55 @@ def _read(part: str, spec: TaskSpec, *, split: str) -> _Table:
         _refuse(spec, f"the file {source}", "split" if part == "train" else "eval_split")
         if _is_file(spec.train) and _is_file(spec.eval or spec.train):
             _refuse(spec, "files", "subset", "eval_split")
-        return _Table(rows=_renamed(read_rows(Path(source)), spec.columns), labels=None)
-    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        raise DataError(f"task {spec.name}: {source}: no such file or folder, and no id of a hub data set either.")
+        return _table(read_rows(Path(source)), spec, None)
+    if not os.path.isdir(source) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise DataError(
+            f"task {spec.name}: {shown(source)}: no such file or folder, and no id of a hub data set either."
+        )
     return _read_dataset(source, spec, split)
 
 
 def _is_file(source: str) -> bool:
-    return Path(source).is_file() or Path(source).suffix in SUFFIXES
+    """Whether it is read as a file, though it may be missing; a folder is one whatever its name ends in."""
+    return not os.path.isdir(source) and (os.path.exists(source) or names_a_file(source))
 
 
 def _read_dataset(source: str, spec: TaskSpec, split: str) -> _Table:
     """A hub data set, or a folder of files: what `datasets.load_dataset` understands."""
     try:
+        if os.path.isdir(source) and (files := local_files(Path(source), spec.subset, split)):
+            return _table([row for file in files for row in read_rows(file)], spec, None)
         table = datasets.load_dataset(source, spec.subset, split=split, keep_in_memory=True)
-    except Exception as error:  # network, hub, parsers: each has errors of its own
+        values = [dict(row) for row in table]
+    except DataError:
+        raise
+    except Exception as error:  # network, hub, parsers, decoders of images: each has errors of its own
         raise DataError(
-            f"task {spec.name}: cannot load the split `{split}` of the data set `{source}`: {error} "
+            f"task {spec.name}: cannot load the split `{split}` of the data set `{source}`: {shown(str(error), 500)} "
             f"Check the name, `subset`, the split, and the network; a local file must exist."
         ) from error
-    if not len(table):
+    if not values:
         raise DataError(f"task {spec.name}: the split `{split}` of `{source}` is empty; wanted at least one row.")
-    where = f"{source}[{split}]"
-    rows = [Row(f"{where}, row {index} (counted from 0)", dict(row)) for index, row in enumerate(table)]
+    rows = [Row(f"{source}[{split}], row {index} (counted from 0)", row) for index, row in enumerate(values)]
     label_column = {new: old for old, new in spec.columns.items()}.get("label", "label")
-    return _named_labels(_renamed(rows, spec.columns), table.features.get(label_column))
+    return _table(rows, spec, table.features.get(label_column))
 
 
-def _named_labels(rows: list[Row], label: Any) -> _Table:
-    """Numbers in the column `label` become names if its feature is a `ClassLabel`."""
-    if not isinstance(label, ClassLabel):
-        return _Table(rows=rows, labels=None)
+def _table(rows: list[Row], spec: TaskSpec, label: Any) -> _Table:
+    """Columns renamed; numbers in the column `label` become names if `label`, its feature, is a `ClassLabel`."""
+    replaced = tuple(new for new in spec.columns.values() if new in rows[0].values and new not in spec.columns)
+    rows = _renamed(rows, spec.columns)
+    labels = _name_labels(rows, label) if isinstance(label, ClassLabel) else None
+    return _Table(rows=rows, labels=labels, replaced=replaced)
+
+
+def _name_labels(rows: list[Row], label: ClassLabel) -> tuple[str, ...]:
     for row in rows:
         number = row.values["label"]
         if number is None or not 0 <= number < len(label.names):
             raise DataError(f"{row.place}: label {number} has no name; this split may be published without labels.")
         row.values["label"] = label.names[number]
-    return _Table(rows=rows, labels=tuple(label.names))
+    return tuple(label.names)
 
 
 def _renamed(rows: list[Row], columns: dict[str, str]) -> list[Row]:
@@ -248,10 +273,9 @@ def _renamed(rows: list[Row], columns: dict[str, str]) -> list[Row]:
         return rows
     for old in columns:
         if old not in rows[0].values:
-            found = ", ".join(rows[0].values) or "none"
             raise DataError(
-                f"{rows[0].place}: `columns` renames `{old}`, which is not there; found: {found}."
-                f"{nearest(old, rows[0].values)}"
+                f"{rows[0].place}: `columns` renames `{shown(old)}`, which is not there; "
+                f"found: {names(rows[0].values)}.{nearest(old, rows[0].values)}"
             )
     return [Row(row.place, _rename(row.values, columns)) for row in rows]
 

@@ -40,13 +40,7 @@ def draw_stratified(dataset: Dataset, rows: int, *, seed: int) -> list[int]:
     Returns:
         Ascending indices, min(rows, len(dataset)) of them.
     """
-    prompts, completions = columns(dataset)
-    times = Counter(completions)
-    strata = [completion if times[completion] > 1 else SINGLE for completion in completions]
-    size = Counter(strata)
-    places = _places(seed, prompts, completions, strata, range(len(strata)))
-    standing = [((place + 0.5) / size[strata[index]], digest, index) for place, digest, index in places]
-    return sorted(index for *_, index in sorted(standing)[:rows])
+    return sorted(_stratified(seed, *columns(dataset))[:rows])
 
 
 def draw_balanced(dataset: Dataset, rows: int, *, labels: Collection[str], seed: int) -> list[int]:
@@ -73,27 +67,39 @@ def draw_balanced(dataset: Dataset, rows: int, *, labels: Collection[str], seed:
 def cut_dev(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset | None]:
     """Cut a dev set off `dataset`: stratified by completion, the same rows whatever their order.
 
-    An input that occurs twice stays in train with all its copies, so the two parts share no input.
+    The two parts share no input: inputs that occur once are drawn first, and where they are too few, whole inputs with
+    all their copies, stratified by the completions that they have together.
 
     Args:
         dataset: Rows with `prompt` and `completion`.
         rows: Rows wanted for dev. Fewer are taken when a fifth of `dataset` is fewer, so that small tasks keep their
-            training rows.
+            training rows, or when the next whole input would be too large.
         seed: Another seed, another dev set.
 
     Returns:
         What remains, and the dev set; None for the latter when no row can be spared.
     """
-    prompts, _ = columns(dataset)
-    times = Counter(prompts)
-    candidates = [index for index, prompt in enumerate(prompts) if times[prompt] == 1]
-    rows = min(rows, len(dataset) // 5, len(candidates))
-    if rows <= 0:
+    rows = min(rows, len(dataset) // 5)
+    prompts, completions = columns(dataset)
+    copies: defaultdict[str, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        copies[prompt].append(index)
+    dev: set[int] = set()
+    for single in (True, False):
+        inputs = [prompt for prompt, indices in copies.items() if (len(indices) == 1) is single]
+        answers = ["\x00".join(sorted(completions[index] for index in copies[prompt])) for prompt in inputs]
+        for place in _stratified(seed, inputs, answers):
+            if len(dev) + len(whole := copies[inputs[place]]) <= rows:
+                dev.update(whole)
+    if not dev:
         return dataset, None
-    drawn = draw_stratified(dataset.select(candidates, keep_in_memory=True), rows, seed=seed)
-    dev = {candidates[place] for place in drawn}
     rest = [index for index in range(len(dataset)) if index not in dev]
     return dataset.select(rest, keep_in_memory=True), dataset.select(sorted(dev), keep_in_memory=True)
+
+
+def repeated(dataset: Dataset) -> int:
+    """How many rows have an input (prompt) that occurs more than once."""
+    return sum(times for times in Counter(columns(dataset)[0]).values() if times > 1)
 
 
 def overlap(train: Dataset, evaluation: Dataset) -> int:
@@ -117,6 +123,16 @@ def same_rows(first: Dataset, second: Dataset) -> bool:
 
 def _count_rows(dataset: Dataset) -> Counter[tuple[str, str]]:
     return Counter(zip(*columns(dataset), strict=True))
+
+
+def _stratified(seed: int, prompts: list[str], completions: list[str]) -> list[int]:
+    """All indices, in the order in which they are drawn; see `draw_stratified`."""
+    times = Counter(completions)
+    strata = [completion if times[completion] > 1 else SINGLE for completion in completions]
+    size = Counter(strata)
+    places = _places(seed, prompts, completions, strata, range(len(strata)))
+    standing = [((place + 0.5) / size[strata[index]], digest, index) for place, digest, index in places]
+    return [index for *_, index in sorted(standing)]
 
 
 def _places(

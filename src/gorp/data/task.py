@@ -10,7 +10,7 @@ import datasets
 from datasets import Dataset
 
 from gorp.data.form import listed
-from gorp.data.split import conflicts, cut_dev, draw_balanced, draw_stratified, overlap, same_rows
+from gorp.data.split import conflicts, cut_dev, draw_balanced, draw_stratified, overlap, repeated, same_rows
 from gorp.errors import ConfigError, DataError
 
 
@@ -148,8 +148,13 @@ def build_task(
         all_rows = len(train)
         train, evaluation = cut_dev(train, MAX_CUT_EVAL_ROWS, seed)
         if evaluation is None:
-            raise DataError(f"task {name}: no `eval` was given, and {all_rows} rows are too few to cut one. Give one.")
-        found.append(f"no eval given: {len(evaluation)} of {all_rows} rows were cut from train")
+            fifth = all_rows // 5
+            why = f"every prompt has more than {fifth} copies, a fifth of the rows" if fifth else "that is too few"
+            raise DataError(
+                f"task {name}: no `eval` was given, and none can be cut from {all_rows} rows: {why}. Give one."
+            )
+        together = ", all copies of a prompt together" if repeated(evaluation) else ""
+        found.append(f"no eval given: {len(evaluation)} of {all_rows} rows were cut from train{together}")
     found += _observations(train, evaluation)
     train, dev = cut_dev(train, dev_rows, seed)
     train, less = limited("train", train, limit_train, labels=labels, seed=seed)

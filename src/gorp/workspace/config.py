@@ -14,6 +14,7 @@
 Or, for a published order of the CL benchmark: `tasks: {order: order1, data: CL_Benchmark, limit_train: 1000}`.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import TrainingArguments
 
 from gorp.adapters import LoraSettings
 from gorp.data import ORDERS, Encoding, TaskSpec, check_names
+from gorp.data.files import names_a_file
 from gorp.errors import ConfigError, nearest
 from gorp.evaluation import EvalConfig
 from gorp.method import Method, MethodConfig
@@ -201,10 +203,10 @@ def _published_order(block: Mapping[str, Any], folder: Path) -> tuple[TaskSpec, 
 
 
 def _source(text: str, folder: Path) -> str:
-    """An absolute path, or the id of a hub data set as it is."""
+    """An absolute path, links as they are, or the id of a hub data set as it is."""
     path = folder / Path(text).expanduser()
-    is_path = path.exists() or path.suffix in (".json", ".jsonl") or text.startswith((".", "/", "~"))
-    return str(path.resolve()) if is_path else text
+    is_path = path.exists() or names_a_file(text) or text.startswith((".", "/", "~"))
+    return os.path.abspath(path) if is_path else text
 
 
 def _seed(value: Any) -> int:

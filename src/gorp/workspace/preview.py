@@ -23,8 +23,8 @@ def _about(session: Session, task: Task) -> list[str]:
     if task.train is None:
         return [f"learned; {len(task.eval)} rows to be scored on"]
     prompts, completions = columns(task.train)
-    dev = 0 if task.dev is None else len(task.dev)
-    lines = [f"rows: {len(prompts)} to train on, {len(task.eval)} to be scored on, {dev} for dev"]
+    dev = "" if task.dev is None else f", {len(task.dev)} kept for dev"
+    lines = [f"rows: {len(prompts)} to train on, {len(task.eval)} to be scored on{dev}"]
     limit = session.config.encoding.max_prompt_tokens
     for part, rows in (("train", task.train), ("eval", task.eval)):
         texts = columns(rows)[0]
