@@ -7,8 +7,8 @@ import transformers.utils.chat_template_utils as clock
 
 from gorp.data import Encoding, encode
 from gorp.data.chat import render_chat
-from gorp.data.rows import Row
 from gorp.data.form import with_forms
+from gorp.data.rows import Row
 from gorp.errors import ConfigError, DataError
 from tests.tokenizers_small import llama_tokenizer
 
