@@ -16,6 +16,8 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     PreTrainedTokenizerBase,
+    RwkvConfig,
+    RwkvForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -149,3 +151,24 @@ def tiny_gpt2(tokenizer: PreTrainedTokenizerBase, seed: int = 0, positions: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT2LMHeadModel(config).eval()
+
+
+def tiny_rwkv(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> RwkvForCausalLM:
+    """A random RWKV for `tokenizer`: recurrent, and it reads its padding. Width 32, 2 layers, large weights."""
+    config = RwkvConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        attention_hidden_size=32,
+        num_hidden_layers=2,
+        context_length=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = RwkvForCausalLM(config).eval()
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.data.normal_(0, 0.2)
+    return model

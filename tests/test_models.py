@@ -1,13 +1,17 @@
 """Base models: found, fingerprinted, loaded as what they are, or refused with the reason."""
 
+import json
 import re
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 
-from gorp.errors import ModelError
-from gorp.models import SHIPPED, ModelConfig, load_model, load_tokenizer, locate, weights_sha256
+from gorp.errors import ConfigError, ModelError
+from gorp.model_files import base_digests, weights_sha256
+from gorp.models import SHIPPED, ModelConfig, load_model, load_tokenizer, locate
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
 from tests.workspace.project import save_model
@@ -90,19 +94,146 @@ def test_pickled_weights_are_refused(tmp_path):
     refused(tmp_path, "Pickled weights are not loaded")
 
 
-def test_an_encoder_is_refused(tmp_path):
-    tokenizer = t5_tokenizer()
+def save_bert(folder, head: type, **changes) -> None:
+    tokenizer = llama_tokenizer()
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **size)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    head(BertConfig(vocab_size=len(tokenizer), **size, **changes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def change_config(folder, **changes) -> None:
+    path = folder / "config.json"
+    values = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
+    path.write_text(json.dumps(values))
+
+
+def test_an_encoder_is_refused(tmp_path):
+    save_bert(tmp_path, BertForMaskedLM)
     refused(tmp_path, "`bert` (BertForMaskedLM) generates no text")
 
 
-def test_an_unknown_architecture_is_refused(tmp_path):
+@pytest.mark.filterwarnings("ignore")  # transformers advises `is_decoder`
+def test_an_encoder_under_a_decoders_name_is_refused_by_what_it_does(tmp_path):
+    save_bert(tmp_path / "a", BertLMHeadModel)
+    refused(tmp_path / "a", "`bert` (BertLMHeadModel) generates no text: what it says of a token depends on the tokens")
+    save_bert(tmp_path / "b", BertForMaskedLM)
+    change_config(tmp_path / "b", architectures=None)
+    refused(tmp_path / "b", "generates no text: what it says of a token depends on the tokens")
+    save_bert(tmp_path / "c", BertLMHeadModel, is_decoder=True)
+    load_model(ModelConfig(path=str(tmp_path / "c")), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "t55"}, "its config.json cannot be used"),
+        ({"model_type": None}, "config.json: names no `model_type`"),
+        ({"num_layers": 1, "num_decoder_layers": 1}, "weights that have no place in T5ForConditionalGeneration"),
+        ({"num_layers": 3}, "they would be random"),
+        ({"d_ff": 40}, "has shape (48, 32) in the files, and (40, 32) by config.json"),
+        ({"quantization_config": {"load_in_4bit": True}}, "its weights are quantized (bitsandbytes)"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are quantized (gptq)"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}, "comes with Python code of its own (`auto_map`)"),
+        (
+            {"architectures": ["M"], "model_type": "bert", "auto_map": {"AutoConfig": "own.C"}},
+            "It names Python code of its own",
+        ),
+    ],
+)
+def test_a_config_that_does_not_describe_the_files_is_refused(tmp_path, changes, message):
     save_model(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"t5"', '"t55"'))
-    refused(tmp_path, "its config.json cannot be used")
+    change_config(tmp_path, **changes)
+    refused(tmp_path, message)
+
+
+def test_a_damaged_config_is_called_so(tmp_path):
+    save_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    refused(tmp_path, "config.json: not a whole JSON file")
+
+
+def test_tables_of_older_files_are_no_weights_without_a_place(tmp_path):
+    save_model(tmp_path, family="llama")
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, path, {"format": "pt"})
+    load_model(ModelConfig(path=str(tmp_path)), "cpu")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    model = tiny_t5(t5_tokenizer())
+    model.decoder.block[1].layer[2].DenseReluDense.wo.weight.data[3, 4] = value
+    model.save_pretrained(tmp_path)
+    t5_tokenizer().save_pretrained(tmp_path)
+    refused(tmp_path, "the weight `decoder.block.1.layer.2.DenseReluDense.wo.weight` holds values that are not finite")
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT asks for what transformers renamed
+def test_an_adapter_is_refused_alone_and_beside_the_weights(tmp_path):
+    save_model(tmp_path / "model", family="llama")
+    base, _ = load_model(ModelConfig(path=str(tmp_path / "model")), "cpu")
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    for name in ("adapter", "model"):
+        adapted.save_pretrained(tmp_path / name)
+        refused(tmp_path / name, "this is a LoRA adapter (PEFT), alone or beside the weights. Merge it into its base")
+
+
+def test_a_link_to_nowhere_is_refused(tmp_path):
+    save_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to("blobs/gone")
+    refused(tmp_path, "model.safetensors: a link to `blobs/gone`, which is not there")
+
+
+def test_weights_of_another_name_are_refused(tmp_path):
+    save_model(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    refused(tmp_path, "holds `weights.safetensors`, but weights are looked for in `model.safetensors`")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../one.safetensors", "names `../one.safetensors`; wanted *.safetensors of the same folder"),
+        ("one.bin", "names `one.bin`; wanted *.safetensors of the same folder"),
+        ("two.safetensors", "names `two.safetensors`, which is not there"),
+    ],
+)
+def test_an_index_names_files_of_its_folder_that_are_there(tmp_path, name, message):
+    save_model(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    index = weights.with_name("model.safetensors.index.json")
+    keys = dict.fromkeys(load_file(weights), "one.safetensors")
+    weights.rename(weights.with_name("one.safetensors"))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": keys}))
+    load_model(ModelConfig(path=str(tmp_path / "model")), "cpu")
+    (tmp_path / "one.safetensors").write_bytes(b"")
+    index.write_text(json.dumps({"weight_map": keys | {"lm_head.weight": name}}))
+    refused(tmp_path / "model", message)
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(ConfigError, match=re.escape("model.path is empty")):
+        ModelConfig(path="")
+
+
+def test_the_digests_are_of_what_the_model_computes(tmp_path):
+    save_model(tmp_path)
+    before = base_digests(tmp_path)
+    change_config(tmp_path, transformers_version="9.9", torch_dtype="bfloat16", use_cache=False)
+    (tmp_path / "README.md").write_text("another file")
+    assert base_digests(tmp_path) == before
+    change_config(tmp_path, layer_norm_epsilon=0.5)
+    changed = base_digests(tmp_path)
+    assert {key for key in before if before[key] != changed[key]} == {"config_sha256"}
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    first, second = sorted(vocabulary)[100:102]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(values))
+    assert base_digests(tmp_path)["tokenizer_sha256"] != before["tokenizer_sha256"]
 
 
 def test_a_missing_tokenizer_is_refused(tmp_path):

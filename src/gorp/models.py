@@ -3,7 +3,6 @@
 Weights are safetensors and nothing else; code from a model's folder runs only where `trust_remote_code` says so.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
 
-from gorp.errors import ModelError, nearest
+from gorp.behaviour import ordinary_tokens, sees_later_tokens
+from gorp.errors import ConfigError, ModelError, nearest
+from gorp.model_files import check_folder, check_loading, check_quantization, read_config
 
 
 SHIPPED = ("gorp-tiny-t5", "gorp-tiny-llama")
@@ -52,12 +53,17 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run. Only for models whose code you have read."""
 
+    def __post_init__(self) -> None:
+        """Refuse a path that is empty, which would be the current folder."""
+        if not self.path.strip():
+            raise ConfigError("model.path is empty; wanted a folder, the name of a shipped model, or a hub id.")
+
 
 def locate(config: ModelConfig) -> Path:
     """The local folder of the model; a hub model is fetched, or taken from the cache when offline.
 
     Raises:
-        ModelError: If there is no such model, or it has no safetensors.
+        ModelError: If there is no such model, or its folder is no whole base model in safetensors.
     """
     if config.path in SHIPPED:
         folder = SHIPPED_FOLDER / config.path
@@ -70,24 +76,8 @@ def locate(config: ModelConfig) -> Path:
         folder = Path(config.path)
     else:
         folder = _fetch(config)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json; wanted a folder written by `save_pretrained`.")
-    if not _weight_files(folder):
-        raise ModelError(
-            f"{folder}: no *.safetensors. Pickled weights are not loaded; convert them with "
-            "`model.save_pretrained(folder)` of transformers."
-        )
+    check_folder(folder, trust_remote_code=config.trust_remote_code)
     return folder
-
-
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the weight files of `folder`, names and contents, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in _weight_files(folder):
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -120,7 +110,8 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
     """Load the model, in eval mode on `device`, and its tokenizer. The configuration decides which of two kinds it is.
 
     Raises:
-        ModelError: If the architecture generates no text, weights are missing, or the tokenizer does not fit.
+        ModelError: If the architecture generates no text, the files do not fit it, a weight is not finite, the
+            tokenizer does not fit, or the model sees later tokens.
     """
     folder, tokenizer = locate(config), load_tokenizer(config)
     auto, architecture = _auto_class(config, folder)
@@ -130,6 +121,7 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
             f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the model {vocabulary}. They do not belong "
             "together; save the model's own tokenizer beside it."
         )
+    check_quantization(folder, architecture)
     try:
         model, loading = auto.from_pretrained(
             folder,
@@ -137,16 +129,23 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
             dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except Exception as error:  # damaged files, sizes that do not fit, missing packages
+    except Exception as error:  # damaged files, missing packages
         raise ModelError(f"{folder}: the model cannot be loaded ({_first_line(error)}).") from error
-    if missing := sorted(loading["missing_keys"]):
+    check_loading(folder, type(model).__name__, loading)
+    model = model.to(device).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise ModelError(f"{folder}: the weight `{name}` holds values that are not finite. Fetch the model again.")
+    if not architecture.is_encoder_decoder and _sees_later_tokens(folder, model, tokenizer):
         raise ModelError(
-            f"{folder}: the files lack {len(missing)} weights of {type(model).__name__}, for example `{missing[0]}`; "
-            "they would be random. Is it a model for another purpose, or half of one?"
+            f"{folder}: `{architecture.model_type}` ({type(model).__name__}) generates no text: what it says of a "
+            "token depends on the tokens behind it, so in training it would see the answer. Wanted a decoder, which "
+            "reads from left to right; for a BERT trained as one, `is_decoder: true` in its config.json."
         )
-    return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+    return model, tokenizer
 
 
 def skeleton(config: ModelConfig) -> PreTrainedModel:
@@ -181,6 +180,8 @@ def _fetch(config: ModelConfig) -> Path:
 
 def _auto_class(config: ModelConfig, folder: Path | str) -> tuple[Any, Any]:
     revision = "main" if isinstance(folder, Path) else config.revision or "main"
+    if isinstance(folder, Path):
+        read_config(folder, trust_remote_code=config.trust_remote_code)
     try:
         architecture = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # unknown model types, damaged JSON
@@ -194,9 +195,11 @@ def _auto_class(config: ModelConfig, folder: Path | str) -> tuple[Any, Any]:
         return AutoModelForSeq2SeqLM, architecture
     if "AutoModelForCausalLM" in remote:
         return AutoModelForCausalLM, architecture
+    own_code = getattr(architecture, "auto_map", None) and not remote
+    advice = " It names Python code of its own, which runs with `model.trust_remote_code: true`." if own_code else ""
     raise ModelError(
         f"{folder}: `{architecture.model_type}` ({', '.join(architecture.architectures or ['no architecture named'])}) "
-        "generates no text. Wanted an encoder-decoder such as T5 or a decoder such as Llama."
+        f"generates no text. Wanted an encoder-decoder such as T5 or a decoder such as Llama.{advice}"
     )
 
 
@@ -207,8 +210,11 @@ def _is_encoder(architecture: Any) -> bool:
     return bool(names) and not any(name.endswith(generating) for name in names)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+def _sees_later_tokens(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    try:
+        return sees_later_tokens(model, ordinary_tokens(tokenizer))
+    except Exception as error:  # each architecture fails in its own way
+        raise ModelError(f"{folder}: the model cannot read a row of tokens ({_first_line(error)}).") from error
 
 
 def _first_line(error: Exception) -> str:

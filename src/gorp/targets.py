@@ -183,7 +183,7 @@ def untouched_line(names: Sequence[str], trained: int) -> str | None:
         return None
     return (
         f"no gradient ever reached {len(weights)} of the {trained} trained weights, which are as they were: "
-        f"{_listed(groups, 4)}. No row used these layers."
+        f"{_listed(groups, 4)}. No row used them, or the model does not train them."
     )
 
 

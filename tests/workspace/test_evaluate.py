@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gorp.errors import CheckpointError
 from gorp.progress import Progress
 from gorp.workspace import evaluate_version, load_config, run_sequence
 from tests.workspace.project import make_project, task, write_config, write_rows
@@ -34,6 +35,38 @@ def test_the_yaml_as_it_is_now_decides(trained):
     assert rows_scored(trained) == 6
     write_config(trained, tasks=[task("one")], eval={"limit": 4})
     assert rows_scored(trained) == 4
+
+
+def swap_tokens(folder):
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    first, second = (300, 301) if isinstance(vocabulary, list) else sorted(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(values))
+
+
+def change_norm(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_norm_epsilon": 0.1}))
+
+
+@pytest.mark.parametrize(("change", "what"), [(swap_tokens, "tokenizer"), (change_norm, r"config\.json")])
+def test_a_base_model_that_computes_something_else_is_noticed(trained, change, what):
+    change(trained / "model")
+    with pytest.raises(CheckpointError, match=f"the base model's {what} is not what it was"):
+        evaluate_version(trained / "work")
+    config = load_config(write_config(trained))
+    with pytest.raises(CheckpointError, match=f"the base model's {what} is not what it was"):
+        run_sequence(config, trained / "work")
+
+
+def test_a_version_without_those_digests_is_taken_as_it_is(trained):
+    for path in (trained / "work" / "versions").glob("*/version.json"):
+        record = json.loads(path.read_text())
+        record["base"] = {key: record["base"][key] for key in ("path", "revision", "sha256")}
+        path.write_text(json.dumps(record))
+    assert rows_scored(trained) == 6
 
 
 def test_rows_that_a_task_is_judged_by_may_move(trained):

@@ -16,7 +16,7 @@ from gorp.evaluation.metrics import FORMULAS, MEANINGS, seen_performance, summar
 
 
 if TYPE_CHECKING:
-    from gorp.evaluation.batches import EvalConfig
+    from gorp.evaluation.batches import EvalConfig, can_be_padded
     from gorp.evaluation.generate import generate_answers
     from gorp.evaluation.rank import rank_labels
     from gorp.evaluation.score import TaskScore, normalise, score_task
@@ -28,6 +28,7 @@ __all__ = [
     "AccuracyMatrix",
     "EvalConfig",
     "TaskScore",
+    "can_be_padded",
     "generate_answers",
     "normalise",
     "rank_labels",
@@ -38,6 +39,7 @@ __all__ = [
 
 _MODULES = {
     "EvalConfig": "batches",
+    "can_be_padded": "batches",
     "generate_answers": "generate",
     "rank_labels": "rank",
     "TaskScore": "score",

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from gorp.behaviour import minds_padding, ordinary_tokens
 from gorp.data import Encoding, pad_left
 from gorp.errors import ConfigError, ModelError
 
@@ -59,14 +62,31 @@ def evaluating(model: Module) -> Iterator[None]:
             module.training = training
 
 
-def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """The indices of `rows` in batches of like length, to pad little.
+def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int, *, padded: bool = True) -> Iterator[list[int]]:
+    """The indices of `rows` in batches of like length, to pad little; of equal length where nothing may be padded.
 
     The longest come first, so that a batch too big for the memory fails at once.
     """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    groups = [order] if padded else [list(group) for _, group in groupby(order, key=lambda index: len(rows[index]))]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def can_be_padded(model: Module, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a row in a padded batch is answered as it would be alone. Tried once a model, on a few tokens.
+
+    Some recurrent models (RWKV, RecurrentGemma) read their padding, masked or not.
+    """
+    inner = without_peft(model)
+    if inner not in _minding:
+        with evaluating(model):
+            _minding[inner] = minds_padding(inner, ordinary_tokens(tokenizer), pad_token_id(tokenizer))
+    return not _minding[inner]
+
+
+_minding: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
 
 
 def is_encoder_decoder(model: Module) -> bool:

@@ -15,6 +15,7 @@ from gorp.evaluation.batches import (
     Progress,
     answer_limit,
     batches_by_length,
+    can_be_padded,
     device_of,
     evaluating,
     is_encoder_decoder,
@@ -62,9 +63,10 @@ def generate_answers(
     pad, inner = pad_token_id(tokenizer), without_peft(model)
     settings = _greedy(inner, tokenizer, answer_limit(encoding, config), set(forms))
     generate: Any = model.generate
+    padded = can_be_padded(model, tokenizer)
     answers, done = [""] * len(rows), 0
     with evaluating(model), _stored_aside(inner, settings):
-        for batch in batches_by_length(rows, config.batch_size):
+        for batch in batches_by_length(rows, config.batch_size, padded=padded):
             input_ids, attention_mask = pad_rows([rows[index] for index in batch], pad, encoder_decoder=encoder_decoder)
             output: Tensor = generate(
                 input_ids=input_ids.to(device_of(model)),

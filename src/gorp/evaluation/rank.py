@@ -18,6 +18,7 @@ from gorp.evaluation.batches import (
     EvalConfig,
     Progress,
     batches_by_length,
+    can_be_padded,
     device_of,
     evaluating,
     is_encoder_decoder,
@@ -73,7 +74,7 @@ def rank_labels(
     forms = [PLAIN] * len(prompts) if forms is None else forms
     rows = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding, forms=forms)
     ranked: list[dict[str, float]] = [{}] * len(rows)
-    done = 0
+    done, padded = 0, can_be_padded(model, tokenizer)
     with evaluating(model):
         for members in _alike(prompts, tokenizer, forms):
             first, count = members[0], len(labels)
@@ -84,7 +85,7 @@ def rank_labels(
                 encoder_decoder=encoder_decoder,
                 forms=[forms[first]] * count,
             )
-            for batch in batches_by_length([rows[index] for index in members], config.batch_size):
+            for batch in batches_by_length([rows[index] for index in members], config.batch_size, padded=padded):
                 indices = [members[position] for position in batch]
                 scores = _score([rows[index] for index in indices], answers, model, pad_token_id(tokenizer))
                 for index, line in zip(indices, scores.tolist(), strict=True):

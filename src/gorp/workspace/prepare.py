@@ -12,7 +12,8 @@ from gorp.data import Task, encode, load_task, rows_fingerprint
 from gorp.errors import ConfigError, DataError
 from gorp.method import Method
 from gorp.methods import METHODS
-from gorp.models import load_model, load_tokenizer, locate, weights_sha256
+from gorp.model_files import base_digests
+from gorp.models import load_model, load_tokenizer, locate
 from gorp.progress import Progress
 from gorp.training import training_arguments
 from gorp.workspace.changes import check_settings
@@ -36,7 +37,7 @@ class Session:
     model: PreTrainedModel
     method: Method
     base: Mapping[str, Any]
-    """`path`, `revision` and `sha256` of the base model."""
+    """`path` and `revision` of the base model, and the digests of its weights, configuration and tokenizer."""
     lineage: list[Version]
     """Of the workspace as it is, from v0 to CURRENT; empty for a new one."""
 
@@ -51,8 +52,7 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
 
     Raises:
         DataError: Wrong rows, labels outside the set, an answer longer than its budget.
-        ConfigError: Arguments that Hugging Face refuses; a configuration that the workspace was not made with; a method
-            that can learn nothing more.
+        ConfigError: Arguments that Hugging Face refuses; a configuration that the workspace was not made with.
         ModelError: A model that cannot be used, or a target pattern that matches none of its layers.
         CheckpointError: A damaged version, or one of another base model.
     """
@@ -78,9 +78,11 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
         except DataError as error:
             raise DataError(f"task {task.name}, train: {error}") from error
     progress.say(f"loading {config.model.path}")
-    sha256 = weights_sha256(folder)
+    base = {"path": config.model.path, "revision": config.model.revision, **base_digests(folder)}
+    sha256 = base["sha256"]
     for version in lineage:
         version.verify(sha256)
+        version.check_base(base)
     model, _ = load_model(local, device_for(config))
     method = build_method(config)
     method.setup(model)
@@ -88,8 +90,6 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     state = lineage[-1].method_state(sha256) if lineage else {}
     if state:
         method.load_state_dict(state)
-    if lineage and len(lineage[-1].contains) < len(tasks):
-        method.warnings(len(lineage[-1].contains))  # refuses a method that can learn nothing more
     return Session(
         config=config,
         workspace=workspace,
@@ -97,7 +97,7 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
         tokenizer=tokenizer,
         model=model,
         method=method,
-        base={"path": config.model.path, "revision": config.model.revision, "sha256": sha256},
+        base=base,
         lineage=lineage,
     )
 

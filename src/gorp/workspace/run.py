@@ -14,14 +14,13 @@ from datasets import Dataset, concatenate_datasets
 
 from gorp.data import Task, rows_fingerprint
 from gorp.errors import ConfigError
-from gorp.evaluation import AccuracyMatrix
+from gorp.evaluation import AccuracyMatrix, can_be_padded
 from gorp.method import TaskContext
 from gorp.progress import Progress
 from gorp.storage import write_json
 from gorp.targets import Treatment, treatments
 from gorp.training import train_task
 from gorp.workspace.config import RunConfig, effective
-from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.learned import keep
 from gorp.workspace.prepare import Session, prepare
 from gorp.workspace.preview import preview
@@ -78,7 +77,7 @@ def run_sequence(
     session = prepare(config, Workspace(workspace), progress)
     if not restart:
         check_unfinished(session)
-    for line in session.method.notes(session.model):
+    for line in _notes(session):
         progress.say(line)
     store = session.workspace
     store.accept(effective(config), config.source)
@@ -108,17 +107,22 @@ def plan(
     session = prepare(config, Workspace(workspace), progress)
     if not restart:
         check_unfinished(session)
-    for line in [*session.method.notes(session.model), *preview(session)]:
+    for line in [*_notes(session), *preview(session)]:
         progress.say(line)
     total = sum(p.numel() for p in session.model.parameters())
     contains = session.lineage[-1].contains if session.lineage else []
     pending = [task.name for task in session.tasks if task.name not in contains]
     nothing = TaskContext(name="plan", index=1, seed=config.seed, num_steps=1, batches=lambda size, limit: iter(()))
-    if pending:
-        for line in session.method.warnings(len(contains)):
-            progress.say(line)
     session.method.begin_task(session.model, nothing)
     return pending, treatments(session.model), total
+
+
+def _notes(session: Session) -> list[str]:
+    """What a user should know of this model and method before anything is trained."""
+    notes = session.method.notes(session.model)
+    if not can_be_padded(session.model, session.tokenizer):
+        notes.append("this model reads its padding, so rows are scored in batches of equal length")
+    return notes
 
 
 def check_unfinished(session: Session) -> None:
@@ -185,7 +189,7 @@ def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool
     work.check()
     training = work.finished()
     if training is None:
-        training = _train(session, stage, work, lineage, progress)
+        training = _train(session, stage, work, progress)
     else:
         progress.say(f"task {stage.name} was trained to its end before; what is left is to score it")
         session.method.load_state_dict(read_state(work.folder, session.base["sha256"]))
@@ -201,9 +205,7 @@ def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool
         progress.say(line)
 
 
-def _train(
-    session: Session, stage: Stage, work: Unfinished, lineage: list[Version], progress: Progress
-) -> dict[str, Any]:
+def _train(session: Session, stage: Stage, work: Unfinished, progress: Progress) -> dict[str, Any]:
     """Train, and write what the task leaves into the folder of its version; training.json last."""
     if work.begin():
         progress.say(f"{stage.name} begins anew: it was begun otherwise, and nothing of that had been saved")
@@ -225,6 +227,6 @@ def _train(
             say=progress.say,
         )
     write_state(work.folder, session.method, session.base["sha256"])
-    training = {"identity": work.identity, **asdict(result), "leak_earlier": earlier_leaks(lineage, work.folder)}
+    training = {"identity": work.identity, **asdict(result)}
     write_json(work.folder / TRAINING, training)
     return training

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+BASE_PARTS = {"config_sha256": "config.json", "tokenizer_sha256": "tokenizer"}
+"""Digests of a base model beside that of its weights -> what they are of."""
+
 TRAINING, RECORD, CONFIG = "training.json", "version.json", "config.json"
 
 
@@ -69,6 +72,24 @@ class Version:
                 raise CheckpointError(
                     f"{self.folder / name}: not the file that was written (its SHA-256 differs from the one in "
                     f"{RECORD}). Restore it from a copy."
+                )
+
+    def check_base(self, base: Mapping[str, Any]) -> None:
+        """Check that the configuration and the tokenizer of the base model are those that the version was made with.
+
+        Both decide what the weights compute. A version without these digests, made by gorp 0.1.0, is not checked.
+
+        Args:
+            base: As in the record.
+
+        Raises:
+            CheckpointError: It names the one that differs.
+        """
+        for key, what in BASE_PARTS.items():
+            if self.record["base"].get(key, base.get(key)) != base.get(key):
+                raise CheckpointError(
+                    f"{self.folder}: made with the same weights, but the base model's {what} is not what it was. "
+                    f"Restore the files of {base['path']} as they were, or use another workspace."
                 )
 
     def method_state(self, base_sha256: str) -> "dict[str, Tensor]":
