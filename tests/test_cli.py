@@ -73,7 +73,7 @@ def test_the_flags_are_these():
         text = plain(gorp(name, "--help").output)
         flags[name] = set(re.findall(r"--[a-z-]+", text)) - {"--help", "--workspace."}
     assert flags == {
-        "demo": {"--json", "--seed", "--out", "--model", "--train-rows", "--eval-rows", "--epochs"},
+        "demo": {"--json", "--seed", "--out", "--picture", "--model", "--train-rows", "--eval-rows", "--epochs"},
         "train": {"--workspace", "--restart", "--dry-run", "--json"},
         "status": {"--explain", "--json"},
         "eval": {"--version", "--task", "--json"},
@@ -382,7 +382,7 @@ def test_the_demo_ends_with_a_sentence_for_each_method(tmp_path, monkeypatch):
     result = gorp("demo", "--out", tmp_path / "page.html")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[-2:] == [
-        "sequential_lora: lost 12.0 points on the earlier tasks; 68.7 % on average at the end.",
+        "ordinary LoRA fine-tuning: lost 12.0 points on the earlier tasks; 68.7 % on average at the end.",
         "gorp: lost 5.0 points on the earlier tasks; 76.7 % on average at the end.",
     ]
 
@@ -391,6 +391,7 @@ def test_the_demo_prints_one_json_object_and_writes_a_page(tmp_path):
     save_model(tmp_path / "model")
     page = tmp_path / "page.html"
     options = ["--train-rows", 8, "--eval-rows", 2, "--epochs", 1, "--seed", 7, "--out", page]
+    options += ["--picture", tmp_path / "picture.svg"]
     result = gorp("demo", "--model", tmp_path / "model", "--json", *options)
     assert result.exit_code == 0, result.stderr
     value = json.loads(result.stdout)
@@ -398,4 +399,14 @@ def test_the_demo_prints_one_json_object_and_writes_a_page(tmp_path):
     assert all(set(item) == {"matrix", "ap", "bwt", "la", "seconds"} for item in value.values())
     assert "seed 7" in result.stderr
     text = page.read_text()
-    assert "sequential_lora" in text and 'http-equiv="refresh' not in text and "<script" not in text
+    assert "ordinary LoRA fine-tuning" in text and 'http-equiv="refresh' not in text and "<script" not in text
+    assert (tmp_path / "picture.svg").read_text().startswith("<svg ")
+
+
+@pytest.mark.parametrize("option", ["--out", "--picture"])
+def test_a_demo_that_could_not_be_written_is_refused_before_it_is_trained(tmp_path, option, monkeypatch):
+    monkeypatch.setattr("gorp.demo.run_demo", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "file").touch()
+    for place, message in (tmp_path, "a folder; wanted the name of a file"), (tmp_path / "file/x", "is no folder"):
+        result = gorp("demo", option, place)
+        assert result.exit_code == 2 and message in result.stderr

@@ -21,7 +21,8 @@ def state(count: int, *, names=MONTHS) -> dict:
     for i in range(1, count + 1):
         for j in range(i):
             R[i, j] = 90.0 - 2 * (i - 1 - j)
-    numbers = {"leak": 1.04e-7, "capacity_max": 0.131, "footprint_bytes": 2**23, "created": "2026-11-26T12:44:00+00:00"}
+    leaks = {"leak": 1.04e-7, "leak_served": 0.21, "leak_earlier": {names[0]: {"worst": 0.34, "median": 1e-3}}}
+    numbers = leaks | {"capacity_max": 0.131, "footprint_bytes": 2**23, "created": "2026-11-26T12:44:00+00:00"}
     versions = [
         {"version": f"v{i}", "parent": f"v{i - 1}" if i else None, "task": names[i - 1] if i else None} | numbers
         for i in range(count + 1)
@@ -35,6 +36,7 @@ def state(count: int, *, names=MONTHS) -> dict:
         "begun": [],
         "matrix": matrix(R, names).to_dict(),
         "measures": {},
+        "warnings": [],
         "notes": {names[0]: ["the label set was taken from train"]},
         "versions": versions,
     }
@@ -73,6 +75,13 @@ def test_a_version_that_follows_on_another_than_the_one_before_says_so():
     branched = state(3)
     branched["versions"][3]["parent"] = "v1"
     assert "* v3 after v1" in shown(branched)
+
+
+def test_the_leak_is_shown_of_what_is_trained_of_what_is_served_and_on_earlier_tasks():
+    warned = shown(state(2) | {"warnings": ["S may become the whole space"]}, explain=True)
+    assert re.search(r"\* v2 +november .* 1e-7 +0\.21 +0\.34 +13 %", warned)
+    assert re.search(r"\* v2 +november .* 1e-7 +0\.21 +13 %", shown(state(2)))
+    assert "S may become the whole space\n" in warned
 
 
 def test_names_are_shown_and_not_obeyed():

@@ -160,3 +160,23 @@ class TestFiles:
             delta.recompress(1e-7)
         assert restored.is_dense == kept.is_dense
         assert torch.equal(restored.dense(), kept.dense())
+
+
+@pytest.mark.parametrize("ranks", [(0, 2), (2, 2), (2, 0), (3, 9), (9, 2)])
+def test_what_came_since_is_what_was_added(ranks):
+    """Factored: the appended columns, bit for bit. Dense, or the same sum in other factors: the difference."""
+    delta, first, later = (WeightDelta(torch.Size([6, 8])) for _ in range(3))
+    added = []
+    for rank, parts in zip(ranks, ((delta, first), (delta,)), strict=True):
+        if rank:
+            left, right = torch.randn(6, rank), torch.randn(8, rank)
+            added.append((left, right))
+            for part in parts:
+                part.append(left, right)
+    since = delta.since(first)
+    expected = added[-1][0] @ added[-1][1].mT if ranks[1] else torch.zeros(6, 8)
+    torch.testing.assert_close(since.dense(), expected, rtol=0, atol=2e-6)
+    if sum(ranks) < 4:
+        assert since.rank == ranks[1]
+    later.append(torch.randn(6, 1), torch.randn(8, 1))
+    torch.testing.assert_close(later.since(delta).dense(), later.dense() - delta.dense())

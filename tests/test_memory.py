@@ -59,6 +59,34 @@ def test_at_the_cap_the_weakest_directions_make_room_whatever_their_age():
     assert memory.energies("w").tolist() == [2.0, 1.0]
 
 
+def test_what_makes_room_is_kept_on_record():
+    """Energies .75 and .25, then a direction of 1: the weak old one goes. Then one of 1/2 and 1/2: half of it fits."""
+    memory, unit = SubspaceMemory(energy=0.999, budget=0.5), torch.eye(4)
+    memory.extend("w", torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0]).sqrt()))
+    memory.begin_task()
+    memory.extend("w", unit[2:3])
+    assert {name: x.tolist() for name, x in memory.released.items()} == {"w": [pytest.approx(0.25)]}
+    assert memory.left_out == {}
+    memory.begin_task()
+    assert memory.released == {}
+    memory.extend("w", unit[3:] + 1.001 * unit[2:3])  # along e₃, held already, and e₄
+    memory.extend("w", unit[3:] * 0.5 + 2 * unit[:1])
+    assert torch.equal(memory.basis("w", torch.zeros(4)).abs(), unit[:, [0, 2]])
+    assert memory.released == {} and [round(x, 3) for x in memory.left_out["w"].tolist()] == [0.5, 0.059]
+
+
+def test_a_lower_budget_takes_effect_when_a_task_begins():
+    memory, smaller = SubspaceMemory(energy=0.999), SubspaceMemory(energy=0.999, budget=0.5)
+    memory.extend("w", torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]).sqrt()))
+    assert memory.is_full("w") and memory.size("w") == memory.dimension("w") == 4
+    smaller.load_state_dict(memory.state_dict())
+    assert not smaller.is_full("w") and smaller.size("w") == 4
+    smaller.begin_task()
+    assert smaller.size("w") == smaller.cap("w") == 2
+    assert smaller.energies("w").tolist() == pytest.approx([0.4, 0.3])
+    assert smaller.released["w"].tolist() == pytest.approx([0.2, 0.1])
+
+
 def test_energies_are_fractions_of_each_task():
     memory = SubspaceMemory(energy=0.99)
     memory.extend("w", torch.diag(torch.tensor([3.0, 1.0, 0.0])) * 1e5)

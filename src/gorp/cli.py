@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (t
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -45,36 +46,44 @@ def demo(
     as_json: AsJson = False,
     seed: Annotated[int, typer.Option(help="Decides fresh adapters and the order of rows.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("gorp-demo.html"),
+    picture: Annotated[Path | None, typer.Option(help="Where the picture of both goes as SVG, if wanted.")] = None,
     model: Annotated[str, typer.Option(help="A shipped model, a folder, or a hub id.")] = "gorp-tiny-t5",
     train_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to train on, at most.")] = 210,
     eval_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to score, at most.")] = 100,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over a task's rows.")] = 3,
 ) -> None:
-    """Teach a small model four tasks, once as usual and once with GORP, and compare. Takes a few minutes."""
+    """Teach a small model four tasks in turn, by ordinary LoRA and by gorp, and compare. Takes a few minutes."""
     with _errors():
+        for file in filter(None, (out, picture)):
+            _check_file(file)
         console, progress = _start()
         import torch
 
         from gorp.demo import DemoSettings, run_demo
+        from gorp.demo_page import NAMES, demo_page, demo_picture
         from gorp.report import comparison_table, matrix_table, write_page
         from gorp.report.wording import in_words
+        from gorp.storage import write_atomic
 
         settings = DemoSettings(model=model, seed=seed, train_rows=train_rows, eval_rows=eval_rows, epochs=epochs)
         progress.say(f"seed {seed}, model {model}, {train_rows} rows a task to train on, {epochs} epochs")
         torch.set_num_threads(1)  # matrices this small gain nothing from more threads, and lose much on a busy machine
         results = run_demo(settings, progress=progress)
-        write_page(_demo_page(settings, results), out)
+        write_page(demo_page(settings, results), out)
         progress.say(f"wrote {out}")
+        if picture is not None:
+            write_atomic(picture, demo_picture(results).encode())
+            progress.say(f"wrote {picture}")
         if as_json:
             _print_json({method: result.to_dict() for method, result in results.items()})
             return
         for method, result in results.items():
-            console.print(matrix_table(result.matrix, title=f"{method}: percent right"))
-        runs = {method: [result.matrix] for method, result in results.items()}
+            console.print(matrix_table(result.matrix, title=f"{NAMES[method]}: percent right"))
+        runs = {NAMES[method]: [result.matrix] for method, result in results.items()}
         console.print(comparison_table(runs, title=f"side by side, seed {seed}"))
         typer.echo("")
         for method, result in results.items():
-            typer.echo(f"{method}: {in_words(result.matrix)}")
+            typer.echo(f"{NAMES[method]}: {in_words(result.matrix)}")
 
 
 @app.command()
@@ -243,24 +252,13 @@ def _errors(*, interrupted: str = "") -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _demo_page(settings: Any, results: Any) -> Any:
-    from gorp.demo.run import TASKS
-    from gorp.report import Page
-
-    facts = {
-        "model": settings.model,
-        "tasks": " → ".join(TASKS),
-        "seed": str(settings.seed),
-        "rows a task": f"{settings.train_rows} to train on, {settings.eval_rows} scored, at most",
-        "epochs": str(settings.epochs),
-    } | {f"seconds, {method}": f"{result.seconds:.0f}" for method, result in results.items()}
-    return Page(
-        title="gorp demo: four tasks in turn",
-        runs={method: [result.matrix] for method, result in results.items()},
-        facts=facts,
-        notes=["One seed and a small model: this shows what the methods do, not how much better one is."],
-        samples={f"{TASKS[0]} after {TASKS[-1]}, {m}": result.samples for m, result in results.items()},
-    )
+def _check_file(path: Path) -> None:
+    """Refuse, before the training, a file that could not be written after it."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder; wanted the name of a file, for example {path / 'gorp-demo.html'}.")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"{path}: {there} is no folder that can be written to. Give another place.")
 
 
 def _print_json(value: Any) -> None:

@@ -39,6 +39,10 @@ WORDS = {
         "rounding, 1e-7. Inputs outside S, and layers fed by changed layers, are not covered: a task can lose points "
         "at that leak, and only its score shows it"
     ),
+    "served": "the same of the weights that answer, rounded to the model's dtype; in bfloat16 most of it is rounding",
+    "earlier": (
+        "the leak on what each earlier task protected, the worst of them; above the leak once directions were released"
+    ),
     "capacity": (
         "how full S is, in the fullest layer; at `method.budget` (default 50 %) the weakest directions give way"
     ),
@@ -69,7 +73,7 @@ def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = F
         _say(console, MATRIX_READING, style="dim")
     _say(console, "")
     versions = state["versions"] if explain else _newest(state["versions"], state["current"])
-    console.print(versions_table(versions, state["current"], of=len(state["versions"])))
+    console.print(versions_table(versions, state["current"], of=len(state["versions"]), full=explain))
     if any(item["leak"] is not None for item in state["versions"]):
         _say(console, LEAK_READING, style="dim")
     if explain:
@@ -100,6 +104,8 @@ def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = Tr
         _say(console, f"the YAML is not used: {state['problem']}; tasks are those that `gorp train` took last")
     pending = [f"{task} (begun)" if task in state["begun"] else task for task in state["pending"]]
     _say(console, f"pending: {', '.join(pending) or 'nothing'}")
+    for line in state["warnings"]:
+        _say(console, line, style="yellow")
 
 
 def measures_table(measures: Mapping[str, float | None]) -> Table:
@@ -111,20 +117,22 @@ def measures_table(measures: Mapping[str, float | None]) -> Table:
     return table
 
 
-def versions_table(versions: Sequence[Mapping[str, Any]], current: str, *, of: int) -> Table:
-    """Versions of a workspace that has `of` in all, the current one marked.
+def versions_table(versions: Sequence[Mapping[str, Any]], current: str, *, of: int, full: bool = False) -> Table:
+    """Versions of a workspace that has `of` in all, the current one marked; in `full` also the leak on earlier tasks.
 
     A parent is named where it is not the version before.
     """
     heading = "version" if len(versions) == of else f"version ({len(versions)} of {of})"
-    table = empty_table("", [heading, "task", "made"], ["leak", "capacity", "kept"])
+    table = empty_table("", [heading, "task", "made"], ["leak", "served", *["earlier"] * full, "capacity", "kept"])
     for item in versions:
         number_ = int(item["version"][1:])
         after = "" if item["parent"] in (None, f"v{number_ - 1}") else f" after {item['parent']}"
         capacity = "–" if item["capacity_max"] is None else f"{100 * item['capacity_max']:.0f} %"
         kept = f"{item['footprint_bytes'] / 2**20:.1f} MiB"
         name = f"{'*' if item['version'] == current else ' '} {item['version']}{after}"
-        numbers = (fraction(item["leak"]), capacity, kept)
+        earlier = max((found["worst"] for found in (item.get("leak_earlier") or {}).values()), default=None)
+        leaks = (item["leak"], item.get("leak_served"), *[earlier] * full)
+        numbers = (*map(fraction, leaks), capacity, kept)
         add_row(table, name, item["task"] or "base model", short_date(item["created"]), *numbers)
     return table
 

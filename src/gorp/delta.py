@@ -63,6 +63,19 @@ class WeightDelta:
         elif other._dense is not None:
             self._dense, self._left, self._right = self.dense() + other._dense, None, None
 
+    def since(self, earlier: "WeightDelta") -> "WeightDelta":
+        """What was added after `earlier`, a former state of this delta: the columns appended since, or a difference."""
+        if self._left is not None and self._right is not None and not earlier.is_dense:
+            added = WeightDelta(self.shape)
+            if earlier._left is None or earlier._right is None:
+                added._left, added._right = self._left, self._right
+                return added
+            r, left, right = earlier.rank, earlier._left.to(self._left), earlier._right.to(self._right)
+            if torch.equal(self._left[:, :r], left) and torch.equal(self._right[:, :r], right):
+                added._left, added._right = self._left[:, r:], self._right[:, r:]
+                return added
+        return WeightDelta.of(self.dense() - earlier.dense().to(self.dense()))
+
     def recompress(self, tolerance: float) -> float:
         """Shorten the factors by QR and a small SVD; return the relative error made, at most `tolerance`.
 

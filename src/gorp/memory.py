@@ -20,7 +20,8 @@ class SubspaceMemory:
 
     **At the cap.** At most floor(budget · n) directions (but one at least) are kept for a weight of n inputs. Each
     direction carries its energy: the sum over tasks of the fraction of that task's squared norm lying along it. When
-    growth passes the cap, the directions with the least energy make room, whichever task they came from.
+    growth passes the cap, the directions with the least energy make room, whichever task they came from. What earlier
+    tasks lost by that is in `released`, what the newest one brought in vain in `left_out`.
 
     Args:
         energy: ε, the fraction of a task's squared norm that S must hold afterwards, in [0, 1).
@@ -33,6 +34,10 @@ class SubspaceMemory:
         if not 0.0 < budget <= 1.0:
             raise ValueError(f"budget is a fraction of a weight's input dimensions, in (0, 1]; got {budget}")
         self.energy, self.budget = energy, budget
+        self.released: dict[str, Tensor] = {}
+        """Of each weight: the energies of the directions of earlier tasks that made room since `begin_task`."""
+        self.left_out: dict[str, Tensor] = {}
+        """Of each weight: the energies of the newest task's own directions that found no room."""
         self._basis: dict[str, Tensor] = {}
         self._energy: dict[str, Tensor] = {}
         self._placed: dict[str, Tensor] = {}  # copies of the bases where and as they were last asked for
@@ -43,20 +48,48 @@ class SubspaceMemory:
     def __len__(self) -> int:
         return len(self._basis)
 
-    def basis(self, name: str, like: Tensor) -> Tensor:
-        """S of `name`, n x s, on the device and in the dtype of `like` (whose last dimension is n); n x 0 if unknown.
+    def basis(self, name: str, like: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """S of `name`, n x s, on the device of `like` (whose last dimension is n); n x 0 if unknown.
+
+        Args:
+            name: The weight.
+            like: Says n, the device and, where `dtype` does not, the dtype.
+            dtype: Of the result.
 
         Raises:
             ModelError: If the memory holds directions of another dimension than n.
         """
-        n = like.shape[-1]
+        n, dtype = like.shape[-1], dtype or like.dtype
         if name not in self._basis:
-            return torch.zeros(n, 0, device=like.device, dtype=like.dtype)
+            return torch.zeros(n, 0, device=like.device, dtype=dtype)
         self._check(name, n)
         placed = self._placed.get(name)
-        if placed is None or placed.device != like.device or placed.dtype != like.dtype:
-            placed = self._placed[name] = self._basis[name].to(like.device, like.dtype)
+        if placed is None or placed.device != like.device or placed.dtype != dtype:
+            placed = self._placed[name] = self._basis[name].to(like.device, dtype)
         return placed
+
+    def begin_task(self) -> None:
+        """Start counting what is released; where S is beyond a cap that was lowered, its weakest directions go now."""
+        self.released, self.left_out = {}, {}
+        for name, energies in list(self._energy.items()):
+            if self.size(name) > self.cap(name):
+                self._cut(name, self._basis[name], energies, held=len(energies))
+
+    def size(self, name: str) -> int:
+        """s: directions held for `name`; 0 if it is unknown."""
+        return self._basis[name].shape[1] if name in self._basis else 0
+
+    def dimension(self, name: str) -> int:
+        """n: of the space that the directions of `name` lie in."""
+        return self._basis[name].shape[0]
+
+    def cap(self, name: str) -> int:
+        """The most directions that the budget allows `name`."""
+        return max(1, int(self.budget * self.dimension(name)))
+
+    def is_full(self, name: str) -> bool:
+        """Whether S is the whole space, and stays it under the budget: nothing is orthogonal to it."""
+        return name in self._basis and min(self.size(name), self.cap(name)) == self.dimension(name)
 
     def energies(self, name: str) -> Tensor:
         """The energy of each direction of `name`, s numbers in the order of the columns; a sum of fractions."""
@@ -79,7 +112,6 @@ class SubspaceMemory:
             rows: Summary of the finished task, p x n: Adam's first moment, or a sketch of the gradient's rows.
         """
         matrix = rows.detach().to(torch.promote_types(rows.dtype, torch.float32)).mT
-        n = matrix.shape[0]
         total = matrix.square().sum()
         before = self.basis(name, matrix.mT)
         held = self._energy.get(name, matrix.new_zeros(0)).to(matrix)
@@ -88,10 +120,8 @@ class SubspaceMemory:
             return 0
         basis, added = extend_basis(before, matrix, energy=self.energy)
         held = held + (before.mT @ matrix).square().sum(dim=1) / total  # old directions gain what this task used
-        energies = torch.cat([held, added / total])
-        keep = self._strongest(energies, cap=max(1, int(self.budget * n)))
-        self._keep(name, basis[:, keep].contiguous(), energies[keep].contiguous())
-        return self._basis[name].shape[1] - before.shape[1]
+        self._cut(name, basis, torch.cat([held, added / total]), held=len(held))
+        return self.size(name) - before.shape[1]
 
     def state_dict(self) -> dict[str, Tensor]:
         """`<name>` -> S and `<name>::energy` -> energies, float32 on the CPU."""
@@ -103,6 +133,16 @@ class SubspaceMemory:
         self._basis = {name: value for name, value in state.items() if not name.endswith("::energy")}
         self._energy = {name: state[f"{name}::energy"] for name in self._basis}
         self._placed = {}
+
+    def _cut(self, name: str, basis: Tensor, energies: Tensor, *, held: int) -> None:
+        """Keep the strongest directions that the cap allows; the first `held` are those of earlier tasks."""
+        keep = self._strongest(energies, cap=max(1, int(self.budget * basis.shape[0])))
+        gone = torch.ones(len(energies), dtype=torch.bool, device=energies.device)
+        gone[keep] = False
+        for part, record in ((slice(held), self.released), (slice(held, None), self.left_out)):
+            if (lost := energies[part][gone[part]].cpu()).numel():
+                record[name] = torch.cat([record.get(name, lost.new_zeros(0)), lost])
+        self._keep(name, basis[:, keep].contiguous(), energies[keep].contiguous())
 
     def _keep(self, name: str, basis: Tensor, energies: Tensor) -> None:
         self._basis[name], self._energy[name] = basis.cpu(), energies.cpu()

@@ -153,6 +153,17 @@ class Method:
         """The contents of `memory.safetensors`: per protected weight S, float32, n x s; `memory/…` in `state_dict`."""
         return {}
 
+    def warnings(self, finished: int) -> list[str]:
+        """What a user should know before the next task is trained, in sentences.
+
+        Args:
+            finished: Tasks learned so far.
+
+        Raises:
+            ConfigError: If another task could change nothing.
+        """
+        return []
+
     def facts(self) -> dict[str, Any]:
         """What a run reports beside its scores, in JSON: leak, capacity, and what is kept."""
         return {"footprint_bytes": footprint(self.state_dict())}

@@ -7,7 +7,8 @@ bytes. torch is imported when the first tensor is read or written: commands that
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,18 +109,36 @@ def _sorted_header(content: bytes) -> tuple[bytes, memoryview]:
     return len(text).to_bytes(8, "little") + text, memoryview(content)[end:]
 
 
-def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
+def read_tensors(path: Path, *, only: Collection[str] | None = None) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """The tensors of a safetensors file, on the CPU, and its metadata; the inverse of `write_tensors`.
 
     They are copies in memory of torch's own: a file's tensors lie at odd addresses, and there a matrix product rounds
     otherwise than at even ones, so that a resumed run would drift from the unbroken one in its last bits.
+
+    Args:
+        path: The file.
+        only: Names of the tensors to read, of those that the file has; None: all.
     """
+    with _opened(path) as file:
+        metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        names = [name for name in file.keys() if only is None or name in only]
+        return {name: file.get_tensor(name).clone() for name in names}, metadata
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors of a safetensors file, of which only the header is read."""
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; what is wrong with it is a `CheckpointError`."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata
+            yield file
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. Was the folder moved, or the run never finished?") from None
     except OSError as error:

@@ -58,19 +58,44 @@ class BaseWeights:
     @torch.no_grad()
     def set(self, name: str, deltas: Sequence[WeightDelta]) -> None:
         """Make one weight round(W₀ + Σ deltas), summed in float32 (float64 in a float64 model)."""
-        parameter, base = self.parameter(name), self.base(name)
+        parameter = self.parameter(name)
         for delta in deltas:
             if delta.shape != parameter.shape:
                 raise ModelError(
                     f"{name}: the delta has shape {tuple(delta.shape)}, the base model's weight "
                     f"{tuple(parameter.shape)}. Was it made for another model?"
                 )
-        wide = torch.promote_types(parameter.dtype, torch.float32)
         for rows in _blocks(parameter.shape):
-            total = base[rows].to(parameter.device, wide, copy=True, non_blocking=True)
-            for delta in deltas:
-                delta.add_to(total, rows)
-            parameter[rows] = total
+            parameter[rows] = self._rounded(name, deltas, rows)
+
+    @torch.no_grad()
+    def served_leak(self, name: str, before: WeightDelta, after: WeightDelta, basis: Tensor) -> float:
+        """The leak of what is served: ‖D S‖ / ‖D‖ with D = round(W₀ + `after`) - round(W₀ + `before`); 0 where D is 0.
+
+        In a bfloat16 model D is the change of the delta and the rounding of two sums, and rounding knows no S. Taken
+        from blocks of rows, so that no second weight is held.
+
+        Args:
+            name: A matrix, m x n.
+            before: What the weight held besides W₀.
+            after: What it holds now.
+            basis: S, n x s, on the device of the weight, float32 or wider.
+        """
+        size = acting = basis.new_zeros(())
+        for rows in _blocks(self.parameter(name).shape):
+            old, new = (self._rounded(name, [delta], rows).to(basis) for delta in (before, after))
+            change = new - old  # rows x n
+            size, acting = size + change.square().sum(), acting + (change @ basis).square().sum()
+        return (acting / size).sqrt().item() if size > 0 else 0.0
+
+    def _rounded(self, name: str, deltas: Sequence[WeightDelta], rows: slice) -> Tensor:
+        """Rows of round(W₀ + Σ deltas), in the dtype and on the device of the parameter."""
+        parameter = self.parameter(name)
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        total = self.base(name)[rows].to(parameter.device, wide, copy=True, non_blocking=True)
+        for delta in deltas:
+            delta.add_to(total, rows)
+        return total.to(parameter.dtype)
 
     @torch.no_grad()
     def fold(self, name: str, left: Tensor, right: Tensor, deltas: Sequence[WeightDelta]) -> None:

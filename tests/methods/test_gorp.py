@@ -62,18 +62,97 @@ def test_the_budget_is_never_exceeded(source, tmp_path):
     assert facts["capacity_max"] == 0.25
 
 
-def test_a_full_memory_leaves_nothing_to_learn(tmp_path):
+def fill(method, names):
+    """S of `names` becomes the whole space."""
+    for name in names:
+        method.memory.extend(name, torch.eye(method.weights.parameter(name).shape[1]))
+        assert method.memory.capacity(name) == 1.0
+
+
+def test_a_full_memory_leaves_nothing_to_learn_and_is_named_before(tmp_path):
+    model, said = tiny("llama"), []
+    method = fresh("gorp", model, budget=1.0, energy=0.999999)
+    train(model, method, 1, tmp_path)
+    free, *full = list(method.memory)
+    fill(method, full)
+    assert method.warnings(1) == method.facts()["warnings"]
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    facts = train(model, method, 2, tmp_path, say=said.append).facts
+    assert {name for name, p in model.named_parameters() if not torch.equal(p, before[name])} <= {free}
+    assert all(facts["weights"][name][key] == 0.0 for name in full for key in ("leak", "leak_served"))
+    start = f"S is the whole space for {len(full)} of {len(full) + 1} weights, and a task can change nothing there: "
+    assert [line for line in said if line.startswith(start + ", ".join(full[:3]) + f" and {len(full) - 3} more")]
+
+
+def test_where_every_weight_is_full_the_task_is_refused_and_a_lower_budget_lets_it_learn(tmp_path):
     model = tiny("llama")
     method = fresh("gorp", model, budget=1.0, energy=0.999999)
     train(model, method, 1, tmp_path)
-    for name in method.memory:
-        n = method.weights.parameter(name).shape[1]
-        method.memory.extend(name, torch.eye(n))
-        assert method.memory.capacity(name) == 1.0
+    fill(method, list(method.memory))
     before = {name: p.clone() for name, p in model.named_parameters()}
-    facts = train(model, method, 2, tmp_path).facts
-    assert facts["leak"] == 0.0
+    with pytest.raises(
+        ConfigError, match=r"S is the whole space for every trained weight \(6 of them\).* lower method"
+    ):
+        train(model, method, 2, tmp_path)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+    lower = fresh("gorp", model, budget=0.5, energy=0.999999)
+    lower.load_state_dict(method.state_dict())
+    facts = train(model, lower, 2, tmp_path).facts
+    assert facts["leak"] <= 1e-5 and any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(facts["weights"][name]["released"] >= method.memory.size(name) / 2 for name in method.memory)
+
+
+def test_in_paper_mode_full_cores_stand_still_and_adapters_do_not(tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model, mode="paper", rank=2)
+    train(model, method, 1, tmp_path)
+    cores = [name for name in method.memory if name.endswith("::core")]
+    for name in cores:
+        method.memory.extend(name, torch.eye(2))
+    fill(method, [name for name in method.memory if "::" not in name])
+    assert len(cores) == 2 and any("for 2 of 6 weights" in line and "gate_proj" in line for line in method.warnings(1))
+    alone = fresh("gorp", model, mode="paper", rank=2, lora=LoraSettings(target_modules="none"))
+    alone.load_state_dict(method.state_dict())
+    with pytest.raises(ConfigError, match="S is the whole space for every trained weight"):
+        alone.warnings(1)
+
+
+def test_what_is_released_at_the_budget_is_counted(tmp_path):
+    """Of each weight: directions before, plus those that the task brought, less those that are there afterwards."""
+    model, said = tiny("llama"), []
+    method = fresh("gorp", model, budget=0.25)
+    train(model, method, 1, tmp_path)
+    old = method.memory_tensors()
+    assert any("the budget may be reached in the next task" in line for line in method.facts()["warnings"])
+    facts = train(model, method, 2, tmp_path, say=said.append).facts
+    assert any("the budget may be reached in the next task" in line for line in said)
+    new, lost = method.memory_tensors(), 0
+    for name, basis in old.items():
+        kept = torch.linalg.svdvals(new[name].mT @ basis)  # columns of S stay as they are, or go
+        gone = basis.shape[1] - int((kept > 0.99).sum())
+        assert facts["weights"][name]["released"] == gone
+        assert (facts["weights"][name]["released_energy"] > 0) == (gone > 0)
+        lost += gone
+    assert facts["released"] == lost > 0
+    assert any(f"the budget is reached: {lost} directions of earlier tasks" in line for line in facts["warnings"])
+    assert method.memory.cap(name) == 8 and facts["weights"][name]["directions"] <= 8
+
+
+def test_paper_mode_tells_cores_from_inputs(tmp_path):
+    """k-dimensional coordinates are not n-dimensional ones, and there is no leak where no inputs are held."""
+    model = tiny("llama")
+    method = fresh("gorp", model, mode="paper")
+    for task in (1, 2):
+        facts = train(model, method, task, tmp_path).facts
+    cores = {name for name in facts["weights"] if name.endswith("::core")}
+    assert len(cores) == 2 and len(facts["weights"]) == 6
+    shares = {name: x.shape[1] / x.shape[0] for name, x in method.memory_tensors().items()}
+    assert facts["core_capacity_max"] == max(shares[name] for name in cores)
+    assert facts["capacity_max"] == max(share for name, share in shares.items() if name not in cores)
+    assert facts["rank_capacity_max"] is None
+    assert all((entry["leak"] is None) == (name in cores) for name, entry in facts["weights"].items())
+    assert facts["leak_unmeasured"].startswith("2 of 6 weights have no leak: in paper mode ")
 
 
 @pytest.mark.parametrize("mode", ["strict", "paper"])

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gorp.evaluation import FORMULAS, MEANINGS
-from gorp.report import Page, render_page, write_page
+from gorp.report import Answer, Page, Sample, render_page, write_page
 from tests.report.browser import CHROMIUM, browser_tab
 from tests.report.matrices import FIRST, SECOND, matrix
 
@@ -18,16 +19,20 @@ HOSTILE = [
     "{{ 7 * 7 }}{% raw %}",
     "<!-- -->&lt;b&gt; ]]>",
 ]
-SAMPLE = {"index": 3, "prompt": "Is it red?\nAnswer:", "expected": "True", "answer": "False", "correct": False}
+SAMPLE = Sample(
+    question="Is it red?", prompt="Is it red?\nAnswer:", expected="True", answers={"gorp": Answer("False", False)}
+)
 
 
 def example(**changes):
     content = {
         "title": "Order 1",
+        "headline": "gorp lost less.",
+        "about": "gorp fine-tunes.",
         "runs": {"gorp": [matrix(FIRST), matrix(SECOND)], "sequential_lora": [matrix(FIRST)]},
         "facts": {"Model": "tiny", "Seeds": "0, 1"},
         "notes": ["2 of 100 eval inputs of qa also occur in train."],
-        "samples": {"gorp on news": [SAMPLE]},
+        "samples": {"news after qa": [SAMPLE]},
     }
     return Page(**(content | changes))
 
@@ -62,9 +67,11 @@ class Reader(HTMLParser):
 
 def everywhere(text):
     """A page with `text` in every place that data or a model can fill."""
-    sample = {"index": text, "prompt": text, "expected": text, "answer": text, "correct": True}
+    sample = Sample(question=text, prompt=text, expected=text, answers={text: Answer(text, True)})
     return Page(
         title=text,
+        headline=text,
+        about=text,
         runs={text: [matrix(tasks=(text, f"{text}2", f"{text}3"))]},
         facts={text: text},
         notes=[text],
@@ -85,7 +92,7 @@ def test_tells_what_was_run_and_every_number():
         assert wanted in text
     for name in FORMULAS:
         assert FORMULAS[name] in text and MEANINGS[name] in text
-    for wanted in ("gorp on news", "Is it red?\nAnswer:", "wrong"):
+    for wanted in ("gorp lost less.", "news after qa", "Is it red?\nAnswer:", "✗ False"):
         assert wanted in text
 
 
@@ -128,15 +135,28 @@ def test_ids_that_are_referred_to_exist():
 
 
 def test_many_answers_are_shown_in_part_and_said_so():
-    samples = [{**SAMPLE, "index": index} for index in range(100)]
-    page = render_page(example(samples={"gorp on news": samples}))
+    samples = [replace(SAMPLE, question=f"question {index}") for index in range(100)]
+    page = render_page(example(samples={"news after qa": samples}))
     assert "8 of 100 rows, at even distances." in page
-    assert re.findall(r"<td>(\d+)</td>", page) == ["0", "12", "25", "37", "50", "62", "75", "87"]
+    assert re.findall(r"<summary>question (\d+)</summary>", page) == ["0", "12", "25", "37", "50", "62", "75", "87"]
 
 
 def test_parts_without_content_are_left_out():
     page = render_page(example(facts={}, notes=[], samples={}))
     assert "What was run" not in page and "Sample answers" not in page
+
+
+def test_a_measure_that_no_method_has_is_left_out():
+    late = matrix()
+    late.R[1, 1:] = late.R[2, 2] = float("nan")
+    page = render_page(example(runs={"gorp": [late]}))
+    assert ">AP<" in page and ">BWT<" in page and ">Forgetting<" not in page and ">FWT<" not in page
+
+
+def test_the_result_comes_first_and_the_configuration_last():
+    page = render_page(example())
+    places = [page.index(text) for text in ("gorp lost less.", "<svg", "Sample answers", ">Summary<", "What was run")]
+    assert places == sorted(places)
 
 
 def test_one_seed_speaks_of_no_spread():
@@ -186,6 +206,15 @@ class TestInABrowser:
         page = "document.documentElement"
         assert tab.evaluate(f"{page}.scrollWidth - {page}.clientWidth") == 0
 
+    def test_on_a_telephone_the_figures_and_the_answers_are_all_on_screen(self, tab, path):
+        tab.emulate(width=390, scheme="light")
+        tab.open(path)
+        right = "Math.max(...[...document.querySelectorAll('{}')].map(part => part.getBoundingClientRect().right))"
+        for selector in ("figure svg", ".samples td"):
+            assert 300 < tab.evaluate(right.format(selector)) <= 390, selector
+        height = "Math.min(...[...document.querySelectorAll('.maps text')].map(t => t.getBoundingClientRect().height))"
+        assert tab.evaluate(height) >= 9
+
     def test_light_and_dark_pages_can_both_be_read(self, tab, path):
         for scheme in ("light", "dark"):
             tab.emulate(width=1000, scheme=scheme)
@@ -202,7 +231,7 @@ class TestInABrowser:
             for kind in ("keyDown", "keyUp"):
                 tab.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
             reached.add(tab.evaluate("document.activeElement.tagName + (document.activeElement.ariaLabel || '')"))
-        assert {"SUMMARYShow the prompt of row 3", "DIVSummary table", "DIVSample answers: gorp on news"} <= reached
+        assert {"SUMMARY", "DIVSummary table", "DIVSample answers: news after qa"} <= reached
 
     def test_prints_in_ink_on_white_whatever_the_scheme(self, tab, path):
         tab.emulate(width=1000, scheme="dark")

@@ -1,5 +1,7 @@
 """The promise of strict mode, measured on what is left on disk: a later task's change does not act on what S holds."""
 
+from statistics import median
+
 import pytest
 import torch
 
@@ -80,3 +82,24 @@ def test_what_the_run_reports_is_what_the_files_say(tmp_path):
     shared = set(protected) & set(before)
     expected = max(leak(WeightDelta.of(method.deltas[n].dense() - before[n]), protected[n]) for n in shared)
     assert result.facts["leak"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_served_leak_is_that_of_the_weights_that_answer(dtype, tmp_path):
+    """Measured on the model itself, in float64: of a bfloat16 model it is the rounding, and said."""
+    model = tiny("llama", dtype=dtype)
+    method = fresh("gorp", model)
+    train(model, method, 1, tmp_path)
+    protected = method.memory_tensors()
+    before = {name: model.get_parameter(name).detach().double() for name in protected}
+    facts = train(model, method, 2, tmp_path, learning_rate=5e-4).facts
+    for name, basis in protected.items():
+        change = model.get_parameter(name).detach().double() - before[name]
+        expected = (change @ basis.double()).norm() / change.norm()
+        assert facts["weights"][name]["leak_served"] == pytest.approx(expected.item(), rel=1e-2)
+        assert facts["weights"][name]["leak"] <= 1e-5
+    served = [entry["leak_served"] for entry in facts["weights"].values()]
+    assert facts["leak_served"] == max(served) and facts["leak_served_median"] == median(served)
+    rounded = dtype == torch.bfloat16
+    assert (facts["leak_served"] > 1e-3) == rounded
+    assert any(line.startswith("rounding to bfloat16: ") for line in facts["warnings"]) == rounded

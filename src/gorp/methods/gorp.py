@@ -28,6 +28,7 @@ from gorp.linalg import project_out, stands_out
 from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp_report import TaskReport, full_and_nearly_full
 from gorp.methods.gorp_summary import TaskSummary
 from gorp.moments import check_moments
 from gorp.targets import left_out_line, resolve
@@ -50,8 +51,9 @@ class Gorp(Method):
         super().__init__((config or GorpConfig()).resolved())
         self.lora = lora or LoraSettings()
         self.memory = SubspaceMemory(energy=self.config.energy, budget=self.config.budget)
-        self.leak: dict[str, float] = {}
-        """‖ΔW S‖ / ‖ΔW‖ of the last finished task, for each weight that was protected in it."""
+        self.report = TaskReport()
+        """Of the last finished task."""
+        self._task = 0  # index of the task at hand, or of the last one
         self._shared: dict[str, tuple[Tensor, Tensor]] = {}  # A and B of the one pair, `adapter: shared`
         self._folded: dict[str, WeightDelta] = {}  # what the working weights hold besides W₀ when a task starts
         # While a task runs:
@@ -78,7 +80,8 @@ class Gorp(Method):
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
-        self._seed, self._task = task.seed, task.index
+        self.memory.begin_task()
+        self._seed, self._task, self.report = task.seed, task.index, TaskReport()
         # No longer than the task, so that in a short one too each layer has a turn.
         self._period = min(self.config.refresh_every, task.num_steps)
         if self._folded is not self.deltas:  # those are in the weights already
@@ -158,14 +161,17 @@ class Gorp(Method):
             if name in self._shared:  # one pair for all tasks: this task's change is what it moved
                 down, up = self._shared[name]
                 change.append(-pair.scale * up.to(pair.up), down.to(pair.down).mT)
-        self.leak = {
-            name: leak(change, self.memory.basis(name, self.weights.parameter(name).detach().float()))
-            for name, change in changes.items()
-            if name in self.memory
-        }
-        for name in changes:
+        for name, change in changes.items():
+            before = self.deltas.get(name, WeightDelta(change.shape)).to("cpu")
+            self._keep(name, change)
+            if self.memory.size(name):
+                parameter = self.weights.parameter(name)
+                wide = torch.promote_types(parameter.dtype, torch.float32)
+                basis = self.memory.basis(name, parameter, dtype=wide)
+                self.report.leak[name] = leak(change, basis)
+                self.report.served[name] = self.weights.served_leak(name, before, self.deltas[name], basis)
             self._summary.remember(self.memory, name, optimizer, self._pairs.get(name), self._cores.get(name))
-        self._keep(changes)
+        self._fold(changes)
         for watch in (*self._taps.values(), *self._probes.values()):
             watch.remove()
         unwrap(model)
@@ -179,14 +185,43 @@ class Gorp(Method):
 
     @override
     def facts(self) -> dict[str, Any]:
-        capacities = [self.memory.capacity(name) for name in self.memory]
-        mean = sum(capacities) / len(capacities) if capacities else 0.0
-        return super().facts() | {
-            "mode": self.config.mode,
-            "leak": max(self.leak.values(), default=None),
-            "capacity_mean": mean,
-            "capacity_max": max(capacities, default=0.0),
-        }
+        told = self.report.facts(self.memory, self._trained) | {"mode": self.config.mode}
+        dtypes = [str(self.weights.parameter(name).dtype).removeprefix("torch.") for name in self.report.served]
+        done = self.report.warnings(self.memory, dtypes) if self.config.mode == "strict" else []
+        return super().facts() | told | {"warnings": [*done, *self._outlook(self._task)]}
+
+    @override
+    def warnings(self, finished: int) -> list[str]:
+        if self._trained and len(self._stuck()) == len(self._trained):
+            raise ConfigError(
+                f"S is the whole space for every trained weight ({len(self._trained)} of them), so that another task "
+                "could change nothing. With a lower method.budget, below 1, the weakest directions of earlier tasks "
+                "make room, and inputs along them are no longer protected."
+            )
+        return self._outlook(finished)
+
+    def _outlook(self, finished: int) -> list[str]:
+        return full_and_nearly_full(self.memory, self._stuck(), len(self._trained), finished)
+
+    @property
+    def _trained(self) -> list[str]:
+        """The names of the weights that a task trains."""
+        return [f"{name}.weight" for name in dict.fromkeys([*self._full_layers, *self._lora_layers])]
+
+    def _stuck(self) -> list[str]:
+        """The trained weights that no task can change, because each of their branches is projected to nothing."""
+        config, found = self.config, []
+        for name in self._trained:
+            layer, full = name.removesuffix(".weight"), []
+            if layer in self._full_layers:
+                full.append(self.memory.is_full(name if config.mode == "strict" else f"{name}::core"))
+            if layer in self._lora_layers:
+                side = f"{name}::rank" if config.adapter_side == "rank" else name
+                held = config.projection == "both" and config.adapter == "fresh"
+                full.append(held and self.memory.is_full(side))
+            if all(full):
+                found.append(name)
+        return found
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
@@ -262,23 +297,23 @@ class Gorp(Method):
                 seen[name] = Seen(pairs=pairs, basis=basis, rows=rows)
         self._full.refresh(seen, optimizer)
 
-    def _keep(self, changes: Mapping[str, WeightDelta]) -> None:
-        """Fold the task's changes into what the model serves with."""
-        shared = self.config.adapter == "shared"
-        for name, change in changes.items():
-            held = self.deltas.setdefault(name, WeightDelta(change.shape))
-            if not held.is_dense:  # a dense sum takes a matrix, however short the factors are
-                change.recompress(self.config.recompress)
-            held.add(change.to("cpu"))
-        if not shared:
+    def _keep(self, name: str, change: WeightDelta) -> None:
+        """Add the task's change of one weight to what all tasks added to it."""
+        held = self.deltas.setdefault(name, WeightDelta(change.shape))
+        if not held.is_dense:  # a dense sum takes a matrix, however short the factors are
+            change.recompress(self.config.recompress)
+        held.add(change.to("cpu"))
+
+    def _fold(self, changes: Mapping[str, WeightDelta]) -> None:
+        """Say what the working weights hold besides W₀ when the next task starts: all, but for the shared pairs."""
+        if self.config.adapter == "fresh":
             self._folded = self.deltas
             return
-        pairs = {name: pair.delta() for name, pair in self._pairs.items()}
         self._shared = {n: (p.down.detach().cpu().clone(), p.up.detach().cpu().clone()) for n, p in self._pairs.items()}
         for name in self._cores:
             folded = WeightDelta(changes[name].shape)
             folded.add(self.deltas[name])
-            if name in pairs:
+            if name in self._pairs:
                 folded.append(-self._pairs[name].scale * self._pairs[name].up, self._pairs[name].down.mT)
             self._folded[name] = folded
 

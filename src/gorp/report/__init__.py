@@ -9,15 +9,17 @@ page.py         one self-contained HTML page (page.html.j2)
 """
 
 from gorp.report.comparison import Runs, Spread, compare, spread
-from gorp.report.figures import accuracy_over_tasks, heat_map
-from gorp.report.page import Page, render_page, write_page
+from gorp.report.figures import accuracy_over_tasks, heat_map, picture
+from gorp.report.page import Answer, Page, Sample, render_page, write_page
 from gorp.report.tables import comparison_markdown, comparison_table, matrix_markdown, matrix_table
 from gorp.report.verdict import TaskVerdict, in_one_line, in_one_sentence, verdicts
 
 
 __all__ = [
+    "Answer",
     "Page",
     "Runs",
+    "Sample",
     "Spread",
     "TaskVerdict",
     "accuracy_over_tasks",
@@ -29,6 +31,7 @@ __all__ = [
     "in_one_sentence",
     "matrix_markdown",
     "matrix_table",
+    "picture",
     "render_page",
     "spread",
     "verdicts",

@@ -51,6 +51,11 @@ def compare(runs: Runs) -> dict[str, dict[str, Spread | None]]:
     return compared
 
 
+def measured_by_any(compared: Mapping[str, Mapping[str, Spread | None]]) -> list[str]:
+    """The measures that at least one method has; a column of dashes tells nothing."""
+    return [name for name in FORMULAS if any(row[name] is not None for row in compared.values())]
+
+
 def seen_over_tasks(matrices: Sequence[AccuracyMatrix]) -> list[Spread | None]:
     """After each task, the mean score on the tasks learned so far, over the seeds; as long as the longest sequence."""
     curves = [seen_performance(matrix.R) for matrix in matrices]

@@ -44,16 +44,25 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "gorp",
 }
 
+PAPER, PAPER_INK = "#ffffff", "#1c1f23"
+"""Background and text of a picture that stands alone."""
+
+READING = "percent right on each task; a frame marks each task just after it was learned"
+"""Stands under a picture that stands alone."""
+
+FONTS = "'DejaVu Sans', Verdana, Arial, sans-serif"
+"""What stands in for matplotlib's own font where a reader lacks it."""
+
 CELL = 0.58  # inches, the side of a cell
 
 LETTER = 0.085  # inches, about the width of a letter
 
-LINE = 11.0  # inches, the width of a page
+LONGEST = 28  # letters of a name that are drawn; a longer one ends in an ellipsis
 
-LONGEST = 24  # letters of a name that are drawn; a longer one ends in an ellipsis
+SHORTER = 16  # letters of a name under the line chart, which is narrow enough for a telephone
 
 
-def heat_map(matrices: Mapping[str, AccuracyMatrix]) -> str:
+def heat_map(matrices: Mapping[str, AccuracyMatrix], *, title: str = "") -> str:
     """Accuracy matrices side by side, in one scale from 0 to 100, with the number in every cell.
 
     One blue, the more of it the higher the score: a map by lightness alone, which every reader sees alike, on a light
@@ -61,6 +70,7 @@ def heat_map(matrices: Mapping[str, AccuracyMatrix]) -> str:
 
     Args:
         matrices: Title of the panel -> matrix; at least one.
+        title: Stands above all panels.
 
     Returns:
         An `<svg>` element.
@@ -78,15 +88,28 @@ def heat_map(matrices: Mapping[str, AccuracyMatrix]) -> str:
     with rc_context(STYLE), _any_script():
         figure = Figure(figsize=(sum(widths), max(heights)), layout="constrained")
         line = figure.subplots(1, len(matrices), squeeze=False, width_ratios=widths)[0]
-        for axes, (title, matrix) in zip(line, matrices.items(), strict=True):
-            _draw_matrix(axes, title, matrix)
+        for axes, (panel, matrix) in zip(line, matrices.items(), strict=True):
+            _draw_matrix(axes, panel, matrix)
         figure.supylabel("after learning", fontsize=9)
+        if title:
+            figure.suptitle(printable(title), fontsize=12, fontweight="bold")
+            figure.supxlabel(READING, fontsize=9)
         return _svg(figure)
 
 
-def matrices_per_line(matrices: Mapping[str, AccuracyMatrix]) -> int:
-    """How many of these stand side by side before their numbers get too small on a page; at least 1."""
-    return max(1, int(LINE // max(_width(title, matrix) for title, matrix in matrices.items())))
+def picture(matrices: Mapping[str, AccuracyMatrix], *, title: str) -> str:
+    """The heat map as a file of its own: ink on white, readable on a page of any colour, its message above it.
+
+    Args:
+        matrices: Title of the panel -> matrix; at least one.
+        title: The message.
+
+    Returns:
+        An SVG document.
+    """
+    svg = heat_map(matrices, title=title).replace("currentColor", PAPER_INK).replace("'DejaVu Sans'", FONTS)
+    end = svg.index(">") + 1
+    return f'{svg[:end]}\n <rect width="100%" height="100%" rx="6" fill="{PAPER}"/>{svg[end:]}'
 
 
 def accuracy_over_tasks(runs: Runs) -> str:
@@ -105,7 +128,9 @@ def accuracy_over_tasks(runs: Runs) -> str:
     from matplotlib.figure import Figure
 
     with rc_context(STYLE), _any_script():
-        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+        tasks = max((matrices[0].tasks for matrices in runs.values()), key=len)
+        width = max(4.8, 0.42 * len(tasks))
+        figure = Figure(figsize=(width, 3.2 + 0.22 * len(runs)), layout="constrained")
         axes = figure.subplots()
         for position, (method, matrices) in enumerate(runs.items()):
             curve = seen_over_tasks(matrices)
@@ -116,23 +141,22 @@ def accuracy_over_tasks(runs: Runs) -> str:
             if deviation.any():
                 axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
             axes.plot(x, mean, color=colour, marker=MARKERS[position % len(MARKERS)], markersize=5, label=_name(method))
-        tasks = max((matrices[0].tasks for matrices in runs.values()), key=len)
         same = len({tuple(matrix.tasks) for matrices in runs.values() for matrix in matrices}) == 1
-        names = [_name(task) for task in tasks] if same else [f"task {i + 1}" for i in range(len(tasks))]
-        axes.set_xticks(range(1, len(tasks) + 1), names, **_slant(names, room=70 // len(names)))
+        names = [_name(task, SHORTER) for task in tasks] if same else [f"task {i + 1}" for i in range(len(tasks))]
+        axes.set_xticks(range(1, len(tasks) + 1), names, **_slant(names, room=int(0.8 * width / LETTER) // len(names)))
         axes.set_ylim(0, 100)
         axes.set_ylabel("mean score on the tasks so far, %")
         axes.set_xlabel("after learning")
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
         return _svg(figure)
 
 
-def _name(text: str) -> str:
+def _name(text: str, longest: int = LONGEST) -> str:
     text = printable(text)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _width(title: str, matrix: AccuracyMatrix) -> float:
@@ -142,7 +166,7 @@ def _width(title: str, matrix: AccuracyMatrix) -> float:
 
 def _height(matrix: AccuracyMatrix) -> float:
     names = [_name(task) for task in matrix.tasks]
-    return (len(names) + 1) * CELL + 0.8 + (max(map(len, names)) * LETTER * 0.6 if _slant(names, room=8) else 0.0)
+    return (len(names) + 1) * CELL + 0.9 + (max(map(len, names)) * LETTER * 0.6 if _slant(names, room=8) else 0.0)
 
 
 def _draw_matrix(axes: "Axes", title: str, matrix: AccuracyMatrix) -> None:

@@ -1,23 +1,46 @@
 """One HTML page about a run or a comparison: a single file that loads nothing, runs no script, and can be mailed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gorp.evaluation import FORMULAS, MEANINGS, AccuracyMatrix
-from gorp.report.comparison import Runs, compare, panels, written
-from gorp.report.figures import accuracy_over_tasks, heat_map, matrices_per_line
+from gorp.evaluation import FORMULAS, MEANINGS
+from gorp.report.comparison import Runs, compare, measured_by_any, panels, written
+from gorp.report.figures import accuracy_over_tasks, heat_map
 from gorp.report.tables import spread_reading
 from gorp.report.wording import HEADINGS, MATRIX_READING, number, printable
 from gorp.storage import write_atomic
 
 
 MAX_SAMPLES = 8
-"""Answers shown under one heading, taken at even distances."""
+"""Questions shown under one heading, taken at even distances."""
+
+NARROW = 6
+"""Tasks whose heat map can be read on a telephone; a wider one scrolls inside its frame."""
+
+
+class Answer(NamedTuple):
+    """What one model said."""
+
+    text: str
+    correct: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A question, and what the models said."""
+
+    question: str
+    """What a reader needs to see of the prompt."""
+    prompt: str
+    """All of it."""
+    expected: str
+    answers: Mapping[str, Answer]
+    """Model -> its answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +49,18 @@ class Page:
 
     title: str
     """Heading of the page, and name of its tab."""
+    headline: str = ""
+    """The result in one sentence."""
+    about: str = ""
+    """What this is, for someone who has never heard of it."""
     runs: Runs
     """Method -> its accuracy matrices, one a seed; at least one of each."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What was run, in the order shown: "model" -> its name, "seed" -> "0", ..."""
     notes: Sequence[str] = ()
     """What a reader should know before believing the numbers, a sentence each."""
-    samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """Heading -> answers as in `TaskScore.samples`; at most `MAX_SAMPLES` of them are shown."""
+    samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    """Heading -> questions with the answers of the same models to each; at most `MAX_SAMPLES` of them are shown."""
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -48,22 +75,27 @@ def render_page(page: Page) -> str:
         ValueError: If `page.runs` has no method, or a method without a matrix.
     """
     compared = compare(page.runs)
+    measured = measured_by_any(compared)
     matrices = panels(page.runs)
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             page=page,
-            headings=HEADINGS,
+            headings=[HEADINGS[name] for name in measured],
             summary=[
-                (method, [*map(written, row.values())], len(page.runs[method])) for method, row in compared.items()
+                (method, [written(row[name]) for name in measured], len(page.runs[method]))
+                for method, row in compared.items()
             ],
             several_seeds=any(len(runs) > 1 for runs in page.runs.values()),
             spread_reading=spread_reading(page.runs),
             matrix_reading=MATRIX_READING,
-            formulas=[(HEADINGS[name], formula, MEANINGS[name]) for name, formula in FORMULAS.items()],
+            formulas=[(HEADINGS[name], FORMULAS[name], MEANINGS[name]) for name in measured],
             curve=Markup(accuracy_over_tasks(page.runs)),
-            heat_maps=[Markup(heat_map(line)) for line in _lines(matrices)],
+            heat_maps=[
+                (name, len(matrix.tasks) <= NARROW, Markup(heat_map({name: matrix})))
+                for name, matrix in matrices.items()
+            ],
             matrices=[
                 (name, matrix.tasks, [*zip(matrix.row_names(), matrix.R.tolist(), strict=True)])
                 for name, matrix in matrices.items()
@@ -73,13 +105,7 @@ def render_page(page: Page) -> str:
     )
 
 
-def _lines(matrices: Mapping[str, AccuracyMatrix]) -> Iterator[dict[str, AccuracyMatrix]]:
-    per_line = matrices_per_line(matrices)
-    for start in range(0, len(matrices), per_line):
-        yield dict(list(matrices.items())[start : start + per_line])
-
-
-def _some(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _some(samples: Sequence[Sample]) -> list[Sample]:
     count = min(len(samples), MAX_SAMPLES)
     return [samples[position * len(samples) // count] for position in range(count)]
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gorp.evaluation import FORMULAS, AccuracyMatrix
-from gorp.report.comparison import Runs, compare, written
+from gorp.report.comparison import Runs, compare, measured_by_any, written
 from gorp.report.verdict import SMALLEST
 from gorp.report.wording import HEADINGS, MATRIX_READING, number, printable
 
@@ -48,18 +48,18 @@ def matrix_markdown(matrix: AccuracyMatrix) -> str:
 
 
 def comparison_table(runs: Runs, *, title: str = "") -> Group:
-    """One line a method with every measure, for the terminal.
+    """One line a method with every measure that was taken, for the terminal.
 
     Args:
         runs: Method -> its accuracy matrices, one a seed.
         title: Stands above the table.
     """
-    return _rich(_comparison_lines(runs), title=title, below=[spread_reading(runs), MATRIX_READING, *FORMULAS.values()])
+    return _rich(_comparison_lines(runs), title=title, below=[spread_reading(runs), MATRIX_READING, *_formulas(runs)])
 
 
 def comparison_markdown(runs: Runs) -> str:
-    """One line a method with every measure, as a Markdown table with the formulas in a list below."""
-    formulas = "".join(f"- `{formula}`\n" for formula in FORMULAS.values())
+    """One line a method with every measure that was taken, as a Markdown table with the formulas in a list below."""
+    formulas = "".join(f"- `{formula}`\n" for formula in _formulas(runs))
     return _markdown(_comparison_lines(runs)) + f"\n{spread_reading(runs)} {MATRIX_READING}\n\n{formulas}"
 
 
@@ -68,10 +68,16 @@ def _matrix_lines(matrix: AccuracyMatrix) -> list[list[str]]:
 
 
 def _comparison_lines(runs: Runs) -> list[list[str]]:
-    lines = [["method", *HEADINGS.values(), "seeds"]]
-    for method, measures in compare(runs).items():
-        lines.append([method, *map(written, measures.values()), str(len(runs[method]))])
+    compared = compare(runs)
+    names = measured_by_any(compared)
+    lines = [["method", *(HEADINGS[name] for name in names), "seeds"]]
+    for method, measures in compared.items():
+        lines.append([method, *(written(measures[name]) for name in names), str(len(runs[method]))])
     return lines
+
+
+def _formulas(runs: Runs) -> list[str]:
+    return [FORMULAS[name] for name in measured_by_any(compare(runs))]
 
 
 def _rich(lines: Sequence[Sequence[str]], *, title: str, below: Sequence[str]) -> Group:

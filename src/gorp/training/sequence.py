@@ -74,9 +74,10 @@ def train_task(
         folder: For checkpoints.
         callbacks: Of the Trainer, for progress.
         on_ready: Told which weights are trained, before the first step.
-        say: Told in a line from which step training goes on, and of an interruption.
+        say: Told in a line what the method warns of, from which step training goes on, and of an interruption.
 
     Raises:
+        ConfigError: If the method can learn nothing more.
         KeyboardInterrupt: On SIGINT, when the running step is saved in `folder`; see `gorp.training.interrupt`.
     """
     encoded = encode(rows, tokenizer, encoder_decoder=_is_encoder_decoder(model), encoding=encoding)
@@ -126,6 +127,8 @@ def train_encoded(
         batches=lambda size, limit: _batches(encoded, collator, size, limit, next(model.parameters()).device),
     )
     set_seed(arguments.seed)
+    for line in method.warnings(index - 1):
+        say(line)
     method.begin_task(model, context)
     if on_ready is not None:
         on_ready(treatments(model))

@@ -8,6 +8,7 @@ scores.py     every score with what it was measured on; the matrix
 changes.py    what may change between two runs
 prepare.py    everything that can be refused before training
 scoring.py    versions on tasks, cell by cell
+leaks.py      a task's change against what each earlier task protected
 record.py     what version.json says
 unfinished.py a training that ended early
 run.py        train what is pending, score, write the version

@@ -52,7 +52,8 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
 
     Raises:
         DataError: Wrong rows, labels outside the set, an answer longer than its budget.
-        ConfigError: Arguments that Hugging Face refuses; a configuration that the workspace was not made with.
+        ConfigError: Arguments that Hugging Face refuses; a configuration that the workspace was not made with; a method
+            that can learn nothing more.
         ModelError: A model that cannot be used, or a target pattern that matches none of its layers.
         CheckpointError: A damaged version, or one of another base model.
     """
@@ -90,6 +91,8 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     state = lineage[-1].method_state(sha256) if lineage else {}
     if state:
         method.load_state_dict(state)
+    if lineage and len(lineage[-1].contains) < len(tasks):
+        method.warnings(len(lineage[-1].contains))  # refuses a method that can learn nothing more
     return Session(
         config=config,
         workspace=workspace,

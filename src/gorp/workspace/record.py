@@ -11,6 +11,7 @@ from gorp.workspace.config import effective
 from gorp.workspace.learned import train_file_sha256
 from gorp.workspace.prepare import Session
 from gorp.workspace.scoring import measures_after
+from gorp.workspace.status import PROMISE
 from gorp.workspace.store import Version
 
 
@@ -18,7 +19,6 @@ TRAINED_ON = ("train_fingerprint", "train_sha256", "train_rows")
 """What is kept of the rows that a task was trained on; the second is of the file, None for a folder or hub data set."""
 
 PACKAGES = ("accelerate", "datasets", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
-
 
 def version_record(
     session: Session,
@@ -49,9 +49,10 @@ def version_record(
         "config": effective(session.config),
         "tasks": {item.name: _task(session, item) for item in session.tasks},
         "metrics": {"scores": scores, "measures": measures_after(session, lineage, contains, scores)},
-        "leak": facts.get("leak"),
-        "capacity_mean": facts.get("capacity_mean"),
-        "capacity_max": facts.get("capacity_max"),
+        **{key: facts.get(key) for key in PROMISE},
+        "leak_earlier": training.get("leak_earlier"),
+        "warnings": facts.get("warnings", []),
+        "weights": facts.get("weights", {}),
         "footprint_bytes": facts.get("footprint_bytes", 0),
         "seconds": training.get("seconds", 0.0),
         "seed": session.config.seed,

@@ -21,6 +21,7 @@ from gorp.storage import write_json
 from gorp.targets import Treatment, treatments
 from gorp.training import train_task
 from gorp.workspace.config import RunConfig, effective
+from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.learned import keep
 from gorp.workspace.prepare import Session, prepare
 from gorp.workspace.preview import preview
@@ -113,6 +114,9 @@ def plan(
     contains = session.lineage[-1].contains if session.lineage else []
     pending = [task.name for task in session.tasks if task.name not in contains]
     nothing = TaskContext(name="plan", index=1, seed=config.seed, num_steps=1, batches=lambda size, limit: iter(()))
+    if pending:
+        for line in session.method.warnings(len(contains)):
+            progress.say(line)
     session.method.begin_task(session.model, nothing)
     return pending, treatments(session.model), total
 
@@ -189,7 +193,7 @@ def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool
     work.check()
     training = work.finished()
     if training is None:
-        training = _train(session, stage, work, progress)
+        training = _train(session, stage, work, lineage, progress)
     else:
         progress.say(f"task {stage.name} was trained to its end before; what is left is to score it")
         session.method.load_state_dict(read_state(work.folder, session.base["sha256"]))
@@ -205,7 +209,9 @@ def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool
         progress.say(line)
 
 
-def _train(session: Session, stage: Stage, work: Unfinished, progress: Progress) -> dict[str, Any]:
+def _train(
+    session: Session, stage: Stage, work: Unfinished, lineage: list[Version], progress: Progress
+) -> dict[str, Any]:
     """Train, and write what the task leaves into the folder of its version; training.json last."""
     if work.begin():
         progress.say(f"{stage.name} begins anew: it was begun otherwise, and nothing of that had been saved")
@@ -227,6 +233,6 @@ def _train(session: Session, stage: Stage, work: Unfinished, progress: Progress)
             say=progress.say,
         )
     write_state(work.folder, session.method, session.base["sha256"])
-    training = {"identity": work.identity, **asdict(result)}
+    training = {"identity": work.identity, **asdict(result), "leak_earlier": earlier_leaks(lineage, work.folder)}
     write_json(work.folder / TRAINING, training)
     return training

@@ -11,7 +11,15 @@ from gorp.workspace.scores import Scores, learned_part
 from gorp.workspace.store import Workspace
 
 
-SHOWN = ("parent", "task", "contains", "created", "leak", "capacity_mean", "capacity_max", "footprint_bytes", "seconds")
+PROMISE = (
+    *("leak", "leak_median", "leak_served", "leak_served_median", "leak_unmeasured"),
+    *("capacity_mean", "capacity_max", "core_capacity_mean", "core_capacity_max"),
+    *("rank_capacity_mean", "rank_capacity_max"),
+    *("released", "released_energy", "left_out", "left_out_energy"),
+)
+"""What a version's record says of protected directions, from the method's facts; None where it has none."""
+
+SHOWN = ("parent", "task", "contains", "created", *PROMISE, "leak_earlier", "footprint_bytes", "seconds")
 """What is told of each version, from its record."""
 
 
@@ -24,8 +32,9 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
 
     Returns:
         `current`; `tasks` of the YAML as it is now, those `pending`, and those whose training was `begun` but not
-        finished; `matrix`; `measures` over the tasks learned so far; `notes` on their rows; `versions`, each with what
-        `SHOWN` names; `config`, the YAML that the tasks were read from, and `problem`, why it was not, if so.
+        finished; `matrix`; `measures` over the tasks learned so far; `notes` on their rows; `warnings` of the current
+        version on what is protected; `versions`, each with what `SHOWN` names; `config`, the YAML that the tasks were
+        read from, and `problem`, why it was not, if so.
 
     Raises:
         CheckpointError: If `folder` is no workspace or is damaged.
@@ -52,6 +61,7 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         "matrix": matrix.to_dict(),
         "measures": {} if part is None else summary(part),
         "notes": {name: task["notes"] for name, task in current.record["tasks"].items() if task["notes"]},
+        "warnings": [*filter(None, [current.record.get("leak_unmeasured")]), *current.record.get("warnings", [])],
         "versions": [
             {"version": version.name} | {key: version.record.get(key) for key in SHOWN} for version in store.versions()
         ],

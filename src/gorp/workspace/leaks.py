@@ -1,0 +1,54 @@
+"""A task's change held against what each earlier task protected, from the files of the versions alone.
+
+At the budget old directions make room. The leak against S as the task found it does not show that; the leak against S
+as it was after each earlier task does.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from gorp.delta import WeightDelta, leak, unpack_deltas
+from gorp.storage import read_tensors, tensor_names
+from gorp.workspace.state import DELTA, MEMORY
+from gorp.workspace.store import Version
+
+
+def earlier_leaks(lineage: Sequence[Version], folder: Path) -> dict[str, Mapping[str, float]]:
+    """‖ΔW Sⱼ‖ / ‖ΔW‖ of one task's change for each earlier task j, Sⱼ as it was after that task.
+
+    Weight by weight, so that no second model and no second memory is held.
+
+    Args:
+        lineage: From v0 to the version that the task started from.
+        folder: Holds what the task left, `delta.safetensors`.
+
+    Returns:
+        By the name of the earlier task: the number of `weights` that it protected, the `worst` and the `median` leak.
+    """
+    earlier = [version for version in lineage if version.record["task"] and (version.folder / MEMORY).is_file()]
+    names = {version.name: set(tensor_names(version.folder / MEMORY)) for version in earlier}
+    found: dict[str, list[float]] = {version.name: [] for version in earlier}
+    for name in _weights(folder / DELTA):
+        change, before = _delta(folder / DELTA, name), _delta(lineage[-1].folder / DELTA, name)
+        assert change is not None
+        change = change if before is None else change.since(before)
+        for version in earlier:
+            if name in names[version.name]:
+                basis = read_tensors(version.folder / MEMORY, only={name})[0][name]
+                found[version.name].append(leak(change, basis))
+    return {
+        version.record["task"]: {"weights": len(leaks), "worst": max(leaks), "median": median(leaks)}
+        for version in earlier
+        if (leaks := found[version.name])
+    }
+
+
+def _weights(path: Path) -> list[str]:
+    return sorted({key.removesuffix("::left").removesuffix("::right") for key in tensor_names(path)})
+
+
+def _delta(path: Path, name: str) -> WeightDelta | None:
+    """One weight's delta; None where the file, or the weight in it, is missing, as for the base model."""
+    keys = {name, f"{name}::left", f"{name}::right"}
+    return unpack_deltas(read_tensors(path, only=keys)[0]).get(name) if path.is_file() else None
