@@ -1,5 +1,6 @@
 """The two shipped models: their size, plain loading, answers that end, and a task learned in seconds."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from gorp.data import Encoding
+from gorp.data import Encoding, TaskSpec, load_task
 from gorp.data.encode import encode_completion
 from gorp.methods import METHODS
 from gorp.models import SHIPPED, SHIPPED_FOLDER, ModelConfig, load_model
@@ -89,3 +90,18 @@ def test_gorp_learns_from_them(name, tmp_path):
             out = serving.generate(**prompt, max_new_tokens=8, do_sample=False)[0]
             told = out if model.config.is_encoder_decoder else out[prompt["input_ids"].shape[1] :]
             assert tokenizer.decode(told, skip_special_tokens=True).strip() == kind
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_conversations_can_be_tried_with_them(name, tmp_path):
+    turns = [("system", "Be short."), ("user", "Is tea hot?"), ("assistant", "Yes."), ("user", "Is ice?")]
+    messages = [{"role": role, "content": text} for role, text in [*turns, ("assistant", "No.")]]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED_FOLDER / name)
+    path = str(tmp_path / "chat.jsonl")
+    task = load_task(TaskSpec(name="chat", train=path, eval=path, dev_rows=0), tokenizer=tokenizer)
+    start = tokenizer.bos_token if name.endswith("llama") else ""
+    asked = "System: Be short.\nUser: Is tea hot?\nAssistant: Yes.\nUser: Is ice?\nAssistant:"
+    assert task.train["prompt"] == [start + asked]
+    assert task.train["completion"] == ["No."]
+    assert task.train["form"] == [{"chat": True, "lead": " ", "end": tokenizer.eos_token}]
