@@ -80,6 +80,7 @@ def train(
     callbacks: tuple[TrainerCallback, ...] = (),
     data: Dataset | None = None,
     say: Callable[[str], None] = lambda line: None,
+    on_ready: Any = None,
     **training: Any,
 ) -> TaskResult:
     """One task through the real `train_task`; `training` wins over `TRAINING`."""
@@ -96,6 +97,7 @@ def train(
         encoding=Encoding(max_prompt_tokens=64),
         folder=folder,
         callbacks=callbacks,
+        on_ready=on_ready,
         say=say,
     )
 

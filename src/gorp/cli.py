@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. Results go to standard output, everything else to the error stream.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (the same command goes on).
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 130 interrupted (Ctrl-C) and 143 terminated (SIGTERM),
+after which the same command goes on.
 """
 
 import json
@@ -15,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from gorp.errors import ConfigError, GorpError
+from gorp.termination import EXIT_CODE as TERMINATED
+from gorp.termination import Terminated, sigterm_raises
 
 
 app = typer.Typer(
@@ -242,14 +245,16 @@ def _start() -> tuple[Any, Any]:
 def _errors(*, interrupted: str = "") -> Iterator[None]:
     """Errors meant for a user become a message and an exit code; others are ours and keep their traceback."""
     try:
-        yield
+        with sigterm_raises():
+            yield
     except GorpError as error:
         typer.echo(f"gorp: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     except KeyboardInterrupt as stop:  # it may say what was saved
         saved = f" {stop}" if str(stop) else ""
-        typer.echo(f"gorp: interrupted.{saved}{interrupted}", err=True)
-        raise typer.Exit(130) from None
+        terminated = isinstance(stop, Terminated)
+        typer.echo(f"gorp: {'terminated' if terminated else 'interrupted'}.{saved}{interrupted}", err=True)
+        raise typer.Exit(TERMINATED if terminated else 130) from None
 
 
 def _check_file(path: Path) -> None:

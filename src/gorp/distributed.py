@@ -9,6 +9,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's number in the default process group, from 0; 0 where there is none."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Σ over ranks of `x`, the same on every rank. `x` itself is left alone."""
     if num_ranks() == 1:

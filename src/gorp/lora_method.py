@@ -50,6 +50,12 @@ class LoraMethod(Method):
             self.deltas.setdefault(name, WeightDelta(self.weights.base(name).shape)).add(pair.delta().to("cpu"))
         self._finish(model)
 
+    @override
+    def abandon(self, model: nn.Module) -> None:
+        remove_lora(model)
+        self.pairs = {}
+        super().abandon(model)
+
     def _finish(self, model: nn.Module) -> None:
         remove_lora(model)
         self.pairs = {}

@@ -12,6 +12,7 @@ every task, and calls the seams from there (`gorp.training.trainer`).
     edit_gradients  projections and masks: after the last micro-batch and the all-reduce, before clipping
     after_step      correct the weights once they have moved: strict projection, proximal step, moving average
     end_task        remember what must not be forgotten; fold what was learned into `deltas`
+    abandon         instead of end_task, after an error or an interruption: model and method as before begin_task
     serving         the model as it answers questions
     state_dict, load_state_dict   everything carried from task to task, and what a resumed task needs
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
-from gorp.errors import ConfigError, nearest
+from gorp.errors import ConfigError, TrainingError, nearest
 from gorp.trainable import check_trainable
 from gorp.weights import BaseWeights
 
@@ -67,7 +68,8 @@ class TaskContext:
     num_steps: int
     """Optimizer steps this task will take."""
     batches: Callable[[int, int | None], Iterator[Batch]]
-    """`batches(batch_size, limit)`: the task's training rows in order, at most `limit` of them."""
+    """`batches(batch_size, limit)`: at most `limit` of the task's training rows, drawn at random without replacement,
+    the same ones on every call, on every rank and in a resumed run."""
 
 
 class Method:
@@ -86,6 +88,9 @@ class Method:
     """Whether the `lora:` block of a configuration means anything to it."""
     joint: ClassVar[bool] = False
     """Whether it trains once on the union of all tasks."""
+    widens: ClassVar[bool] = False
+    """Whether it trains the model's own weights in float32, whatever their dtype between tasks. The forward pass of a
+    bfloat16 model then runs under autocast."""
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config: Any = config or self.Config()
@@ -93,6 +98,9 @@ class Method:
         """What all finished tasks added to each touched weight."""
         self.step: int = 0
         """Optimizer steps finished in this task."""
+        self.broken = ""
+        """Why this object can train no more: an error came while its state was changing. Loading a state mends it."""
+        self._step_before = 0
 
     def setup(self, model: nn.Module) -> None:
         """Get to know the base model, once, before anything is changed.
@@ -113,7 +121,23 @@ class Method:
         return []
 
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
-        """Prepare the model. Default: all tasks' deltas in the weights, nothing trainable."""
+        """Prepare the model. Default: all tasks' deltas in the weights, nothing trainable.
+
+        Raises:
+            TrainingError: If the model or the method is not as the previous task left it: an earlier task ended in an
+                error and was not abandoned.
+        """
+        self._step_before = self.step
+        if self.broken:
+            raise TrainingError(
+                f"this {self.name} cannot train another task: {self.broken}. Load a state into it "
+                "(load_state_dict), or make a new one."
+            )
+        if not self.weights.is_plain(model):
+            raise TrainingError(
+                "the model is not as `setup` found it: layers of an earlier task that did not come to its end are "
+                "still in it. Call `method.abandon(model)` first, or load the model anew and `method.setup(model)`."
+            )
         self.step = 0
         self.weights.load(self.deltas)
         model.requires_grad_(False)
@@ -142,6 +166,18 @@ class Method:
 
     def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
         """Fold what was learned into `deltas`, remove adapters, grow what protects."""
+
+    def abandon(self, model: nn.Module) -> None:
+        """Put the model and the method back as they were before `begin_task`; nothing of the task is kept.
+
+        Called instead of `end_task`, whatever the error was, also one in `begin_task` or in `end_task` itself. Default:
+        all earlier tasks' deltas in the weights, nothing trainable. Overrides take out what they put into the model,
+        drop what they hold for a task that runs, and call this one last.
+        """
+        model.zero_grad(set_to_none=True)
+        self.step = self._step_before
+        self.weights.load(self.deltas)
+        model.requires_grad_(False)
 
     @contextmanager
     def serving(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -174,6 +210,7 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`. Overrides call this one first."""
+        self.broken = ""
         self.step = int(state["step"])
         self.deltas = unpack_deltas(without_prefix("delta", state))
 

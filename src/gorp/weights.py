@@ -31,6 +31,11 @@ class BaseWeights:
     def __contains__(self, name: str) -> bool:
         return name in self._parameters
 
+    def is_plain(self, model: nn.Module) -> bool:
+        """Whether the parameters of `model` are those it had at first, by the same names: nothing wraps a layer."""
+        now = dict(model.named_parameters())
+        return now.keys() == self._parameters.keys() and all(now[n] is p for n, p in self._parameters.items())
+
     def parameter(self, name: str) -> nn.Parameter:
         """The live parameter called `name`; its identity survives wrapping the layer that owns it."""
         if name not in self._parameters:

@@ -14,10 +14,10 @@ from transformers import TrainerCallback
 from gorp.adapters import LoraSettings
 from gorp.catalogue import CATALOGUE
 from gorp.delta import unpack_deltas
-from gorp.errors import ConfigError
-from gorp.method import Method
+from gorp.errors import ConfigError, TrainingError
+from gorp.method import Method, TaskContext
 from gorp.methods import METHODS
-from tests.runs import Losses, assert_equal, fresh, rows, through_a_file, tiny, train
+from tests.runs import Kill, Killed, Losses, assert_equal, fresh, rows, through_a_file, tiny, train
 
 
 both_families = pytest.mark.parametrize("family", ["t5", "llama"])
@@ -38,6 +38,13 @@ def logits(model):
         result = model(input_ids=ids, **extra).logits
     model.train(training)
     return result
+
+
+class Unlucky:
+    """Raises when it is called, whatever it is called with."""
+
+    def __call__(self, *args, **kwargs):
+        raise RuntimeError("out of luck")
 
 
 class Live(TrainerCallback):
@@ -121,6 +128,59 @@ class TestAfterTwoTasks:
         facts = trained(name, family).method.facts()
         assert json.loads(json.dumps(facts)) == facts
         assert facts["footprint_bytes"] > 0
+
+
+@every_method
+class TestAfterAnError:
+    @pytest.mark.parametrize("family", ["llama", pytest.param("t5", marks=pytest.mark.slow)])
+    def test_the_same_objects_train_as_new_ones_do(self, name, family, tmp_path):
+        """As in a notebook: the cell of task 2 is interrupted and run again."""
+        model = tiny(family)
+        method = fresh(name, model)
+        train(model, method, 1, tmp_path)
+        before = {key: x.clone() for key, x in (*method.state_dict().items(), *model.state_dict().items())}
+        kinds = [type(module) for module in model.modules()]
+        with pytest.raises(Killed):
+            train(model, method, 2, tmp_path, callbacks=(Kill(5),))
+        assert_equal({**method.state_dict(), **model.state_dict()}, before)
+        assert [type(module) for module in model.modules()] == kinds
+        assert not hasattr(model, "peft_config") and all(p.grad is None for p in model.parameters())
+        train(model, method, 2, tmp_path)
+        assert_equal(method.state_dict(), trained(name, family).method.state_dict())
+        assert_equal(model.state_dict(), trained(name, family).model.state_dict())
+
+    def test_one_in_begin_task_leaves_nothing_either(self, name, tmp_path):
+        model = tiny("llama")
+        method, kinds = fresh(name, model), [type(module) for module in model.modules()]
+        with pytest.raises(RuntimeError, match="out of luck"):
+            train(model, method, 1, tmp_path, on_ready=Unlucky())
+        assert [type(module) for module in model.modules()] == kinds
+        assert not any(module._forward_hooks for module in model.modules())
+        assert_equal(model.state_dict(), tiny("llama").state_dict())
+
+    def test_one_in_end_task_is_not_gone_on_from(self, name, tmp_path, monkeypatch):
+        model = tiny("llama")
+        method = fresh(name, model)
+        before = through_a_file(method.state_dict(), tmp_path / "method.safetensors")
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of luck"):
+            patch.setattr(type(method), "end_task", Unlucky())
+            train(model, method, 1, tmp_path)
+        with pytest.raises(TrainingError, match=r"an error came while it was taking in task `task1`.*load_state_dict"):
+            train(model, method, 1, tmp_path)
+        method.load_state_dict(before)
+        assert train(model, method, 1, tmp_path, num_train_epochs=0.25).steps == 1
+
+
+@pytest.mark.parametrize("name", ["gorp", "ewc"])
+def test_a_model_with_layers_of_a_dead_task_is_refused(name):
+    model = tiny("llama")
+    method = fresh(name, model)
+    context = TaskContext(name="t", index=1, seed=0, num_steps=1, batches=lambda size, limit: iter(()))
+    method.begin_task(model, context)
+    with pytest.raises(TrainingError, match=r"still in it\. Call `method\.abandon\(model\)` first"):
+        method.begin_task(model, context)
+    method.abandon(model)
+    method.begin_task(model, context)
 
 
 @every_method

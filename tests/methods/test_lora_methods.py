@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from gorp.method import TaskContext
 from gorp.methods import METHODS
-from tests.runs import fresh, tiny, train
+from tests.runs import assert_equal, fresh, tiny, train
 
 
 class Pairs(TrainerCallback):
@@ -57,6 +58,51 @@ def test_one_pair_goes_on_from_where_it_stood(tmp_path):
 
 def test_only_multi_task_is_joint():
     assert [name for name, method in METHODS.items() if method.joint] == ["multi_task"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sequential_full_of_a_narrow_model_trains_in_float32(dtype, tmp_path):
+    """Bit for bit as a float32 model of the same values; at this rate hardly an entry would move in bfloat16."""
+    ends = []
+    for widened in (False, True):
+        model = tiny("llama", dtype=dtype)
+        if widened:
+            for p in model.parameters():
+                p.data = p.data.float()
+        method = fresh("sequential_full", model)
+        for task in (1, 2):
+            options = {"learning_rate": 1e-5, "bf16": False, "num_train_epochs": 0.5}
+            train(model, method, task, tmp_path, **options)
+        ends.append({name: delta.dense() for name, delta in method.deltas.items()})
+        assert {p.dtype for p in model.parameters()} == {torch.float32 if widened else dtype}
+        for name, delta in ends[-1].items():
+            base = tiny("llama", dtype=dtype).get_parameter(name)
+            assert torch.equal(model.get_parameter(name), (base.float() + delta).to(model.dtype))
+    assert_equal(ends[0], ends[1])
+    entries = torch.cat([delta.flatten() for delta in ends[0].values()])
+    assert (entries != 0).double().mean() > 0.99
+
+
+def test_sequential_full_of_a_bfloat16_model_runs_under_autocast(tmp_path):
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            self.seen = args.bf16, {p.dtype for p in model.parameters()}
+
+    model, look = tiny("llama", dtype=torch.bfloat16), Look()
+    train(model, fresh("sequential_full", model), 1, tmp_path, callbacks=(look,), num_train_epochs=0.25)
+    assert look.seen == (True, {torch.float32})
+
+
+def test_sequential_full_decays_neither_norms_nor_biases(tmp_path):
+    model = tiny("t5")
+    method = fresh("sequential_full", model)
+    context = TaskContext(name="t", index=1, seed=0, num_steps=1, batches=lambda size, limit: iter(()))
+    method.begin_task(model, context)
+    decayed, plain = method.parameter_groups(model, 1e-3)
+    names = {p: name for name, p in model.named_parameters()}
+    assert "weight_decay" not in decayed and plain["weight_decay"] == 0.0
+    assert {names[p] for p in plain["params"]} == {n for n in names.values() if "norm" in n or "bias" in n}
+    assert set(names) == {*decayed["params"], *plain["params"]}
 
 
 def test_sequential_full_trains_every_parameter(tmp_path):

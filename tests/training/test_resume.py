@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from gorp.adapters import LoraSettings
 from gorp.methods import METHODS
+from gorp.termination import Terminated
 from tests.runs import Kill, Killed, assert_equal, fresh, through_a_file, tiny, train
 
 
@@ -145,48 +146,58 @@ def test_resumes_to_the_same_bits_wherever_it_is_cut(variant, family, kind, tmp_
 
 
 class Interrupt(TrainerCallback):
-    """Ctrl-C at the beginning of a step, once or twice."""
+    """Signals at the beginning of a step."""
 
-    def __init__(self, step: int, times: int = 1) -> None:
-        self.step, self.times = step, times
+    def __init__(self, step: int, *signals: int) -> None:
+        self.step, self.signals = step, signals
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if state.global_step == self.step - 1:
-            for _ in range(self.times):
-                signal.raise_signal(signal.SIGINT)
+            for number in self.signals:
+                signal.raise_signal(number)
 
 
 @pytest.fixture
-def default_sigint():
+def default_signals():
     """As in a program that a shell started in the foreground."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    assert {number: signal.getsignal(number) for number in defaults} == defaults
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("default_sigint")
+INT, TERM = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(
-    ("family", "step", "times", "options", "message", "resumed_at"),
+    ("family", "step", "signals", "options", "message", "resumed_at"),
     [
-        ("llama", 1, 1, {"save_steps": 200}, "Step 1 of 8 of task task2 is saved.", 1),
-        ("t5", 5, 1, {"save_strategy": "epoch"}, "Step 5 of 8 of task task2 is saved.", 5),
-        ("llama", 8, 1, {"save_steps": 200}, "Step 8 of 8 of task task2 is saved.", 8),
-        ("llama", 4, 2, {"save_steps": 2}, "", 2),
-        ("llama", 4, 1, {"save_strategy": "no"}, "", 0),
+        ("llama", 1, (INT,), {"save_steps": 200}, "Step 1 of 8 of task task2 is saved.", 1),
+        ("t5", 5, (INT,), {"save_strategy": "epoch"}, "Step 5 of 8 of task task2 is saved.", 5),
+        ("llama", 8, (INT,), {"save_steps": 200}, "Step 8 of 8 of task task2 is saved.", 8),
+        ("llama", 4, (INT, INT), {"save_steps": 2}, "", 2),
+        ("llama", 4, (INT,), {"save_strategy": "no"}, "", 0),
+        ("llama", 3, (TERM,), {"save_steps": 200}, "Step 3 of 8 of task task2 is saved.", 3),
+        ("llama", 4, (TERM, TERM), {"save_steps": 2}, "", 2),
+        ("llama", 4, (INT, TERM), {"save_steps": 2}, "", 2),
     ],
 )
-def test_ctrl_c_saves_the_running_step(family, step, times, options, message, resumed_at, tmp_path):
+def test_a_signal_saves_the_running_step(family, step, signals, options, message, resumed_at, tmp_path):
     """Once: the step ends and is saved. Twice, or where nothing is to be saved: training is left at once."""
     between, weights, state = unbroken("gorp", family, "float32")
     options = {"save_strategy": "steps"} | options
-    for callbacks in ((Interrupt(step, times),), ()):
+    model, method = build("gorp", family, torch.float32)
+    method.load_state_dict(through_a_file(between, tmp_path / "method.safetensors"))
+    with pytest.raises(Terminated if signals[-1] == TERM else KeyboardInterrupt) as caught:
+        train(model, method, 2, tmp_path / "run", callbacks=(Interrupt(step, *signals),), **options)
+    assert str(caught.value) == message
+    assert isinstance(caught.value, Terminated) == (signals[-1] == TERM)
+    if signals != (INT,):  # the same objects go on, or new ones
         model, method = build("gorp", family, torch.float32)
         method.load_state_dict(through_a_file(between, tmp_path / "method.safetensors"))
-        if callbacks:
-            with pytest.raises(KeyboardInterrupt) as caught:
-                train(model, method, 2, tmp_path / "run", callbacks=callbacks, **options)
-            assert str(caught.value) == message
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     result = train(model, method, 2, tmp_path / "run", **options)
     assert result.resumed_at == resumed_at
     assert_equal(model.state_dict(), weights)
@@ -198,7 +209,7 @@ def test_who_catches_sigint_already_keeps_it(tmp_path):
     before = signal.signal(signal.SIGINT, lambda *_: caught.append(1))
     try:
         model, method = build("gorp", "llama", torch.float32)
-        result = train(model, method, 1, tmp_path, callbacks=(Interrupt(3),), save_strategy="steps")
+        result = train(model, method, 1, tmp_path, callbacks=(Interrupt(3, INT),), save_strategy="steps")
     finally:
         signal.signal(signal.SIGINT, before)
     assert caught == [1] and result.steps == STEPS

@@ -4,13 +4,14 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
+from gorp.data import Encoding, encode
 from gorp.errors import CheckpointError, ConfigError, TrainingError
 from gorp.method import Method
 from gorp.storage import write_tensors
 from gorp.training import training_arguments
 from gorp.training.checkpoint import last_complete, load_checkpoint
 from gorp.training.settings import check_training_block
-from tests.runs import Kill, Killed, fresh, rows, tiny, train
+from tests.runs import Kill, Killed, assert_equal, fresh, rows, tiny, tokenizer, train
 
 
 class Spy(Method):
@@ -112,9 +113,20 @@ def test_a_result_counts_tokens(tmp_path):
     assert 8 * 5 < result.tokens < 8 * 64
 
 
-def test_a_method_can_read_its_rows_in_order(tmp_path):
+def test_a_method_reads_random_rows_of_the_task_and_the_same_ones_again(tmp_path):
     spy, _ = spied(tmp_path, max_steps=1)
     batches = list(spy.task.batches(3, 7))
+    for batch, again in zip(batches, spy.task.batches(3, 7), strict=True):
+        assert_equal(batch, again)
+    drawn, everything = ([tuple(b["input_ids"][0].tolist()) for b in spy.task.batches(1, n)] for n in (7, None))
+    assert drawn == everything[:7]
+    in_order = [
+        tuple(ids)
+        for ids in encode(rows(1), tokenizer("llama"), encoding=Encoding(max_prompt_tokens=64), encoder_decoder=False)[
+            "input_ids"
+        ]
+    ]
+    assert sorted(everything) == sorted(in_order) and everything != in_order
     assert [len(batch["input_ids"]) for batch in batches] == [3, 3, 1]
     assert sum(len(batch["labels"]) for batch in spy.task.batches(5, None)) == 28
 

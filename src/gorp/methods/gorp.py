@@ -62,6 +62,7 @@ class Gorp(Method):
         self._taps: dict[str, GradientTap] = {}
         self._probes: dict[str, GradientProbe] = {}
         self._summary: TaskSummary | None = None
+        self._before: tuple[dict[str, Tensor], TaskReport] | None = None  # S and report as the task found them
 
     @override
     def choose(self, model: nn.Module) -> list[str]:
@@ -80,6 +81,7 @@ class Gorp(Method):
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
+        self._before = self.memory.state_dict(), self.report
         self.memory.begin_task()
         self._seed, self._task, self.report = task.seed, task.index, TaskReport()
         # No longer than the task, so that in a short one too each layer has a turn.
@@ -172,12 +174,25 @@ class Gorp(Method):
                 self.report.served[name] = self.weights.served_leak(name, before, self.deltas[name], basis)
             self._summary.remember(self.memory, name, optimizer, self._pairs.get(name), self._cores.get(name))
         self._fold(changes)
+        self._take_out(model)
+        self.weights.load(self.deltas)
+
+    @override
+    def abandon(self, model: nn.Module) -> None:
+        if self._before is not None:
+            memory, self.report = self._before
+            self.memory.load_state_dict(memory)
+        self._take_out(model)
+        super().abandon(model)
+
+    def _take_out(self, model: nn.Module) -> None:
+        """Leave the model's layers as they were, and drop all that belongs to the running task."""
         for watch in (*self._taps.values(), *self._probes.values()):
             watch.remove()
         unwrap(model)
         remove_lora(model)
         self._pairs, self._full, self._taps, self._summary, self._probes = {}, None, {}, None, {}
-        self.weights.load(self.deltas)
+        self._before = None
 
     @override
     def memory_tensors(self) -> dict[str, Tensor]:

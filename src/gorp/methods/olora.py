@@ -75,6 +75,11 @@ class OLora(LoraMethod):
         super().end_task(model, optimizer, task)
 
     @override
+    def abandon(self, model: nn.Module) -> None:
+        self._beside = {}
+        super().abandon(model)
+
+    @override
     def state_dict(self) -> dict[str, Tensor]:
         return super().state_dict() | prefixed("rows", self.rows)
 

@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gorp.data import Collator, Encoding, encode
+from gorp.errors import ConfigError
 from gorp.method import Batch, Method, TaskContext
 from gorp.targets import Treatment, treatments, untouched_line, weight_of
 from gorp.training.checkpoint import last_whole
+from gorp.training.failures import explained
+from gorp.training.found import AsFound, ProcessAsFound
 from gorp.training.interrupt import SaveOnInterrupt
 from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
@@ -78,7 +82,12 @@ def train_task(
 
     Raises:
         ConfigError: If the method can learn nothing more.
-        KeyboardInterrupt: On SIGINT, when the running step is saved in `folder`; see `gorp.training.interrupt`.
+        KeyboardInterrupt: On SIGINT, when the running step is saved in `folder`; on SIGTERM its subclass `Terminated`;
+            see `gorp.training.interrupt`.
+        CheckpointError: If `folder` holds checkpoints and every one of them is damaged.
+
+    After any error and any interruption the model and the method are as they were before the call, so the same objects
+    can be used again. Only a method that was stopped in its `end_task` refuses, until a state is loaded into it.
     """
     encoded = encode(rows, tokenizer, encoder_decoder=_is_encoder_decoder(model), encoding=encoding)
     return train_encoded(
@@ -117,22 +126,53 @@ def train_encoded(
     `encoded` holds what `collator` makes batches of; `collator` turns a list of rows into the keyword arguments of the
     model's forward pass. All other arguments are those of `train_task`.
     """
-    encoder_decoder = _is_encoder_decoder(model)
-    arguments = training_arguments(training, folder=folder, seed=seed * 1000 + index, encoder_decoder=encoder_decoder)
-    context = TaskContext(
-        name=name,
-        index=index,
-        seed=seed,
-        num_steps=_num_steps(len(encoded), arguments),
-        batches=lambda size, limit: _batches(encoded, collator, size, limit, next(model.parameters()).device),
-    )
+    process, found = ProcessAsFound(), AsFound(model)
+    try:
+        if method.widens and getattr(model, "dtype", None) == torch.bfloat16 and not training.get("fp16"):
+            training = {"bf16": True} | dict(training)
+        arguments = training_arguments(
+            training, folder=folder, seed=seed * 1000 + index, encoder_decoder=_is_encoder_decoder(model)
+        )
+        context = TaskContext(
+            name=name,
+            index=index,
+            seed=seed,
+            num_steps=num_steps(len(encoded), arguments),
+            batches=lambda size, limit: _batches(encoded, collator, size, limit, arguments.seed, _device(model)),
+        )
+        checkpoint = last_whole(folder, ranks=arguments.world_size, say=say)
+        for line in method.warnings(index - 1):
+            say(line)
+        try:
+            return _train(model, method, encoded, collator, arguments, context, checkpoint, callbacks, on_ready, say)
+        except BaseException:
+            method.abandon(model)
+            found.restore()
+            raise
+    finally:
+        process.restore()
+
+
+def _train(
+    model: Any,
+    method: Method,
+    encoded: Dataset,
+    collator: Callable[[list[Any]], Batch],
+    arguments: TrainingArguments,
+    context: TaskContext,
+    checkpoint: Path | None,
+    callbacks: tuple[TrainerCallback, ...],
+    on_ready: Callable[[list[Treatment]], None] | None,
+    say: Callable[[str], None],
+) -> TaskResult:
+    name = context.name
+    resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     set_seed(arguments.seed)
-    for line in method.warnings(index - 1):
-        say(line)
     method.begin_task(model, context)
     if on_ready is not None:
         on_ready(treatments(model))
-    trainer_class = ContinualSeq2SeqTrainer if encoder_decoder else ContinualTrainer
+    begun = AsFound(model)
+    trainer_class = ContinualSeq2SeqTrainer if _is_encoder_decoder(model) else ContinualTrainer
     trainer = trainer_class(
         model, arguments, method=method, task_name=name, train_dataset=encoded, data_collator=collator
     )
@@ -141,14 +181,12 @@ def train_encoded(
     interrupt = SaveOnInterrupt(name, say)
     for callback in (*callbacks, interrupt):
         trainer.add_callback(callback)
-    checkpoint = last_whole(folder, ranks=arguments.world_size, say=say)
-    resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     if checkpoint is None:
         say(f"task {name} starts from the beginning: {context.num_steps} steps")
     else:
         say(f"task {name} goes on from step {resumed_at} of {context.num_steps}")
     started = time.perf_counter()
-    with interrupt.listening(arguments):
+    with interrupt.listening(arguments), explained(name, trainer.state_now):
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if checkpoint is not None and resumed_at >= context.num_steps:  # the Trainer had no step to do that before
         trainer.restore_random_state(checkpoint)
@@ -159,8 +197,9 @@ def train_encoded(
     trained = {weight_of(parameter) for parameter, p in model.named_parameters() if p.requires_grad}
     if line := untouched_line(trainer.untouched(), len(trained)):
         say(f"{name}: {line}")
+    begun.restore()
     boundary = time.perf_counter()
-    method.end_task(model, optimizer, context)
+    _end_task(method, model, optimizer, context)
     finished = time.perf_counter()
     return TaskResult(
         task=name,
@@ -173,11 +212,32 @@ def train_encoded(
     )
 
 
-def _num_steps(num_rows: int, arguments: TrainingArguments) -> int:
-    """Optimizer steps that the Trainer will take; the last batch of an epoch may be small, and counts."""
+def _end_task(method: Method, model: nn.Module, optimizer: Optimizer, context: TaskContext) -> None:
+    """Let the method remember; one that is stopped in the middle of that has half of it, and may train no more."""
+    try:
+        method.end_task(model, optimizer, context)
+    except BaseException:
+        method.broken = f"an error came while it was taking in task `{context.name}`"
+        raise
+
+
+def num_steps(num_rows: int, arguments: TrainingArguments) -> int:
+    """Optimizer steps that the Trainer will take on `num_rows` rows.
+
+    The last batch of an epoch may be small, and counts unless `dataloader_drop_last` says otherwise.
+
+    Raises:
+        ConfigError: If every batch would be dropped.
+    """
+    size = arguments.train_batch_size * arguments.world_size
+    num_batches = num_rows // size if arguments.dataloader_drop_last else math.ceil(num_rows / size)
+    if num_batches == 0:
+        raise ConfigError(
+            f"training.dataloader_drop_last: the task has {num_rows} rows, fewer than the {size} of one batch, so "
+            "every batch would be dropped. Lower training.per_device_train_batch_size, or remove dataloader_drop_last."
+        )
     if arguments.max_steps > 0:
         return arguments.max_steps
-    num_batches = math.ceil(num_rows / (arguments.train_batch_size * arguments.world_size))
     per_epoch = max(1, math.ceil(num_batches / arguments.gradient_accumulation_steps))
     return math.ceil(arguments.num_train_epochs * per_epoch)
 
@@ -186,11 +246,20 @@ def _is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 def _batches(
-    encoded: Dataset, collator: Callable[[list[Any]], Batch], size: int, limit: int | None, device: torch.device
+    encoded: Dataset,
+    collator: Callable[[list[Any]], Batch],
+    size: int,
+    limit: int | None,
+    seed: int,
+    device: torch.device,
 ) -> Iterator[Batch]:
-    """The first `limit` encoded rows, in order, on the model's device."""
-    count = len(encoded) if limit is None else min(limit, len(encoded))
-    for start in range(0, count, size):
-        rows = [encoded[i] for i in range(start, min(start + size, count))]
+    """`limit` rows drawn without replacement, the same ones for the same seed, on the model's device."""
+    order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed)).tolist()[:limit]
+    for start in range(0, len(order), size):
+        rows = [encoded[i] for i in order[start : start + size]]
         yield {key: value.to(device) for key, value in collator(rows).items()}

@@ -44,6 +44,12 @@ OURS = (
 )
 """Set by gorp: paths by the workspace, seeds by `seed`, resume and evaluation by itself; sharding is not supported."""
 
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Names that newer versions of transformers have replaced."""
+
 
 LEAST = {"learning_rate": 0, "num_train_epochs": 0, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
 """Numbers that Hugging Face takes as they are, and fails on when training has begun."""
@@ -90,6 +96,10 @@ def training_arguments(
     cuda = torch.cuda.is_available() and not options["use_cpu"]
     if options.get("bf16") and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError("training.bf16 is on, but this GPU has no bfloat16. Use fp16, or float32 (bf16: false).")
+    known = {f.name for f in fields(TrainingArguments)}
+    for old, new in RENAMED.items():  # the old name warns in each task
+        if old in options and new in known:
+            options[new] = options.pop(old)
     cls = Seq2SeqTrainingArguments if encoder_decoder else TrainingArguments
     try:
         return cls(**options, output_dir=str(folder), seed=seed, data_seed=seed, remove_unused_columns=False)

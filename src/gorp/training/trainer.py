@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from typing_extensions import override
 
+from gorp.disk import disk_errors
 from gorp.errors import ConfigError, TrainingError
 from gorp.method import Method
 from gorp.training.answers import AnswerLoss, answer_loss
 from gorp.training.checkpoint import load_checkpoint, mark_complete, save_checkpoint
-
-
-KEPT = "Earlier versions and the last checkpoint are as they were; nothing after them was kept."
+from gorp.training.failures import KEPT
 
 
 class ContinualTrainerMixin(Trainer):
@@ -140,13 +139,14 @@ class ContinualTrainerMixin(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.check_weights()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and folder.exists():  # a damaged one, or one that was interrupted
-            shutil.rmtree(folder)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # each rank has left its random state
-        if self.args.should_save:
-            mark_complete(folder, ranks=self.args.world_size)
+        with disk_errors(folder):
+            if self.args.should_save and folder.exists():  # a damaged one, or one that was interrupted
+                shutil.rmtree(folder)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each rank has left its random state
+            if self.args.should_save:
+                mark_complete(folder, ranks=self.args.world_size)
 
     @override
     def _run_epoch(self, *args: Any, **options: Any) -> None:
@@ -155,6 +155,10 @@ class ContinualTrainerMixin(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **options)
+
+    def state_now(self) -> tuple[int, int]:
+        """The running step, from 1, and how many there will be."""
+        return min(self.state.global_step + 1, self.state.max_steps), self.state.max_steps
 
     def restore_random_state(self, checkpoint: Path) -> None:
         """Make random numbers go on where they were when `checkpoint` was written."""

@@ -20,6 +20,7 @@ TRAINED_ON = ("train_fingerprint", "train_sha256", "train_rows")
 
 PACKAGES = ("accelerate", "datasets", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
+
 def version_record(
     session: Session,
     *,

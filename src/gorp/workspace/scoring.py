@@ -4,6 +4,8 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from gorp.data import Task
 from gorp.evaluation import AccuracyMatrix, score_task, summary
 from gorp.evaluation.batches import answer_limit
@@ -107,13 +109,15 @@ def measures_after(
 
 
 def _key(session: Session, digest: str, task: Task) -> str:
-    """The weights, the rows, and how they are asked. Batch size changes the speed, not the answers."""
+    """The weights, the rows, how they are asked, and how numbers are computed. Batch size changes the speed alone."""
     config = session.config
     tokens = answer_limit(config.encoding, config.eval)
     asked = {"limit": config.eval.limit, "max_new_tokens": tokens, "metric": task.metric}
     labels = list(task.labels or ())
-    weights = [session.base["sha256"], config.model.dtype, digest]
-    return cell_key(weights, session.fingerprints[task.name], labels, asked, asdict(config.encoding))
+    weights = [session.base["sha256"], digest]
+    model = session.model
+    precision = [str(model.dtype), model.device.type, torch.backends.fp32_precision]
+    return cell_key(weights, precision, session.fingerprints[task.name], labels, asked, asdict(config.encoding))
 
 
 def _scores(session: Session) -> Scores:
