@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gorp.cli import app
 from gorp.workspace import load_config, run_sequence
 from tests.models_small import tiny_llama
 from tests.tokenizers_small import llama_tokenizer
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
@@ -52,9 +54,24 @@ def test_the_python_runs_and_prints_leaks_below_the_promise(months, capsys):
 
 
 def test_every_file_of_the_source_tree_is_named():
-    tree = re.search(r"```\nsrc/gorp/\n(.*?)```", README, flags=re.S)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = re.search(r"```\nsrc/gorp/\n(.*?)```", text, flags=re.S)
     assert tree is not None
     named = set(re.findall(r"── ([\w./]+?)/?\s", tree[1]))
-    source = Path(__file__).parent.parent / "src/gorp"
-    there = {p.name for p in source.iterdir() if not p.name.startswith("_") and p.name != "py.typed"}
-    assert there == named
+    there = {p.name for p in (ROOT / "src/gorp").iterdir() if not p.name.startswith("_") and p.name != "py.typed"}
+    assert there == named, "CONTRIBUTING.md, The source"
+
+
+def test_its_links_and_commands_are_there():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    commands = {c.name or c.callback.__name__ for c in app.registered_commands}
+    assert set(re.findall(r"^gorp (\w+) +\w+\.yaml", README, flags=re.M)) <= commands
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(f"\n{target}:" in make for target in re.findall(r"^make (\w+)", README, flags=re.M))
+
+
+def test_its_picture_can_be_read_on_a_dark_page():
+    [picture] = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    svg = (ROOT / picture).read_text(encoding="utf-8")
+    assert "currentColor" not in svg and '<rect width="100%" height="100%"' in svg
