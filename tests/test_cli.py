@@ -18,7 +18,7 @@ from gorp.demo import DemoResult
 from gorp.storage import read_tensors, write_json, write_tensors
 from gorp.workspace.state import file_sha256
 from tests.report.matrices import SECOND, matrix
-from tests.workspace.project import make_project, save_model, task, tree_hash, weights, write_config
+from tests.workspace.project import make_project, save_model, task, tree_hash, weights, without_digests, write_config
 
 
 def gorp(*arguments: object) -> Result:
@@ -76,7 +76,7 @@ def test_the_flags_are_these():
         "demo": {"--json", "--seed", "--out", "--picture", "--model", "--train-rows", "--eval-rows", "--epochs"},
         "train": {"--workspace", "--restart", "--dry-run", "--json"},
         "status": {"--explain", "--json"},
-        "eval": {"--version", "--task", "--json"},
+        "eval": {"--version", "--task", "--trust-remote-code", "--json"},
         "methods": {"--json"},
         "estimate": {"--ranks", "--tflops", "--gbps", "--json"},
     }
@@ -243,6 +243,7 @@ def test_a_memory_of_another_side_or_model_is_refused(finished, tmp_path, change
     record = json.loads((folder / "version.json").read_text())
     record["sha256"]["memory.safetensors"] = file_sha256(folder / "memory.safetensors")
     write_json(folder / "version.json", record)
+    without_digests(work)
     refused(path, "memory.safetensors: the memory was made for")
 
 

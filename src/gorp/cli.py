@@ -27,8 +27,20 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+def _folder(text: str | Path) -> Path:
+    """A path; an empty name, as a variable has that was never set, is not the current folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("is empty; wanted a folder. Is a variable not set?")
+    return Path(text)
+
+
 Place = Annotated[
-    Path, typer.Argument(metavar="WORKSPACE", help="The workspace, or its YAML; the current folder by default.")
+    Path,
+    typer.Argument(
+        metavar="WORKSPACE", parser=_folder, help="The workspace, or its YAML; the current folder by default."
+    ),
 ]
 
 
@@ -99,7 +111,11 @@ def train(
     ],
     workspace: Annotated[
         Path | None,
-        typer.Option(help="The folder for versions and scores. Default: beside the YAML, named as it without .yaml."),
+        typer.Option(
+            metavar="FOLDER",
+            parser=_folder,
+            help="The folder for versions and scores. Default: beside the YAML, named as it without .yaml.",
+        ),
     ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin the unfinished task anew, instead of going on with it.")
@@ -116,8 +132,6 @@ def train(
 
         settings = load_config(config)
         folder = config.with_suffix("") if workspace is None else workspace
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder}: is a file; wanted a folder for the workspace. Give one with --workspace.")
         if dry_run:
             pending, treatments, total = plan(settings, folder, restart=restart, progress=progress)
             progress.treatments(treatments, total)
@@ -161,6 +175,9 @@ def evaluate(
     workspace: Place = Path("."),
     version: Annotated[str | None, typer.Option(help="For example v2; the current one by default.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task; all by default.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a version again, as the YAML is now, and keep the scores."""
@@ -172,7 +189,14 @@ def evaluate(
         from gorp.console import plain_table
         from gorp.workspace import evaluate_version
 
-        result = evaluate_version(folder, source=source, version=version, task=task, progress=progress)
+        result = evaluate_version(
+            folder,
+            source=source,
+            version=version,
+            task=task,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
         if as_json:
             _print_json(result)
             return

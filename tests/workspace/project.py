@@ -81,3 +81,23 @@ def weights(workspace: Path, version: str) -> dict[str, tuple[dict[str, bytes], 
         tensors, header = read_tensors(path)
         contents[path.name] = ({name: save({"x": tensor}) for name, tensor in tensors.items()}, header)
     return contents
+
+
+def without_digests(workspace: Path) -> None:
+    """Make a workspace look as version 0.1.0 left it: no mark, and no digest of what decides a result."""
+    (workspace / "gorp-workspace.json").unlink()
+    path = workspace / "ledger.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = ("time", "event", "version", "parent", "task")
+    events = [{key: event[key] for key in kept} for event in events if event["event"] == "version"]
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    (workspace / "CURRENT").write_text((workspace / "CURRENT").read_text().split()[0] + "\n")
+    path = workspace / "config.json"
+    config = json.loads(path.read_text())
+    source = (workspace / config["source"]).resolve()
+    path.write_text(json.dumps({"source": str(source), "config": config["config"]}))
+    path = workspace / "eval/scores.json"
+    scores = json.loads(path.read_text())
+    for cell in (cell for row in scores.values() for cell in row.values()):
+        del cell["samples"], cell["digest"]
+    path.write_text(json.dumps(scores))

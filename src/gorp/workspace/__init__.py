@@ -3,7 +3,13 @@
 config.py     the YAML, checked
 blocks.py     mappings to dataclasses, with the place of every error
 state.py      what a finished task leaves, as tensors
-store.py      versions on disk, the ledger, CURRENT
+place.py      where a workspace may be; its mark
+lock.py       one writer a workspace
+seal.py       a digest inside a JSON object
+ledger.py     what happened, each line bound to those before
+version.py    a version, checked where it is read
+accepted.py   the configuration that a run began with
+store.py      versions on disk, CURRENT
 scores.py     every score with what it was measured on; the matrix
 changes.py    what may change between two runs
 prepare.py    everything that can be refused before training

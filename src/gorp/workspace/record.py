@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import Any
 
 import gorp
 from gorp.data import Task, rows_fingerprint
+from gorp.workspace.accepted import portable, portable_path
 from gorp.workspace.config import effective
 from gorp.workspace.learned import train_file_sha256
 from gorp.workspace.prepare import Session
@@ -46,8 +48,8 @@ def version_record(
         "task": task,
         "contains": contains,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base": dict(session.base),
-        "config": effective(session.config),
+        "base": {**session.base, "path": portable_path(session.base["path"], _folder(session))},
+        "config": portable(effective(session.config), session.config.source),
         "tasks": {item.name: _task(session, item) for item in session.tasks},
         "metrics": {"scores": scores, "measures": measures_after(session, lineage, contains, scores)},
         **{key: facts.get(key) for key in PROMISE},
@@ -62,6 +64,11 @@ def version_record(
     }
 
 
+def _folder(session: Session) -> Path | None:
+    """Of the YAML, from where paths are seen."""
+    return session.config.source and session.config.source.parent
+
+
 def _task(session: Session, task: Task) -> dict[str, Any]:
     """A task's rows; of one learned before, what the version that learned it says of those it was trained on."""
     if task.train is None:
@@ -72,7 +79,7 @@ def _task(session: Session, task: Task) -> dict[str, Any]:
         trained = (rows_fingerprint(task.train), train_file_sha256(spec), len(task.train))
     return dict(zip(TRAINED_ON, trained, strict=True)) | {
         "eval_fingerprint": session.fingerprints[task.name],
-        "source": task.source,
+        "source": portable_path(task.source, _folder(session)),
         "metric": task.metric,
         "labels": None if task.labels is None else list(task.labels),
         "eval_rows": len(task.eval),

@@ -13,23 +13,28 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from gorp.data import Task, rows_fingerprint
-from gorp.errors import ConfigError
+from gorp.disk import disk_errors
+from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import AccuracyMatrix, can_be_padded
 from gorp.method import TaskContext
 from gorp.progress import Progress
 from gorp.storage import write_json
 from gorp.targets import Treatment, treatments
-from gorp.training import train_task
+from gorp.training import last_complete, train_task
+from gorp.workspace.accepted import keep_configuration
 from gorp.workspace.config import RunConfig, effective
 from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.learned import keep
+from gorp.workspace.mark import check_place
 from gorp.workspace.prepare import Session, prepare
 from gorp.workspace.preview import preview
 from gorp.workspace.record import version_record
 from gorp.workspace.scoring import BASE_WEIGHTS, delta_digest, enter, is_scored, not_learned, score_row, write_matrix
-from gorp.workspace.state import DELTA, file_sha256, read_state, write_state
-from gorp.workspace.store import TRAINING, Version, Workspace
+from gorp.workspace.seal import sealed
+from gorp.workspace.state import DELTA, MEMORY, METHOD, file_sha256, read_state, write_state
+from gorp.workspace.store import Version, Workspace
 from gorp.workspace.unfinished import Unfinished
+from gorp.workspace.version import TRAINING
 
 
 JOINT = "joint"
@@ -66,8 +71,9 @@ def run_sequence(
         The accuracy matrix, (T + 1) x T.
 
     Raises:
-        GorpError: As `prepare`, before anything is written; `TrainingError` for a loss that is not finite, after which
-            all earlier versions are whole.
+        GorpError: As `prepare`, and for a folder that is something else or that another process writes to, before
+            anything is written; `CheckpointError` when the disk refuses and `TrainingError` for a loss that is not
+            finite, after which all earlier versions are whole.
     """
     progress = progress or Progress()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -75,13 +81,21 @@ def run_sequence(
             "a workspace has one writer, and this is one of several ranks. Run `gorp train` without torchrun; with "
             "several ranks use `gorp.training.train_task`."
         )
-    session = prepare(config, Workspace(workspace), progress)
-    if not restart:
-        check_unfinished(session)
-    for line in _notes(session):
-        progress.say(line)
+    store = Workspace(workspace)
+    with store.writing(sources(config)):
+        session = prepare(config, store, progress)
+        if not restart:
+            check_unfinished(session)
+        for line in [*remarks(session), *_notes(session)]:
+            progress.say(line)
+        with disk_errors(store.root):
+            return _go_on(session, restart, progress)
+
+
+def _go_on(session: Session, restart: bool, progress: Progress) -> AccuracyMatrix:
+    """Write what is pending into the workspace, which is checked and held."""
     store = session.workspace
-    store.accept(effective(config), config.source)
+    keep_configuration(store.root, effective(session.config), session.config.source)
     for version in store.unsettled():
         store.settle(version)
     for task in session.tasks:
@@ -105,10 +119,11 @@ def plan(
     Everything is checked; nothing is written, and nothing is trained. `progress` hears of the rows of each task.
     """
     progress = progress or Progress()
+    check_place(workspace, sources(config))
     session = prepare(config, Workspace(workspace), progress)
     if not restart:
         check_unfinished(session)
-    for line in [*_notes(session), *preview(session)]:
+    for line in [*remarks(session), *_notes(session), *preview(session)]:
         progress.say(line)
     total = sum(p.numel() for p in session.model.parameters())
     contains = session.lineage[-1].contains if session.lineage else []
@@ -130,14 +145,42 @@ def _notes(session: Session) -> list[str]:
 
 
 def check_unfinished(session: Session) -> None:
-    """Refuse to go on with a training that was begun under other conditions.
+    """Refuse to go on with a training that was begun under other conditions, or that would have to wait for another.
 
     Raises:
         CheckpointError: It names what differs, and what to do.
     """
     lineage = session.lineage
-    for stage in _stages(session, lineage[-1].contains if lineage else [])[:1]:
+    stages = _stages(session, lineage[-1].contains if lineage else [])
+    for stage in stages[:1]:
         _unfinished(session, stage, lineage).check()
+    for stage in stages[1:]:
+        folder = session.workspace.run_folder(stage.name)
+        if last_complete(folder) is not None:
+            raise CheckpointError(
+                f"{folder}: holds an unfinished training of task `{stage.name}`, before which task `{stages[0].name}` "
+                f"would be learned now. Put `{stage.name}` first again, or begin it anew when its turn comes: "
+                "`gorp train` with --restart."
+            )
+
+
+def remarks(session: Session) -> list[str]:
+    """What is unusual in the workspace and stops nothing, a sentence each."""
+    store, names = session.workspace, {JOINT, *(task.name for task in session.tasks)}
+    lines = store.remarks() if session.lineage else []
+    folders = sorted(path.parent for path in (store.root / "run").glob("*/checkpoint-*"))
+    return lines + [
+        f"{folder}: holds an unfinished training of a task that the configuration does not name; it is left alone. "
+        "Give the task its name again to go on with it, or remove the folder."
+        for folder in dict.fromkeys(folders)
+        if folder.name not in names
+    ]
+
+
+def sources(config: RunConfig) -> list[Path]:
+    """The files and folders that a configuration reads: the model, the rows."""
+    named = [config.model.path, *(path for task in config.tasks for path in (task.train, task.eval) if path)]
+    return [Path(path) for path in named if Path(path).is_absolute() and Path(path).exists()]
 
 
 def _measure_versions(session: Session, progress: Progress) -> None:
@@ -232,7 +275,10 @@ def _train(
             on_ready=lambda table: progress.treatments(table, total),
             say=progress.say,
         )
+    session.workspace.check_held()
     write_state(work.folder, session.method, session.base["sha256"])
-    training = {"identity": work.identity, **asdict(result), "leak_earlier": earlier_leaks(lineage, work.folder)}
-    write_json(work.folder / TRAINING, training)
+    digests = {name: file_sha256(work.folder / name) for name in (DELTA, MEMORY, METHOD)}
+    leaks = earlier_leaks(lineage, work.folder)
+    training = {"identity": work.identity, **asdict(result), "leak_earlier": leaks, "sha256": digests}
+    write_json(work.folder / TRAINING, sealed(training))
     return training

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +11,26 @@ import numpy as np
 
 from gorp.errors import CheckpointError
 from gorp.evaluation import AccuracyMatrix
-from gorp.storage import read_json, write_atomic, write_json
-from gorp.workspace.store import Version
+from gorp.storage import read_json, remove_leftovers, write_atomic, write_json
+from gorp.workspace.ledger import VERSION_NAME
+from gorp.workspace.lock import briefly
+from gorp.workspace.seal import SEAL, is_whole, sealed
+from gorp.workspace.state import file_sha256
+from gorp.workspace.version import TASK_NAME, Version
 
 
 if TYPE_CHECKING:
     from gorp.evaluation import TaskScore
 
 
+KEYS = ("score", "rows", "metric", "key", "samples")
+"""Of a cell, besides its seal; version 0.1.0 kept no digest of the samples."""
+
+
 class Scores:
-    """`eval/scores.json`: version -> task -> score, rows, metric and key.
+    """`eval/scores.json`: version -> task -> score, rows, metric, key, digest of the samples, digest of all that.
+
+    Several processes may write: a cell is entered into the table as it is on disk at that moment.
 
     Args:
         folder: The `eval` folder of a workspace; it need not exist.
@@ -30,10 +41,7 @@ class Scores:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = folder / "scores.json"
-        self.cells: dict[str, dict[str, dict[str, Any]]] = read_json(path) if path.exists() else {}
-        if not isinstance(self.cells, dict):
-            raise CheckpointError(f"{path}: not a table of scores. Remove it; `gorp train` measures again.")
+        self.cells: dict[str, dict[str, dict[str, Any]]] = self._read()
 
     def find(self, version: str, task: str, key: str) -> dict[str, Any] | None:
         """The score of `version` on `task`, if it was measured under `key`."""
@@ -41,13 +49,38 @@ class Scores:
         return cell if cell is not None and cell["key"] == key else None
 
     def enter(self, version: str, score: "TaskScore", key: str) -> dict[str, Any]:
-        """Keep a score and its answers on disk."""
-        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in score.samples)
-        write_atomic(self.samples(version, score.task), lines.encode())
+        """Keep a score and its answers on disk.
+
+        Raises:
+            CheckpointError: If the disk refuses, or the file on it is damaged.
+        """
+        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in score.samples).encode()
         cell = {"score": score.score, "rows": score.rows, "metric": score.metric, "key": key}
-        self.cells.setdefault(version, {})[score.task] = cell
-        write_json(self.folder / "scores.json", self.cells)
+        cell = sealed(cell | {"samples": hashlib.sha256(lines).hexdigest()}, version, score.task)
+        with self.writing():
+            write_atomic(self.samples(version, score.task), lines)
+            self.cells = self._read()
+            self.cells.setdefault(version, {})[score.task] = cell
+            write_json(self._path, self.cells)
         return cell
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the one that writes into the folder, while the block runs; others wait."""
+        with briefly(self.folder / "scores.lock"):
+            for folder in (self.folder, self.folder / "samples"):
+                remove_leftovers(folder)
+            yield
+
+    def changed(self) -> list[Path]:
+        """The files of answers that are not as they were written. One that was removed is not among them."""
+        paths = {
+            self.samples(version, task): cell["samples"]
+            for version, row in self.cells.items()
+            for task, cell in row.items()
+            if "samples" in cell
+        }
+        return [path for path, digest in paths.items() if path.is_file() and file_sha256(path) != digest]
 
     def samples(self, version: str, task: str) -> Path:
         """The file of the answers that `version` gave on `task`."""
@@ -61,6 +94,30 @@ class Scores:
                 if task in matrix.tasks:
                     matrix.set(len(version.contains), task, cell["score"], cell["rows"])
         return matrix
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "scores.json"
+
+    def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
+        again = "Restore it from a copy, or remove it: `gorp train` measures again."
+        table = read_json(self._path) if self._path.exists() else {}
+        if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
+            raise CheckpointError(f"{self._path}: not a table of scores. {again}")
+        for version, row in table.items():
+            for task, cell in row.items():
+                named = VERSION_NAME.fullmatch(version) and TASK_NAME.fullmatch(task)
+                if not named or not _is_cell(cell) or not is_whole(cell, version, task):
+                    raise CheckpointError(f"{self._path}: the score of {version} on {task} was changed. {again}")
+        return table
+
+
+def _is_cell(cell: Any) -> bool:
+    """Whether it has the keys of a cell and a number for a score."""
+    if not isinstance(cell, dict) or set(cell) not in ({*KEYS, SEAL}, {*KEYS} - {"samples"}):
+        return False
+    numbers = (cell["score"], cell["rows"])
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers)
 
 
 def cell_key(*parts: Any) -> str:

@@ -92,8 +92,10 @@ def delta_digest(version: Version) -> str:
 
 def write_matrix(session: Session, lineage: Sequence[Version]) -> AccuracyMatrix:
     """The matrix of a line of versions, and eval/matrix.csv made from it."""
-    matrix = _scores(session).matrix(lineage, [task.name for task in session.tasks])
-    matrix.to_csv(session.workspace.root / "eval" / "matrix.csv")
+    scores, tasks = _scores(session), [task.name for task in session.tasks]
+    with scores.writing():
+        matrix = _scores(session).matrix(lineage, tasks)
+        matrix.to_csv(scores.folder / "matrix.csv")
     return matrix
 
 

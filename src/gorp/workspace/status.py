@@ -6,6 +6,7 @@ from typing import Any
 
 from gorp.errors import ConfigError
 from gorp.evaluation import summary
+from gorp.workspace.accepted import beside
 from gorp.workspace.blocks import read_yaml
 from gorp.workspace.scores import Scores, learned_part
 from gorp.workspace.store import Workspace
@@ -32,9 +33,9 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
 
     Returns:
         `current`; `tasks` of the YAML as it is now, those `pending`, and those whose training was `begun` but not
-        finished; `matrix`; `measures` over the tasks learned so far; `notes` on their rows; `warnings` of the current
-        version on what is protected; `versions`, each with what `SHOWN` names; `config`, the YAML that the tasks were
-        read from, and `problem`, why it was not, if so.
+        finished; `matrix`; `measures` over the tasks learned so far; `remarks` on what is unusual in the workspace;
+        `notes` on the rows; `warnings` of the current version on what is protected; `versions`, each with what `SHOWN`
+        names; `config`, the YAML that the tasks were read from, and `problem`, why it was not, if so.
 
     Raises:
         CheckpointError: If `folder` is no workspace or is damaged.
@@ -43,9 +44,10 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
     lineage = store.lineage()
     current = lineage[-1]
     accepted, source = store.accepted()
-    path = config or source
+    path = config or beside(store.root) or source
     tasks, problem = _tasks(path, accepted, current.contains)
-    matrix = Scores(store.root / "eval").matrix(lineage, tasks)
+    scores = Scores(store.root / "eval")
+    matrix = scores.matrix(lineage, tasks)
     part = learned_part(matrix, len(current.contains))
     return {
         "workspace": str(store.root),
@@ -60,6 +62,10 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         "begun": sorted(path.parent.name for path in (store.root / "run").glob("*/identity.json")),
         "matrix": matrix.to_dict(),
         "measures": {} if part is None else summary(part),
+        "remarks": [
+            *store.remarks(),
+            *(f"{path} is not as it was written; `gorp eval` writes it anew" for path in scores.changed()),
+        ],
         "notes": {name: task["notes"] for name, task in current.record["tasks"].items() if task["notes"]},
         "warnings": [*filter(None, [current.record.get("leak_unmeasured")]), *current.record.get("warnings", [])],
         "versions": [

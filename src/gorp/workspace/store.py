@@ -1,105 +1,38 @@
 """A workspace on disk: versions that are whole or absent, the scores, the ledger.
 
+    gorp-workspace.json               the mark: written first, a folder without it is not touched
+    gorp.lock                         while a process writes
     versions/vN/delta.safetensors     what training added to each touched weight since the base model
     versions/vN/memory.safetensors    the protected directions S of each weight
     versions/vN/method.safetensors    the rest of the method's state, for the next task
-    versions/vN/training.json         what the task's training cost and reported
-    versions/vN/version.json          written last, with the SHA-256 of the others: a version exists when it does
+    versions/vN/training.json         what the task's training cost and reported, and the SHA-256 of the three
+    versions/vN/version.json          written last, with the SHA-256 of the others
     eval/scores.json                  every score with what it was measured on; matrix.csv is made from it
     eval/samples/vN-<task>.jsonl      every answer
     run/<task>/checkpoint-*           of a task in training
     config.json                       the configuration that `gorp train` accepted last, and the YAML it came from
-    ledger.jsonl                      what happened, one event a line
-    CURRENT                           the version that the next task starts from
+    ledger.jsonl                      what happened, one event a line, with the SHA-256 of every version.json
+    CURRENT                           the version that the next task starts from, and the SHA-256 of its version.json
 
-v0 is the base model: a version.json alone.
+v0 is the base model: a version.json alone. A version is what the ledger names; a folder that was copied to `versions`
+is none.
 """
 
-import json
 import os
-import re
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gorp.disk import disk_errors
 from gorp.errors import CheckpointError, ConfigError, nearest
-from gorp.storage import read_json, sync_folder, write_atomic, write_json
-from gorp.workspace.state import MEMORY, file_sha256, read_state
-
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-BASE_PARTS = {"config_sha256": "config.json", "tokenizer_sha256": "tokenizer"}
-"""Digests of a base model beside that of its weights -> what they are of."""
-
-TRAINING, RECORD, CONFIG = "training.json", "version.json", "config.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """A complete version."""
-
-    name: str
-    """v0 (the base model), v1, ..."""
-    folder: Path
-    record: Mapping[str, Any]
-    """Its version.json."""
-
-    @property
-    def contains(self) -> list[str]:
-        """The tasks it has learned, in order."""
-        return list(self.record["contains"])
-
-    def verify(self, base_sha256: str) -> None:
-        """Check that every file is as it was written, and that the version belongs to this base model.
-
-        Raises:
-            CheckpointError: It names the damaged or missing file.
-        """
-        if self.record["base"]["sha256"] != base_sha256:
-            raise CheckpointError(
-                f"{self.folder}: made for another base model: weights {self.record['base']['sha256'][:12]}…, the "
-                f"configured ones are {base_sha256[:12]}…. Configure the model it was made with "
-                f"({self.record['base']['path']}), or use another workspace."
-            )
-        for name, digest in self.record["sha256"].items():
-            if file_sha256(self.folder / name) != digest:
-                raise CheckpointError(
-                    f"{self.folder / name}: not the file that was written (its SHA-256 differs from the one in "
-                    f"{RECORD}). Restore it from a copy."
-                )
-
-    def check_base(self, base: Mapping[str, Any]) -> None:
-        """Check that the configuration and the tokenizer of the base model are those that the version was made with.
-
-        Both decide what the weights compute. A version without these digests, made by gorp 0.1.0, is not checked.
-
-        Args:
-            base: As in the record.
-
-        Raises:
-            CheckpointError: It names the one that differs.
-        """
-        for key, what in BASE_PARTS.items():
-            if self.record["base"].get(key, base.get(key)) != base.get(key):
-                raise CheckpointError(
-                    f"{self.folder}: made with the same weights, but the base model's {what} is not what it was. "
-                    f"Restore the files of {base['path']} as they were, or use another workspace."
-                )
-
-    def method_state(self, base_sha256: str) -> "dict[str, Tensor]":
-        """The state of the method after this version's last task, verified; empty for v0.
-
-        Raises:
-            CheckpointError: If a file is damaged, or the memory is another model's or of another side.
-        """
-        self.verify(base_sha256)
-        return read_state(self.folder, base_sha256) if MEMORY in self.record["sha256"] else {}
+from gorp.storage import sync_folder, write_atomic, write_json
+from gorp.workspace.accepted import kept_configuration
+from gorp.workspace.ledger import VERSION_NAME, Ledger
+from gorp.workspace.lock import Held
+from gorp.workspace.mark import remove_folder, writing
+from gorp.workspace.state import file_sha256
+from gorp.workspace.version import FILES, RECORD, Version, check_prepared, read_version, record_sha256
 
 
 class Workspace:
@@ -111,19 +44,41 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self.held: Held | None = None
+        """The lock, while this object writes."""
+        self._ledger = Ledger(self.root / "ledger.jsonl")
+
+    @contextmanager
+    def writing(self, sources: Iterable[Path] = ()) -> Iterator[None]:
+        """Be the one that writes here, while the block runs; see `mark.writing`."""
+        with writing(self.root, sources) as self.held:
+            try:
+                yield
+            finally:
+                self.held = None
+
+    def check_held(self) -> None:
+        """See that the lock is still ours; before what other processes must not mix with theirs is written.
+
+        Raises:
+            CheckpointError: If somebody took it away, so that another process may write here.
+        """
+        if self.held is not None:
+            self.held.check()
 
     def exists(self) -> bool:
-        """Whether there is a base version, so that the sequence has begun."""
-        return (self.root / "versions" / "v0" / RECORD).exists()
+        """Whether the sequence has begun: there is a base version, or something that came after one."""
+        there = (self.root / "versions").glob(f"v*/{RECORD}")
+        return bool(self._ledger.entered()) or (self.root / "CURRENT").exists() or any(there)
 
     def versions(self) -> list[Version]:
         """All complete versions, by number; whatever was interrupted is not among them.
 
         Raises:
-            CheckpointError: For a damaged version.json.
+            CheckpointError: For a damaged version.json, or a ledger that is gone.
         """
-        folders = [path for path in (self.root / "versions").glob("v*") if re.fullmatch(r"v\d+", path.name)]
-        return [self._read(path) for path in sorted(folders, key=lambda path: int(path.name[1:])) if _complete(path)]
+        known = self._known()
+        return [self._read(name, known) for name in sorted(known, key=_number) if self._is_complete(name)]
 
     def version(self, name: str) -> Version:
         """The version called `name`.
@@ -131,13 +86,15 @@ class Workspace:
         Raises:
             ConfigError: If there is none, with the nearest name.
         """
-        folder = self.root / "versions" / name
-        if not re.fullmatch(r"v\d+", name) or not _complete(folder):
-            known = [version.name for version in self.versions()]
-            raise ConfigError(
-                f"{self.root}: no version `{name}`; there are {', '.join(known) or 'none'}.{nearest(name, known)}"
-            )
-        return self._read(folder)
+        known = self._known()
+        if name in known and self._is_complete(name):
+            return self._read(name, known)
+        names = [each for each in sorted(known, key=_number) if self._is_complete(each)]
+        copied = VERSION_NAME.fullmatch(name) and self._is_complete(name)
+        there = f"; versions/{name} was not made here: ledger.jsonl does not name it" if copied else ""
+        raise ConfigError(
+            f"{self.root}: no version `{name}`; there are {', '.join(names) or 'none'}{there}.{nearest(name, names)}"
+        )
 
     def current(self) -> Version:
         """The version that CURRENT names, or one so new that the process ended before CURRENT could name it.
@@ -152,48 +109,63 @@ class Workspace:
             what = "a file; wanted the folder of a workspace" if self.root.is_file() else "no gorp workspace"
             raise CheckpointError(f"{self.root}: {what} (no file CURRENT). `gorp train` makes one.")
         try:
-            return self.version(path.read_text(encoding="utf-8").strip())
+            name, *digest = path.read_text(encoding="utf-8").split() or [""]
+            version = self.version(name)
         except (ConfigError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path}: names no complete version ({error}). Write the name of one.") from None
+        if digest and digest != [version.sha256]:
+            raise CheckpointError(
+                f"{path}: damaged: it names {name} with the SHA-256 of another version. Write the name of the version "
+                "that you want, alone."
+            )
+        return version
 
     def lineage(self) -> list[Version]:
-        """From the base model to CURRENT, each the parent of the next."""
+        """From the base model to CURRENT, each the parent of the next.
+
+        Raises:
+            CheckpointError: As `current`, and if one of them is gone.
+        """
         chain = [self.current()]
-        while (parent := chain[0].record["parent"]) is not None:
-            chain.insert(0, self.version(parent))
+        while (parent := chain[0].record["parent"]) is not None:  # always one of a smaller number
+            try:
+                chain.insert(0, self.version(parent))
+            except ConfigError as error:
+                raise CheckpointError(
+                    f"{self.root / 'versions' / parent}: is gone, and {chain[0].name} was made from it ({error}) "
+                    "Restore it from a copy; nothing is trained before that."
+                ) from None
         return chain
 
-    def accept(self, config: Mapping[str, Any], source: Path | None) -> None:
-        """Keep the configuration that a run begins with.
-
-        Args:
-            config: In full, as JSON values.
-            source: The YAML that it was read from, if any.
-        """
-        kept = {"source": None if source is None else str(source), "config": dict(config)}
-        path = self.root / CONFIG
-        if not path.is_file() or read_json(path) != kept:
-            write_json(path, kept)
+    def remarks(self) -> list[str]:
+        """What is unusual and allowed, a sentence each: CURRENT was written by hand, or a version was copied here."""
+        known, current = self._known(), self.current()
+        names, lines = [version.name for version in self.versions()], []
+        path = self.root / "CURRENT"
+        if path.is_file() and len(path.read_text(encoding="utf-8").split()) == 1 and current.name != names[-1]:
+            lines.append(f"CURRENT was set to {current.name} by hand; the newest version is {names[-1]}")
+        copied = [path.parent.name for path in sorted((self.root / "versions").glob(f"v*/{RECORD}"))]
+        lines += [
+            f"versions/{name} was not made here (ledger.jsonl does not name it), and is left alone"
+            for name in copied
+            if name not in known
+        ]
+        return lines
 
     def accepted(self) -> tuple[dict[str, Any], Path | None]:
-        """What `accept` kept last; where it kept nothing, the configuration that CURRENT was made with.
+        """The configuration that a run began with last; where none is kept, the one that CURRENT was made with.
 
         Raises:
             CheckpointError: If this is no workspace, or the file is damaged.
         """
         current = self.current()
-        path = self.root / CONFIG
-        if not path.is_file():
-            return current.record["config"], None
-        kept = read_json(path)
-        if not isinstance(kept, dict) or not {"source", "config"} <= set(kept):
-            raise CheckpointError(f"{path}: not a kept configuration. Remove it; `gorp train` writes it again.")
-        return kept["config"], kept["source"] and Path(kept["source"])
+        return kept_configuration(self.root) or (current.record["config"], None)
 
     def next_name(self) -> str:
         """The name of the version to be made next; numbers are never used again."""
-        versions = self.versions()
-        return f"v{int(versions[-1].name[1:]) + 1}" if versions else "v0"
+        folders = [path for path in (self.root / "versions").glob("v*") if VERSION_NAME.fullmatch(path.name)]
+        there = [path.name for path in folders if not path.is_dir() or any(path.iterdir())]
+        return f"v{max(map(_number, {*there, *self._ledger.entered()}), default=-1) + 1}"
 
     def prepared(self, name: str) -> Path:
         """The folder in which version `name` is put together."""
@@ -203,72 +175,93 @@ class Workspace:
         """Where the checkpoints of a task in training lie."""
         return self.root / "run" / task
 
+    def remove(self, folder: Path) -> None:
+        """Remove a folder of `run` or `versions`; see `mark.remove_folder`."""
+        remove_folder(self.root, folder)
+
     def publish(self, name: str, record: Mapping[str, Any]) -> Version:
         """Make a prepared version exist: version.json with the digests of its files, then one rename.
+
+        Between the two the ledger hears of it: after a kill, that is how the version is known to be one of its own.
 
         Args:
             name: Of the version; its other files lie in `prepared(name)`.
             record: What version.json says besides the digests.
+
+        Raises:
+            CheckpointError: If a file is not as training wrote it, the disk refuses, or another process writes here.
         """
         folder, target = self.prepared(name), self.root / "versions" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != RECORD}
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                if path.name not in FILES:
+                    path.unlink()
+        digests = {file: file_sha256(folder / file) for file in sorted(FILES) if (folder / file).exists()}
+        check_prepared(folder, digests)
         write_json(folder / RECORD, {"version": name, **record, "sha256": digests})
-        os.replace(folder, target)
-        sync_folder(target.parent)
-        version = self._read(target)
+        self.check_held()
+        self.log("prepared", version=name, sha256=record_sha256(folder))
+        with disk_errors(target):
+            os.replace(folder, target)
+            sync_folder(target.parent)
+        version = read_version(target, None)
         self.settle(version)
         return version
 
     def settle(self, version: Version) -> None:
         """Make a version CURRENT, enter it into the ledger, and drop the checkpoints that led to it."""
-        write_atomic(self.root / "CURRENT", f"{version.name}\n".encode())
+        write_atomic(self.root / "CURRENT", f"{version.name} {version.sha256}\n".encode())
         task = version.record["task"]
         if task is not None:
-            shutil.rmtree(self.run_folder(task), ignore_errors=True)
-        self.log("version", version=version.name, parent=version.record["parent"], task=task)
+            self.remove(self.run_folder(task))
+        self.log("version", version=version.name, parent=version.record["parent"], task=task, sha256=version.sha256)
 
     def unsettled(self) -> list[Version]:
-        """Versions that are complete but not in the ledger: the process ended between the two."""
-        entered = {event["version"] for event in self.ledger() if event["event"] == "version"}
-        return [version for version in self.versions() if version.name not in entered]
+        """A version that is complete but not in the ledger: the process ended between the two.
+
+        It is the one whose making is the ledger's last word, and has the version.json that was written then.
+        """
+        entered = self._ledger.entered()
+        if prepared := self._ledger.prepared():
+            name, sha256 = prepared
+            if name in entered or not self._is_complete(name):
+                return []
+            return [read_version(self.root / "versions" / name, sha256)]
+        name = f"v{max(map(_number, entered), default=-1) + 1}"
+        if self._ledger.is_chained() or not self._is_complete(name):
+            return []
+        version = read_version(self.root / "versions" / name, None)  # version 0.1.0 did not say what it was about to do
+        newest = list(entered)[-1] if entered else None
+        return [version] if version.record["parent"] in (newest, "v0") or newest is None else []
 
     def log(self, event: str, **facts: Any) -> None:
         """Append an event to the ledger; a torn last line, which never was an event, makes room."""
-        path = self.root / "ledger.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        line = json.dumps({"time": when, "event": event, **facts}, ensure_ascii=False) + "\n"
-        with open(path, "a+b") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        self._ledger.append(event, **facts)
 
     def ledger(self) -> list[dict[str, Any]]:
         """All events; a torn last line is left out.
 
         Raises:
-            CheckpointError: For a damaged line before the last.
+            CheckpointError: For a damaged line.
         """
-        path = self.root / "ledger.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-        events = []
-        for number, line in enumerate(lines, 1):
-            try:
-                events.append(json.loads(line))
-            except ValueError as error:
-                raise CheckpointError(f"{path}, line {number}: damaged ({error}). Restore the file.") from None
-        return events
+        return self._ledger.events()
 
-    def _read(self, folder: Path) -> Version:
-        record = read_json(folder / RECORD)
-        wanted = {"contains", "parent", "task", "base", "sha256", "config", "tasks"}
-        if not isinstance(record, dict) or not wanted <= set(record):
-            raise CheckpointError(f"{folder / RECORD}: not a version's record. Restore it from a copy.")
-        return Version(name=folder.name, folder=folder, record=record)
+    def _known(self) -> dict[str, str | None]:
+        """The versions that were made here: name -> SHA-256 of version.json."""
+        known = self._ledger.entered() | {version.name: version.sha256 for version in self.unsettled()}
+        if not known and (self.root / "CURRENT").is_file() and (self.root / "versions").is_dir():
+            raise CheckpointError(
+                f"{self._ledger.path}: is gone or empty, though there are versions. Restore it from a copy."
+            )
+        return known
+
+    def _is_complete(self, name: str) -> bool:
+        return (self.root / "versions" / name / RECORD).is_file()
+
+    def _read(self, name: str, known: Mapping[str, str | None]) -> Version:
+        return read_version(self.root / "versions" / name, known[name])
 
 
-def _complete(folder: Path) -> bool:
-    return (folder / RECORD).is_file()
+def _number(name: str) -> int:
+    return int(name[1:])

@@ -1,0 +1,116 @@
+"""What happened in a workspace, one event a line, each line bound to all before it.
+
+    {"time": ..., "event": "prepared", "version": "v1", "sha256": ..., "chain": ...}    before the rename of v1
+    {"time": ..., "event": "version", "version": "v1", ..., "sha256": ..., "chain": ...}    after CURRENT names it
+
+`sha256` is that of the version's version.json, which holds those of its other files. `chain` is
+SHA-256(chain of the line before, this line without its chain): a changed, missing or exchanged line is noticed at the
+next one. Version 0.1.0 wrote lines without either; they may stand at the beginning.
+"""
+
+import json
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gorp.disk import disk_errors
+from gorp.errors import CheckpointError
+from gorp.workspace.seal import digest
+
+
+VERSION_NAME = re.compile(r"v(0|[1-9][0-9]{0,8})")
+"""v0, v1, ..."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Ledger:
+    """The file `ledger.jsonl`; it need not exist.
+
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events, without their chains; a torn last line, which never was an event, is left out.
+
+        Raises:
+            CheckpointError: For a damaged line.
+        """
+        return [event for event, _ in self._read()]
+
+    def entered(self) -> dict[str, str | None]:
+        """The versions that came to be, in order: name -> SHA-256 of version.json, None where it was not written."""
+        return {e["version"]: e.get("sha256") for e in self.events() if e["event"] == "version"}
+
+    def prepared(self) -> tuple[str, str] | None:
+        """Name and SHA-256 of the version whose making is the last event, so that it may or may not have come to be."""
+        last = (self.events() or [{"event": None}])[-1]
+        return (last["version"], last["sha256"]) if last["event"] == "prepared" else None
+
+    def is_chained(self) -> bool:
+        """Whether any line has a chain; one that version 0.1.0 wrote has none."""
+        return any(chained for _, chained in self._read())
+
+    def append(self, event: str, **facts: Any) -> None:
+        """Enter an event and sync it; a torn last line makes room.
+
+        Raises:
+            CheckpointError: If the disk refuses, or the file is damaged or a link.
+        """
+        read = self._read()
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        body = {"time": when, "event": event, **facts}
+        chain = ""
+        for earlier, _ in read:
+            chain = digest(chain, earlier)
+        line = json.dumps({**body, "chain": digest(chain, body)}, ensure_ascii=False) + "\n"
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+            with open(descriptor, "a+b") as file:
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _read(self) -> list[tuple[dict[str, Any], bool]]:
+        """Events without their chains, and whether each had one."""
+        try:
+            lines = self.path.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror}).") from None
+        read: list[tuple[dict[str, Any], bool]] = []
+        chain = ""
+        for number, line in enumerate(lines, 1):
+            place = f"{self.path}, line {number}: damaged"
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise CheckpointError(f"{place} ({error}). Restore the file from a copy.") from None
+            if not isinstance(event, dict):
+                raise CheckpointError(f"{place} (no event). Restore the file from a copy.")
+            found = event.pop("chain", None)
+            chain = digest(chain, event)
+            if found != chain and (found is not None or any(chained for _, chained in read)):
+                raise CheckpointError(f"{place} (it, or a line before it, was changed). Restore the file from a copy.")
+            if not _is_event(event):
+                raise CheckpointError(f"{place} (no event). Restore the file from a copy.")
+            read.append((event, found is not None))
+        return read
+
+
+def _is_event(event: dict[str, Any]) -> bool:
+    kind, name, sha256 = (event.get(key) for key in ("event", "version", "sha256"))
+    if kind not in ("version", "prepared"):
+        return isinstance(kind, str)
+    named = isinstance(name, str) and VERSION_NAME.fullmatch(name)
+    known = isinstance(sha256, str) and SHA256.fullmatch(sha256)
+    return bool(named and (known or (kind == "version" and sha256 is None)))
