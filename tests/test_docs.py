@@ -20,6 +20,7 @@ from gorp.evaluation import EvalConfig
 from gorp.methods import METHODS
 from gorp.methods.gorp_config import MODE_DEFAULTS, GorpConfig
 from gorp.models import SHIPPED_FOLDER, ModelConfig
+from gorp.ranges import ranges
 from gorp.storage import read_tensors
 from gorp.training.settings import DEFAULTS, OURS
 from gorp.workspace import load_config, run_sequence
@@ -110,6 +111,8 @@ def test_a_block_has_every_key_with_its_type_and_default(heading):
             there = field.default_factory() if field.default is MISSING else field.default
             assert same(value(default), there), field.name
         assert line.text.endswith((".", ")", "`")), field.name
+        if field.name in ranges(cls):
+            assert f"{ranges(cls)[field.name]}." in line.text.lower(), field.name
 
 
 def test_gorp_has_every_option_with_its_default_in_both_modes():
@@ -120,6 +123,8 @@ def test_gorp_has_every_option_with_its_default_in_both_modes():
         for key, line in lines.items():
             assert line.type == wording(hints[key]), key
             assert same(value(line.defaults[column]), getattr(there, key)), (mode, key)
+    for key, allowed in ranges(GorpConfig).items():
+        assert f"{allowed}." in lines[key].text.lower(), key
 
 
 def test_every_method_is_there():

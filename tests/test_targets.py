@@ -55,6 +55,12 @@ def test_a_wrong_pattern_is_answered_with_the_nearest_ending(llama):
         resolve(llama, ("(",), role="lora")
 
 
+def test_a_pattern_that_would_never_end_is_refused(llama, monkeypatch):
+    monkeypatch.setattr("gorp.targets.PATIENCE", 0.05)
+    with pytest.raises(ModelError, match="tries too many ways to match `model"):
+        resolve(llama, (r"(?:.|[a-z_.])*z?[0-9][0-9]\w*",), role="lora")
+
+
 def test_an_unknown_architecture_must_be_written_out():
     with pytest.raises(ModelError, match="no target preset for model type `Sequential`"):
         family_of(nn.Sequential(nn.Linear(2, 2)))

@@ -1,7 +1,7 @@
 """LoRA factors on named layers, by PEFT, without changing the class of the model. arXiv:2106.09685."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -9,8 +9,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from gorp.delta import WeightDelta
-from gorp.errors import ConfigError
 from gorp.layers import replace
+from gorp.ranges import BELOW_ONE, POSITIVE, WIDEST, Range, check_ranges
 
 
 ADAPTER = "gorp"
@@ -20,21 +20,18 @@ ADAPTER = "gorp"
 class LoraSettings:
     """The `lora:` block; the names are those of `peft.LoraConfig`."""
 
-    r: int = 8
+    r: Annotated[int, Range(1, WIDEST)] = 8
     """Rows of A."""
-    lora_alpha: float = 32.0
+    lora_alpha: Annotated[float, POSITIVE] = 32.0
     """The factors are scaled by s = lora_alpha / r."""
-    lora_dropout: float = 0.0
+    lora_dropout: Annotated[float, BELOW_ONE] = 0.0
     """Share of the inputs of A dropped in training."""
     target_modules: tuple[str, ...] | str = "auto"
     """Which layers: "auto", "all-linear", or patterns (`gorp.targets.resolve`)."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before a model is loaded."""
-        if self.r < 1:
-            raise ConfigError(f"lora.r is {self.r}; it must be at least 1.")
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise ConfigError(f"lora.lora_dropout is {self.lora_dropout}; it is a fraction, at least 0 and below 1.")
+        check_ranges(self, "lora.")
 
 
 @dataclass(frozen=True, kw_only=True)

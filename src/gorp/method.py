@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
 from gorp.errors import ConfigError, TrainingError, nearest
+from gorp.ranges import check_ranges
 from gorp.trainable import check_trainable
 from gorp.weights import BaseWeights
 
@@ -43,10 +44,10 @@ class MethodConfig:
     """A method without options."""
 
     def __post_init__(self) -> None:
-        """Refuse a word that its field does not know; subclasses add what their numbers must be.
+        """Refuse a word that its field does not know, and a number outside its field's range.
 
         Raises:
-            ConfigError: With the words there are.
+            ConfigError: With the words there are, or the range.
         """
         for name, hint in get_type_hints(type(self)).items():
             words = [w for part in (hint, *get_args(hint)) if get_origin(part) is Literal for w in get_args(part)]
@@ -55,6 +56,7 @@ class MethodConfig:
                 raise ConfigError(
                     f"method.{name} is `{value}`; it must be one of {', '.join(words)}.{nearest(str(value), words)}"
                 )
+        check_ranges(self, "method.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import regex
 from torch import nn
 
-from gorp.errors import ModelError, nearest
+from gorp.errors import ModelError, nearest, shown
 from gorp.trainable import Obstacle, left_out, linear_layers
 
 
@@ -21,6 +22,10 @@ FAMILIES = {"t5": "t5", "mt5": "t5", "umt5": "t5"} | dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "smollm3", "granite"), "llama"
 )
 """`model_type` of a configuration -> the preset that fits its module names."""
+
+PATIENCE = 1.0
+"""Seconds that a pattern may take for one name: a millionth is usual, and some patterns would take years. Python's `re`
+knows no limit, `regex` (which transformers needs too) has one."""
 
 NAMED = 2
 """Names of weights that a line gives of each kind."""
@@ -126,9 +131,14 @@ def _matches(pattern: str, name: str, key: str) -> bool:
     if name == pattern or name.endswith("." + pattern):
         return True
     try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise ModelError(f"{key}: the pattern `{pattern}` is no regular expression: {error}.") from None
+        return regex.fullmatch(pattern, name, timeout=PATIENCE) is not None
+    except regex.error as error:
+        raise ModelError(f"{key}: the pattern `{shown(pattern)}` is no regular expression: {error}.") from None
+    except TimeoutError:
+        raise ModelError(
+            f"{key}: the pattern `{shown(pattern)}` tries too many ways to match `{name}`. Write it without a repeated "
+            f"part inside a repeated part."
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

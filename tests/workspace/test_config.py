@@ -11,7 +11,7 @@ from gorp.data import ORDERS
 from gorp.errors import ConfigError
 from gorp.methods import METHODS
 from gorp.workspace import build_method, effective, load_config, parse_config
-from gorp.workspace.blocks import read_yaml
+from gorp.workspace.yaml_file import read_yaml
 
 
 BASE = {"model": {"path": "some/model"}, "method": {"name": "gorp"}, "tasks": [{"name": "a", "train": "a.jsonl"}]}
@@ -107,6 +107,28 @@ def test_a_model_folder_beside_the_yaml_wins_over_a_hub_id(tmp_path):
         ({"eval": {"limit": 0}}, "eval: limit is 0"),
         ({"eval": {"batch_sise": 1}}, "Did you mean `batch_size`?"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": True}, "seed is true; wanted a number"),
+        ({"lora": 0}, "lora is a number; wanted a mapping"),
+        ({"lora": ""}, "lora is text; wanted a mapping"),
+        ({"training": []}, "training is []; wanted a mapping"),
+        ({"encoding": []}, "encoding is a list; wanted a mapping"),
+        ({"eval": False}, "eval is true or false; wanted a mapping"),
+        ({"lora": {"r": True}}, "lora.r is true; wanted a number"),
+        ({"method": {"name": "gorp", "core_learning_rate": False}}, "method.core_learning_rate is false; wanted a"),
+        ({"method": {"name": "gorp", "scale": -1}}, "method.scale is -1.0; it must be above 0"),
+        ({"method": {"name": "gorp", "recompress": float("nan")}}, "method.recompress is nan; it must be at least 0"),
+        ({"method": {"name": "gorp", "power_steps": 10**9}}, "it must be at least 0 and at most 100."),
+        ({"method": {"name": "gorp", "mode": ["x" * 9999] * 9999}}, "method.mode is ['xx"),
+        ({"lora": {"lora_alpha": 0}}, "lora.lora_alpha is 0.0; it must be above 0."),
+        ({"eval": {"max_new_tokens": 10**9}}, "eval: max_new_tokens is 1000000000; it must be at least 1 and at most"),
+        ({"training": {"max_steps": True}}, "training.max_steps is true; wanted a number"),
+        ({"model": {"path": ""}}, "model.path is empty; wanted a path or a hub id"),
+        ({"model": {"path": "~nobody-at-all/x"}}, "model.path is '~nobody-at-all/x': Could not determine home"),
+        ({"tasks": [{"name": "a", "train": " "}]}, "tasks[0].train is empty"),
+        ({"tasks": [{"name": "a", "train": "x", "eval": ""}]}, "tasks[0].eval is empty"),
+        ({"tasks": [{"name": "a", "train": "x" * 9999}]}, "tasks[0].train is 'xxx"),
+        ({"tasks": [{"name": "a", "train": "x\0.jsonl"}]}, "a path holds no NUL"),
+        ({"tasks": [{"name": "a" * 101, "train": "x"}]}, "it becomes a file name and may have 100 characters"),
         ({"tasks": []}, "at least one task"),
         ({"tasks": {"order": "order9", "data": "x"}}, "unknown order `order9`"),
         ({"tasks": {"order": "order1"}}, "tasks.data is None"),

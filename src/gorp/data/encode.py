@@ -11,7 +11,7 @@ is too long loses tokens; an answer never does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ from gorp.data.form import PLAIN, Form, forms_of
 from gorp.data.split import columns
 from gorp.data.tokens import added_tokens, special_tokens, text_ids
 from gorp.errors import ConfigError, DataError, ModelError
+from gorp.ranges import COUNT, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,9 @@ class Encoding:
         ConfigError: For a length below 1, an unknown way to truncate, or a date that is none.
     """
 
-    max_prompt_tokens: int = 512
+    max_prompt_tokens: Annotated[int, COUNT] = 512
     """Tokens of a prompt, with those that the tokenizer adds."""
-    max_completion_tokens: int = 50
+    max_completion_tokens: Annotated[int, COUNT] = 50
     """Tokens of an answer, with its end."""
     truncation: Literal["middle", "end"] = "middle"
     """What a long prompt loses: its middle, so that instruction and "Answer:" both stay, or its end (as published)."""
@@ -42,9 +43,7 @@ class Encoding:
     """What a chat template that writes today's date is told, so that a row is the same row tomorrow."""
 
     def __post_init__(self) -> None:
-        for field in ("max_prompt_tokens", "max_completion_tokens"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} is {getattr(self, field)}; wanted at least 1 token.")
+        check_ranges(self)
         if self.truncation not in ("middle", "end"):
             raise ConfigError(f"truncation `{self.truncation}` is unknown; wanted `middle` or `end`.")
         check_date(self.date)

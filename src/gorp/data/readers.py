@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 from datasets import ClassLabel, Dataset
@@ -20,6 +20,7 @@ from gorp.data.task import METRICS, Task, build_task, check_metric, check_names,
 from gorp.data.templates import Template
 from gorp.data.turns import read_turns
 from gorp.errors import ConfigError, DataError, nearest, shown
+from gorp.ranges import COUNT, NOT_NEGATIVE, check_ranges
 
 
 FORMATS = ("auto", *ANSWERS, *TURNS, "cl_benchmark")
@@ -59,11 +60,11 @@ class TaskSpec:
     """The closed label set, in the order the prompt names it. For text and label, None takes it from the rows."""
     metric: str | None = None
     """`exact_match` (None) or `label_ranking`."""
-    dev_rows: int = 0
+    dev_rows: Annotated[int, NOT_NEGATIVE] = 0
     """Rows cut from train for a dev set, at most a fifth of them; 0 for none."""
-    limit_train: int | None = None
+    limit_train: Annotated[int, COUNT] | None = None
     """Rows of train to keep, balanced over the labels; None for all."""
-    limit_eval: int | None = None
+    limit_eval: Annotated[int, COUNT] | None = None
     """Rows of eval to keep, likewise."""
     task_name_in_prompt: bool = False
     """CL benchmark only: begin the prompt with the task's name."""
@@ -73,11 +74,8 @@ class TaskSpec:
         for option, value, known in (("format", self.format, FORMATS), ("metric", self.metric or METRICS[0], METRICS)):
             if value not in known:
                 wanted = f"wanted one of {', '.join(known)}.{nearest(value, known)}"
-                raise ConfigError(f"task {self.name}: {option} `{value}` is unknown; {wanted}")
-        for option, least in (("dev_rows", 0), ("limit_train", 1), ("limit_eval", 1)):
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise ConfigError(f"task {self.name}: {option} is {value}; wanted at least {least}.")
+                raise ConfigError(f"task {self.name}: {option} `{shown(value)}` is unknown; {wanted}")
+        check_ranges(self, f"task {self.name}: ")
         self._check_labels()
         if self.template is not None:
             Template(self.template)
@@ -90,7 +88,8 @@ class TaskSpec:
                 hint = "Write quotes around words like true, no and 1."
                 raise ConfigError(f"task {self.name}: label {label!r} is no text. {hint}")
         if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise ConfigError(f"task {self.name}: labels are {self.labels}; wanted at least one, and none twice.")
+            found = names(self.labels)
+            raise ConfigError(f"task {self.name}: labels are {found}; wanted at least one, and none twice.")
 
 
 @dataclass(frozen=True, kw_only=True)

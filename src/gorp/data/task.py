@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from gorp.data.form import listed
 from gorp.data.split import conflicts, cut_dev, draw_balanced, draw_stratified, overlap, repeated, same_rows
-from gorp.errors import ConfigError, DataError
+from gorp.errors import ConfigError, DataError, shown
 
 
 # Thousands of short tables are made in a run; a bar for each would bury the log.
@@ -19,6 +19,9 @@ datasets.disable_progress_bars()
 
 METRICS = ("exact_match", "label_ranking")
 """How answers are judged: the generated text equals the completion, or the completion is the likeliest label."""
+
+LONGEST_NAME = 100
+"""Characters of a task's name; files are called by it and more."""
 
 COLUMNS = ["prompt", "completion"]
 """Of a task's rows; beside them `form`, where rows are not plain text."""
@@ -84,6 +87,11 @@ def check_names(names: Iterable[str]) -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
+        if len(name) > LONGEST_NAME:
+            raise ConfigError(
+                f"task name `{shown(name, 40)}`: it becomes a file name and may have {LONGEST_NAME} characters. "
+                f"Shorten it."
+            )
         if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in {".", ".."}:
             raise ConfigError(
                 f"task name `{name}`: it becomes a file name, so only letters, digits, `.`, `_` and `-` are allowed, "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,11 +15,18 @@ from transformers import PreTrainedTokenizerBase
 
 from gorp.behaviour import minds_padding, ordinary_tokens
 from gorp.data import Encoding, pad_left
-from gorp.errors import ConfigError, ModelError
+from gorp.errors import ModelError
+from gorp.ranges import COUNT, Range, check_ranges
 
 
 Progress = Callable[[int, int], None]
 """Called after every batch with the rows done and the rows in all."""
+
+MOST_ROWS = 100_000
+"""Of a batch."""
+
+LONGEST_ANSWER = 100_000
+"""Tokens; a model that never ends an answer writes as many for every row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +34,18 @@ class EvalConfig:
     """How tasks are scored.
 
     Raises:
-        ConfigError: For a number below 1.
+        ConfigError: For a number outside its range.
     """
 
-    batch_size: int = 32
+    batch_size: Annotated[int, Range(1, MOST_ROWS)] = 32
     """Rows per batch. Changes the speed, not the answers."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Annotated[int, Range(1, LONGEST_ANSWER)] | None = None
     """Tokens an answer in free text may have, its end included; None: as many as `encoding.max_completion_tokens`."""
-    limit: int | None = None
+    limit: Annotated[int, COUNT] | None = None
     """Rows scored per task, taken at even distances over the task; None: all."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; wanted at least 1.")
+        check_ranges(self)
 
 
 def answer_limit(encoding: Encoding, config: EvalConfig) -> int:

@@ -11,7 +11,7 @@ task's F is scaled to mean 1, so that λ means the same for every model, length 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
@@ -20,31 +20,21 @@ from typing_extensions import override
 
 from gorp.adapters import LoraSettings
 from gorp.distributed import num_ranks, rank, sum_over_ranks
-from gorp.errors import ConfigError
 from gorp.lora_method import SharedLoraMethod
 from gorp.method import Batch, MethodConfig, TaskContext, prefixed, without_prefix
+from gorp.ranges import COUNT, FRACTION, NOT_NEGATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
 class EwcConfig(MethodConfig):
     """Options of EWC."""
 
-    strength: float = 0.1
+    strength: Annotated[float, NOT_NEGATIVE] = 0.1
     """λ, for a Fisher information of mean 1. 0.1 was the best of 0.1, 1 and 100 on development rows."""
-    decay: float = 1.0
-    """γ: how much of the earlier tasks' Fisher information is kept, in [0, 1]."""
-    fisher_examples: int = 200
+    decay: Annotated[float, FRACTION] = 1.0
+    """γ: how much of the earlier tasks' Fisher information is kept."""
+    fisher_examples: Annotated[int, COUNT] = 200
     """Training examples that the Fisher information is estimated from, drawn at random."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
-        super().__post_init__()
-        if self.strength < 0:
-            raise ConfigError(f"method.strength is {self.strength}; a penalty's weight is at least 0.")
-        if not 0.0 <= self.decay <= 1.0:
-            raise ConfigError(f"method.decay is {self.decay}; it is a fraction, in [0, 1].")
-        if self.fisher_examples < 1:
-            raise ConfigError(f"method.fisher_examples is {self.fisher_examples}; it must be at least 1.")
 
 
 @final

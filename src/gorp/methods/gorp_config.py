@@ -1,11 +1,11 @@
 """The options of GORP, and what each mode makes of those that are left open."""
 
-import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from gorp.errors import ConfigError
 from gorp.method import MethodConfig
+from gorp.ranges import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, WIDEST, Range
 
 
 MODE_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -42,22 +42,22 @@ class GorpConfig(MethodConfig):
     full_modules: tuple[str, ...] | str = "auto"
     """Layers whose full weight is trained through a core: "auto" (the preset of the model's family), "all-linear",
     "none", or patterns. (Paper: T5's cross-attention, LLaMA's MLP gate.)"""
-    rank: int = 8
+    rank: Annotated[int, Range(1, WIDEST)] = 8
     """k: the core C is k x k. (Paper: 8.)"""
-    refresh_every: int = 10
+    refresh_every: Annotated[int, COUNT] = 10
     """T: optimizer steps between two refreshes of a frame. (Paper: 10.)"""
-    core_learning_rate: float | None = None
+    core_learning_rate: Annotated[float, NOT_NEGATIVE] | None = None
     """Learning rate of the cores; None is the learning rate of the adapters. (Paper, T5: 1e-5 beside 1e-3.)"""
-    scale: float = 1.0
+    scale: Annotated[float, POSITIVE] = 1.0
     """α in W ← W - η α U N Vᵀ. (Paper: not stated.)"""
-    energy: float | None = None
+    energy: Annotated[float, BELOW_ONE] | None = None
     """ε: fraction of a task's squared norm that the shared space holds afterwards, in [0, 1). (Paper: not stated.)"""
-    budget: float | None = None
+    budget: Annotated[float, Range(0, 1, open_low=True)] | None = None
     """Largest share of a weight's inputs that may be protected, in (0, 1]."""
     memory_source: Literal["moment", "sketch"] | None = None
     """What of a task is remembered: Adam's first moment at its end (paper), or a sketch of its gradients,
     fed at each refresh."""
-    sketch_size: int = 128
+    sketch_size: Annotated[int, Range(1, WIDEST)] = 128
     """Rows that the sketch keeps for a weight."""
     projection: Literal["gradient", "both"] | None = None
     """What is projected in the LoRA branch: A's gradient (paper mode only), or A's gradient and A after the step."""
@@ -70,34 +70,16 @@ class GorpConfig(MethodConfig):
     `gorp.moments`. (Paper: not stated; GaLore keeps them.)"""
     staggered: bool | None = None
     """Whether layers refresh their frames at different steps. (Paper: all together.)"""
-    oversampling: int = 8
+    oversampling: Annotated[int, Range(0, 1000)] = 8
     """Extra columns of the sketched frame beyond k."""
-    power_steps: int | None = None
+    power_steps: Annotated[int, Range(0, 100)] | None = None
     """Power iterations of the sketched frame, beside the half one that it always makes. (Paper: an exact SVD.)"""
-    recompress: float = 1e-6
+    recompress: Annotated[float, BELOW_ONE] = 1e-6
     """Relative error allowed when a finished task's factors are shortened; its row space never grows."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers before anything is loaded."""
+        """Refuse what does not go together, before anything is loaded."""
         super().__post_init__()
-        if self.energy is not None and not 0.0 <= self.energy < 1.0:
-            raise ConfigError(f"method.energy is {self.energy}; it is a fraction, at least 0 and below 1.")
-        if self.budget is not None and not 0.0 < self.budget <= 1.0:
-            raise ConfigError(f"method.budget is {self.budget}; it is a fraction, above 0 and at most 1.")
-        for name, low in (
-            ("rank", 1),
-            ("refresh_every", 1),
-            ("sketch_size", 1),
-            ("oversampling", 0),
-            ("power_steps", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ConfigError(f"method.{name} is {value}; it must be at least {low}.")
-        for name, low in (("scale", 0.0), ("core_learning_rate", 0.0), ("recompress", 0.0)):
-            value = getattr(self, name)
-            if value is not None and not low <= value < math.inf:
-                raise ConfigError(f"method.{name} is {value}; it must be a number, at least 0.")
         if self.mode == "strict" and self.projection == "gradient":
             raise ConfigError(
                 "method.projection: gradient is for paper mode: Adam divides the gradient entry by entry, and its step "

@@ -9,7 +9,7 @@ of absolute values instead of squares; `penalty: absolute` is that.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -17,25 +17,19 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from gorp.adapters import LoraSettings
-from gorp.errors import ConfigError
 from gorp.lora_method import LoraMethod
 from gorp.method import Batch, MethodConfig, TaskContext, prefixed, without_prefix
+from gorp.ranges import NOT_NEGATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
 class OLoraConfig(MethodConfig):
     """Options of O-LoRA."""
 
-    strength: float = 0.5
+    strength: Annotated[float, NOT_NEGATIVE] = 0.5
     """λ: weight of the overlap with earlier adapters. (Released code: 0.5.)"""
     penalty: Literal["squared", "absolute"] = "squared"
     """Squares of the entries of Aᵢ Aₜᵀ (the paper), or their absolute values (the released code)."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        super().__post_init__()
-        if self.strength < 0:
-            raise ConfigError(f"method.strength is {self.strength}; a penalty's weight is at least 0.")
 
 
 @final

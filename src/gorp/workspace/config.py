@@ -25,13 +25,14 @@ from transformers import TrainingArguments
 from gorp.adapters import LoraSettings
 from gorp.data import ORDERS, Encoding, TaskSpec, check_names
 from gorp.data.files import names_a_file
-from gorp.errors import ConfigError, nearest
+from gorp.errors import ConfigError, nearest, shown
 from gorp.evaluation import EvalConfig
 from gorp.method import Method, MethodConfig
 from gorp.methods import METHODS
 from gorp.models import SHIPPED, ModelConfig
 from gorp.training.settings import DEFAULTS, check_training_block
-from gorp.workspace.blocks import check_keys, read_block, read_value, read_yaml
+from gorp.workspace.blocks import check_keys, read_block, read_value, show
+from gorp.workspace.yaml_file import read_yaml
 
 
 NOT_SHARED = ("name", "train", "eval", "format")
@@ -64,6 +65,9 @@ class RunConfig:
     """The YAML that it was read from, if any; it decides nothing."""
 
 
+LONGEST_MESSAGE = 4000
+"""Characters of a message about a YAML, whatever the YAML holds."""
+
 BLOCKS = ("model", "method", "lora", "training", "encoding", "tasks", "eval", "seed")
 
 
@@ -78,7 +82,7 @@ def load_config(path: Path) -> RunConfig:
     try:
         return replace(parse_config(block, path.resolve().parent), source=path.resolve())
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(shown(f"{path}: {error}", LONGEST_MESSAGE)) from error
 
 
 def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
@@ -97,10 +101,10 @@ def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
         method=method,
         options=options,
         lora=lora,
-        training=_training(block.get("training") or {}),
-        encoding=read_block(Encoding, block.get("encoding") or {}, "encoding"),
+        training=_training(_block(block, "training")),
+        encoding=read_block(Encoding, _block(block, "encoding"), "encoding"),
         tasks=_tasks(block["tasks"], folder),
-        eval=read_block(EvalConfig, block.get("eval") or {}, "eval"),
+        eval=read_block(EvalConfig, _block(block, "eval"), "eval"),
         seed=_seed(block.get("seed", 0)),
     )
 
@@ -127,28 +131,52 @@ def effective(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def _block(block: Mapping[str, Any], key: str) -> Any:
+    """What stands under `key`; nothing (null) is an empty mapping, but 0, false, "" and [] are mistakes."""
+    return {} if block.get(key) is None else block[key]
+
+
+def _path(text: str, folder: Path, where: str) -> Path:
+    """`text` as a path from `folder`.
+
+    Raises:
+        ConfigError: For text that is blank, or that no system takes for a path.
+    """
+    if not text.strip():
+        raise ConfigError(f"{where} is empty; wanted a path or a hub id.")
+    try:
+        path = folder / Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, or the home of nobody
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{where} is {show(text)}: {reason}. Wanted a path or a hub id.") from None
+    if "\0" in text:
+        raise ConfigError(f"{where} is {show(text)}: a path holds no NUL.")
+    return path
+
+
 def _model(block: Any, folder: Path) -> ModelConfig:
     model = read_block(ModelConfig, block, "model")
-    path = Path(model.path).expanduser()
-    is_path = path.is_absolute() or model.path.startswith(".") or (folder / path).is_dir()
+    path = _path(model.path, folder, "model.path")
+    is_path = Path(model.path).is_absolute() or model.path.startswith((".", "~")) or path.is_dir()
     if model.path in SHIPPED or not is_path:
         return model
     if model.revision is not None:
         raise ConfigError(f"model.revision is for hub models, but model.path is the folder {path}. Remove it.")
-    return replace(model, path=str((folder / path).resolve()))
+    return replace(model, path=str(path.resolve()))
 
 
 def _method(block: Any, lora: Any) -> tuple[str, MethodConfig, LoraSettings | None]:
     if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
-        raise ConfigError(f"method is {block!r}; wanted a mapping with `name:`, one of {', '.join(METHODS)}.")
+        raise ConfigError(f"method is {show(block)}; wanted a mapping with `name:`, one of {', '.join(METHODS)}.")
     name = block["name"]
     if name not in METHODS:
         raise ConfigError(
-            f"method.name: unknown method `{name}`; known are {', '.join(METHODS)}.{nearest(name, METHODS)}"
+            f"method.name: unknown method `{shown(name)}`; known are {', '.join(METHODS)}.{nearest(name, METHODS)}"
         )
     options = read_block(METHODS[name].Config, {k: v for k, v in block.items() if k != "name"}, "method")
     if METHODS[name].uses_lora:
-        return name, options, read_block(LoraSettings, lora or {}, "lora")
+        return name, options, read_block(LoraSettings, {} if lora is None else lora, "lora")
     if lora is not None:
         raise ConfigError(f"lora: the method `{name}` trains no adapters, so the block would be ignored. Remove it.")
     return name, options, None
@@ -157,7 +185,7 @@ def _method(block: Any, lora: Any) -> tuple[str, MethodConfig, LoraSettings | No
 def _training(block: Any) -> dict[str, Any]:
     """Hugging Face does not check the types of its arguments; wrong ones fail hours later."""
     if not isinstance(block, Mapping):
-        raise ConfigError(f"training is {block!r}; wanted a mapping with fields of transformers.TrainingArguments.")
+        raise ConfigError(f"training is {show(block)}; wanted a mapping with fields of transformers.TrainingArguments.")
     check_training_block(block)
     hints, checked = get_type_hints(TrainingArguments), {}
     for key, value in block.items():
@@ -183,7 +211,8 @@ def _tasks(block: Any, folder: Path) -> tuple[TaskSpec, ...]:
 
 def _task(entry: Any, folder: Path, where: str) -> TaskSpec:
     spec = read_block(TaskSpec, entry, where)
-    return replace(spec, train=_source(spec.train, folder), eval=spec.eval and _source(spec.eval, folder))
+    train = _source(spec.train, folder, f"{where}.train")
+    return replace(spec, train=train, eval=None if spec.eval is None else _source(spec.eval, folder, f"{where}.eval"))
 
 
 def _published_order(block: Mapping[str, Any], folder: Path) -> tuple[TaskSpec, ...]:
@@ -191,10 +220,10 @@ def _published_order(block: Mapping[str, Any], folder: Path) -> tuple[TaskSpec, 
     check_keys(block, ["order", "data", *shared], "tasks")
     for key in ("order", "data"):
         if not isinstance(block.get(key), str):
-            raise ConfigError(f"tasks.{key} is {block.get(key)!r}; wanted text. Or write `tasks:` as a list.")
+            raise ConfigError(f"tasks.{key} is {show(block.get(key))}; wanted text. Or write `tasks:` as a list.")
     if block["order"] not in ORDERS:
         raise ConfigError(
-            f"tasks.order: unknown order `{block['order']}`; known are {', '.join(ORDERS)}."
+            f"tasks.order: unknown order `{shown(block['order'])}`; known are {', '.join(ORDERS)}."
             f"{nearest(block['order'], ORDERS)}"
         )
     rest = {key: value for key, value in block.items() if key not in ("order", "data")}
@@ -202,9 +231,9 @@ def _published_order(block: Mapping[str, Any], folder: Path) -> tuple[TaskSpec, 
     return tuple(_task({"name": name, **entry}, folder, "tasks") for name in ORDERS[block["order"]])
 
 
-def _source(text: str, folder: Path) -> str:
+def _source(text: str, folder: Path, where: str) -> str:
     """An absolute path, links as they are, or the id of a hub data set as it is."""
-    path = folder / Path(text).expanduser()
+    path = _path(text, folder, where)
     is_path = path.exists() or names_a_file(text) or text.startswith((".", "/", "~"))
     return os.path.abspath(path) if is_path else text
 

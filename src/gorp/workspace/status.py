@@ -7,9 +7,9 @@ from typing import Any
 from gorp.errors import ConfigError
 from gorp.evaluation import summary
 from gorp.workspace.accepted import beside
-from gorp.workspace.blocks import read_yaml
 from gorp.workspace.scores import Scores, learned_part
 from gorp.workspace.store import Workspace
+from gorp.workspace.yaml_file import read_yaml
 
 
 PROMISE = (

@@ -1,0 +1,68 @@
+"""What a number of the configuration may be, stated with its field: `rank: Annotated[int, Range(1, WIDEST)] = 8`."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from gorp.errors import ConfigError
+
+
+WIDEST = 100_000
+"""More than the width of any layer: what counts directions of one has no more."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`; never nan or infinite."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    """Whether `low` itself is outside."""
+    open_high: bool = False
+    """Whether `high` itself is outside."""
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"above {self.low}" if self.open_low else f"at least {self.low}"
+        if math.isinf(self.high):
+            return low
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
+
+
+POSITIVE = Range(0, open_low=True)
+NOT_NEGATIVE = Range(0)
+COUNT = Range(1)
+FRACTION = Range(0, 1)
+BELOW_ONE = Range(0, 1, open_high=True)
+
+
+def ranges(cls: type) -> dict[str, Range]:
+    """The range of every field of a dataclass that states one."""
+    found = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        for part in (hint, *get_args(hint)):  # `Annotated[int, Range(1)] | None` too
+            if get_origin(part) is Annotated:
+                found.update((name, extra) for extra in part.__metadata__ if isinstance(extra, Range))
+    return found
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Refuse a number outside its field's range. None is no number.
+
+    Args:
+        config: An instance of a dataclass.
+        prefix: What a message begins with, before the field's name: "method.".
+
+    Raises:
+        ConfigError: With the range.
+    """
+    allowed = ranges(type(config))
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in allowed and value is not None and value not in allowed[field.name]:
+            raise ConfigError(f"{prefix}{field.name} is {value}; it must be {allowed[field.name]}.")
