@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from gorp.adapters import LoraSettings, add_lora
 from gorp.cli import app
+from gorp.errors import ModelError
 from gorp.estimate import Device, SavedTensors, predict
 from gorp.estimate.shapes import batch_of, forward_and_backward
 from gorp.method import TaskContext
@@ -17,6 +18,8 @@ from gorp.methods.gorp import Gorp
 from gorp.models import load_model, skeleton
 from gorp.targets import resolve
 from gorp.workspace import build_method, load_config
+from tests.models_small import tiny_moe
+from tests.tokenizers_small import llama_tokenizer
 from tests.workspace.project import make_project
 
 
@@ -125,3 +128,10 @@ def test_command(tmp_path):
 def test_half_a_device_is_refused(tmp_path):
     project = make_project(tmp_path)
     assert CliRunner().invoke(app, ["estimate", str(project), "--tflops", "100"]).exit_code == 2
+
+
+def test_a_mixture_is_refused_because_its_step_depends_on_the_data(tmp_path):
+    path = make_project(tmp_path, family="llama", lora={"target_modules": "all-linear"})
+    tiny_moe(llama_tokenizer()).save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"`deepseek_v3` cannot be estimated: its router decides"):
+        predict(load_config(path), DEVICE)

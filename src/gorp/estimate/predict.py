@@ -19,10 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from gorp.adapters import LoraSettings, add_lora
+from gorp.errors import ModelError
 from gorp.estimate.device import Device
 from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, kept_limit, refreshes_of
 from gorp.estimate.ledger import Ledger, SavedTensors, held_tensors, storage_bytes
-from gorp.estimate.shapes import batch_of, forward_and_backward, make_fake
+from gorp.estimate.shapes import batch_of, check_static, forward_and_backward, make_fake
 from gorp.method import TaskContext
 from gorp.methods.gorp import Gorp
 from gorp.methods.gorp_config import GorpConfig
@@ -30,6 +31,7 @@ from gorp.models import skeleton
 from gorp.targets import resolve
 from gorp.training.settings import DEFAULTS
 from gorp.workspace.config import RunConfig, build_method
+from gorp.workspace.lengths import check_budgets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,11 @@ def predict(config: RunConfig, device: Device, *, ranks: int = 1) -> dict[str, E
     gorp is as the YAML has it; with its defaults where the YAML asks for another method.
 
     Raises:
-        ModelError: If there is no such model, or a target pattern matches none of its layers.
+        ModelError: If there is no such model, a target pattern matches none of its layers, or the shapes of a step
+            depend on the data, as where tokens are sent to experts.
+        ConfigError: If the budgets of a row exceed the model's positions.
     """
+    check_static(skeleton(config.model))
     step = _Step(config, device, ranks)
     return {"gorp": step.gorp(), "lora": step.lora(), "full": step.full()}
 
@@ -192,6 +197,7 @@ class _Step:
 
     def _run(self, model: PreTrainedModel) -> tuple[Ledger, SavedTensors]:
         """One micro-batch on shapes."""
+        check_budgets(model, self.config.encoding)
         model.config.use_cache = False  # as the Trainer sets it
         if self.checkpointing:
             newer = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -205,7 +211,14 @@ class _Step:
                 model, rows=self.rows, prompt=encoding.max_prompt_tokens, answer=encoding.max_completion_tokens
             )
             with Ledger(self.device) as ledger, SavedTensors(model) as saved:
-                forward_and_backward(model, batch, autocast=self.autocast)
+                try:
+                    forward_and_backward(model, batch, autocast=self.autocast)
+                except Exception as error:  # what a model does with tensors without data is its own affair
+                    kind = type(error).__name__
+                    raise ModelError(
+                        f"`{model.config.model_type}` cannot be estimated: its step does not run on shapes alone "
+                        f"({kind}). Train a few steps (`max_steps`) and look at the time and the memory."
+                    ) from error
         return ledger, saved
 
     def _beside(

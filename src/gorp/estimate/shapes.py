@@ -13,6 +13,23 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import swap_tensors
 from transformers import PreTrainedModel
 
+from gorp.errors import ModelError
+
+
+def check_static(model: PreTrainedModel) -> None:
+    """Refuse a model that sends each token to some of its experts: the shapes of its step depend on the data.
+
+    Raises:
+        ModelError: It names the experts.
+    """
+    experts = [name for name, layer in model.named_modules() if type(layer).__name__.endswith("Experts")]
+    if experts:
+        raise ModelError(
+            f"`{model.config.model_type}` cannot be estimated: its router decides which experts a token goes to "
+            f"(`{experts[0]}`), so a step cannot be counted from shapes. `gorp train --dry-run` says what would be "
+            "trained; for time and memory train a few steps (`max_steps`)."
+        )
+
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
     """Turn the tensors of a meta model into fake ones; who holds a parameter goes on holding the same."""

@@ -19,6 +19,7 @@ from gorp.training import training_arguments
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, build_method
 from gorp.workspace.learned import recall
+from gorp.workspace.lengths import check_lengths
 from gorp.workspace.store import Version, Workspace
 
 
@@ -85,6 +86,8 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
         version.verify(sha256)
         version.check_base(base)
     model, _ = load_model(local, device_for(config))
+    for note in check_lengths(tasks, tokenizer, model, encoding=config.encoding, evaluation=config.eval):
+        progress.say(note)
     method = build_method(config)
     method.setup(model)
     method.check_optimizer(optimizer, options)

@@ -1,0 +1,101 @@
+"""Rows that are longer than the model can read are refused before anything runs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch.nn import Module
+from transformers import PreTrainedTokenizerBase
+
+from gorp.data import Encoding, Task, encode_prompts, forms_of
+from gorp.data.encode import encode_completions
+from gorp.data.split import columns
+from gorp.errors import ConfigError
+from gorp.evaluation.batches import EvalConfig, answer_limit
+from gorp.positions import Positions, positions_of, trained_length
+
+
+@dataclass(frozen=True)
+class _Longest:
+    """The most tokens that a part of a task needs."""
+
+    where: str
+    prompt: int
+    answer: int
+
+
+def check_lengths(
+    tasks: Sequence[Task],
+    tokenizer: PreTrainedTokenizerBase,
+    model: Module,
+    *,
+    encoding: Encoding,
+    evaluation: EvalConfig,
+) -> list[str]:
+    """Compare the longest rows there are with the positions of the model.
+
+    Rows are measured only where the budgets exceed the positions; what is within them passes unseen.
+
+    Returns:
+        A line where rows are longer than those the model was trained with, and it can read them all the same.
+
+    Raises:
+        ConfigError: If a row does not fit, with the setting that would make it fit.
+    """
+    together = not model.config.is_encoder_decoder
+    answer = max(encoding.max_completion_tokens, answer_limit(encoding, evaluation))
+    longest = encoding.max_prompt_tokens + answer * together
+    limits, trained = positions_of(model), trained_length(model)
+    fits = limits.prompt is None or longest <= limits.prompt
+    if fits and (limits.answer is None or answer <= limits.answer) and (trained is None or longest <= trained):
+        return []
+    found = [item for task in tasks for item in _measured(task, tokenizer, together, encoding, evaluation)]
+    for item in found:
+        _check(item, limits, together)
+    most = max((item.prompt + item.answer * together for item in found), default=0)
+    if limits.prompt is None and trained is not None and most > trained:
+        return [f"rows have up to {most} tokens, more than the {trained} that the model was trained to read"]
+    return []
+
+
+def check_budgets(model: Module, encoding: Encoding) -> None:
+    """The same for the budgets of `encoding` alone, where there are no rows to measure.
+
+    Raises:
+        ConfigError: If they exceed the positions of `model`.
+    """
+    item = _Longest("the estimate", encoding.max_prompt_tokens, encoding.max_completion_tokens)
+    _check(item, positions_of(model), not model.config.is_encoder_decoder)
+
+
+def _check(item: _Longest, limits: Positions, together: bool) -> None:
+    longest = item.prompt + item.answer * together
+    if limits.prompt is not None and longest > limits.prompt:
+        room = limits.prompt - item.answer * together
+        parts = f" ({item.prompt} of the prompt, {item.answer} of the answer)" if together else ""
+        advice = f"Set encoding.max_prompt_tokens to {room}" if room > 0 else "Lower encoding.max_completion_tokens"
+        raise ConfigError(
+            f"{item.where}: the longest row has {longest} tokens{parts}, but the model has only {limits.prompt} "
+            f"positions. {advice}, or take a model that reads more."
+        )
+    if limits.answer is not None and item.answer > limits.answer:
+        raise ConfigError(
+            f"{item.where}: answers may have {item.answer} tokens, but the model's decoder has only {limits.answer} "
+            "positions. Lower encoding.max_completion_tokens and eval.max_new_tokens."
+        )
+
+
+def _measured(
+    task: Task, tokenizer: PreTrainedTokenizerBase, together: bool, encoding: Encoding, evaluation: EvalConfig
+) -> Iterator[_Longest]:
+    for part, rows in (("train", task.train), ("eval", task.eval)):
+        if rows is None:
+            continue
+        prompts, completions = columns(rows)
+        asked = {"encoder_decoder": not together, "forms": forms_of(rows)}
+        inputs = encode_prompts(prompts, tokenizer, encoding=encoding, **asked)
+        answers = encode_completions(completions, tokenizer, prompts=prompts, **asked)
+        free = part == "eval" and task.metric == "exact_match"
+        lengths = [answer_limit(encoding, evaluation) if free else len(answer) for answer in answers]
+        pairs = [(len(prompt), length) for prompt, length in zip(inputs, lengths, strict=True)]
+        prompt, answer = max(pairs, key=lambda pair: pair[0] + pair[1] * together)
+        yield _Longest(f"task {task.name}, {part}", prompt, answer if together else max(lengths))
