@@ -1,15 +1,20 @@
 """The engine: Hugging Face's Trainer, a new one for each task, with a method's seams attached."""
 
 from gorp.training.checkpoint import last_complete, last_whole
+from gorp.training.found import AsFound, ProcessAsFound
+from gorp.training.preflight import check_arguments
 from gorp.training.sequence import TaskResult, train_encoded, train_task
 from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
 
 
 __all__ = [
+    "AsFound",
     "ContinualSeq2SeqTrainer",
     "ContinualTrainer",
+    "ProcessAsFound",
     "TaskResult",
+    "check_arguments",
     "last_complete",
     "last_whole",
     "train_encoded",

@@ -1,6 +1,5 @@
 """One task of a sequence: prepare the model, train with a new Trainer, let the method remember."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gorp.data import Collator, Encoding, encode
-from gorp.errors import ConfigError
 from gorp.method import Batch, Method, TaskContext
 from gorp.targets import Treatment, treatments, untouched_line, weight_of
 from gorp.training.checkpoint import last_whole
 from gorp.training.failures import explained
 from gorp.training.found import AsFound, ProcessAsFound
 from gorp.training.interrupt import SaveOnInterrupt
+from gorp.training.preflight import check_arguments, num_steps
 from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
 
@@ -133,6 +132,7 @@ def train_encoded(
         arguments = training_arguments(
             training, folder=folder, seed=seed * 1000 + index, encoder_decoder=_is_encoder_decoder(model)
         )
+        check_arguments(arguments, [len(encoded)])
         context = TaskContext(
             name=name,
             index=index,
@@ -219,27 +219,6 @@ def _end_task(method: Method, model: nn.Module, optimizer: Optimizer, context: T
     except BaseException:
         method.broken = f"an error came while it was taking in task `{context.name}`"
         raise
-
-
-def num_steps(num_rows: int, arguments: TrainingArguments) -> int:
-    """Optimizer steps that the Trainer will take on `num_rows` rows.
-
-    The last batch of an epoch may be small, and counts unless `dataloader_drop_last` says otherwise.
-
-    Raises:
-        ConfigError: If every batch would be dropped.
-    """
-    size = arguments.train_batch_size * arguments.world_size
-    num_batches = num_rows // size if arguments.dataloader_drop_last else math.ceil(num_rows / size)
-    if num_batches == 0:
-        raise ConfigError(
-            f"training.dataloader_drop_last: the task has {num_rows} rows, fewer than the {size} of one batch, so "
-            "every batch would be dropped. Lower training.per_device_train_batch_size, or remove dataloader_drop_last."
-        )
-    if arguments.max_steps > 0:
-        return arguments.max_steps
-    per_epoch = max(1, math.ceil(num_batches / arguments.gradient_accumulation_steps))
-    return math.ceil(arguments.num_train_epochs * per_epoch)
 
 
 def _is_encoder_decoder(model: nn.Module) -> bool:

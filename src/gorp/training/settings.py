@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from gorp.errors import ConfigError, nearest
 
@@ -33,16 +34,52 @@ OURS = (
     "seed",
     "data_seed",
     "remove_unused_columns",
-    "load_best_model_at_end",
+    "label_names",
+    "length_column_name",
     "do_train",
-    "resume_from_checkpoint",
-    "save_only_model",
-    "ignore_data_skip",
+    "do_eval",
+    "do_predict",
     "eval_strategy",
+    "eval_steps",
+    "eval_delay",
+    "eval_on_start",
+    "eval_accumulation_steps",
+    "eval_do_concat_batches",
+    "eval_use_gather_object",
+    "per_device_eval_batch_size",
+    "prediction_loss_only",
+    "include_for_metrics",
+    "batch_eval_metrics",
+    "bf16_full_eval",
+    "fp16_full_eval",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "resume_from_checkpoint",
+    "restore_callback_states_from_checkpoint",
+    "save_only_model",
+    "save_on_each_node",
+    "enable_jit_checkpoint",
+    "ignore_data_skip",
+    "auto_find_batch_size",
+    "optim_target_modules",
+    "use_liger_kernel",
+    "liger_kernel_config",
+    "accelerator_config",
+    "parallelism_config",
     "fsdp",
+    "fsdp_config",
     "deepspeed",
+    "local_rank",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_always_push",
+    "hub_revision",
 )
-"""Set by gorp: paths by the workspace, seeds by `seed`, resume and evaluation by itself; sharding is not supported."""
+"""Set by gorp: paths by the workspace, seeds by `seed`, resume, rows and evaluation by itself. Not supported: sharding,
+kernels that compute no logits, a batch size that changes within a task, uploads."""
 
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -51,30 +88,91 @@ RENAMED = {
 """Names that newer versions of transformers have replaced."""
 
 
-LEAST = {"learning_rate": 0, "num_train_epochs": 0, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
-"""Numbers that Hugging Face takes as they are, and fails on when training has begun."""
+class Range(NamedTuple):
+    """What a number may be; `open` ends are not part of it."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        assert isinstance(value, int | float)
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        low = f"above {self.low}" if self.open_low else f"at least {self.low}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
 
 
-def check_training_block(block: Mapping[str, Any]) -> None:
+RANGES = {
+    "learning_rate": Range(0),
+    "num_train_epochs": Range(0, 1_000_000, open_low=True),
+    "per_device_train_batch_size": Range(1, 100_000),
+    "gradient_accumulation_steps": Range(1, 100_000),
+    "weight_decay": Range(0),
+    "adam_beta1": Range(0, 1, open_high=True),
+    "adam_beta2": Range(0, 1, open_high=True),
+    "adam_epsilon": Range(0, open_low=True),
+    "max_grad_norm": Range(0),
+    "label_smoothing_factor": Range(0, 1, open_high=True),
+    "neftune_noise_alpha": Range(0),
+    "warmup_steps": Range(0),
+    "logging_steps": Range(0, open_low=True),
+    "save_steps": Range(0, open_low=True),
+    "save_total_limit": Range(2),
+    "dataloader_num_workers": Range(0, 1000),
+    "dataloader_prefetch_factor": Range(1, 100_000),
+    "torch_empty_cache_steps": Range(1),
+    "ddp_timeout": Range(1),
+    "ddp_bucket_cap_mb": Range(1),
+}
+"""Numbers that Hugging Face takes as they are, and fails on when training has begun, or never."""
+
+
+def check_training_block(block: Mapping[Any, Any]) -> None:
     """Refuse keys that TrainingArguments does not have, or that gorp sets itself, and numbers that cannot be.
 
     Raises:
         ConfigError: With the nearest right key, or what the number may be.
     """
     known = {f.name for f in fields(TrainingArguments)}
-    for key in block:
+    for key, value in block.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"training: the key {key!r} is not text; wanted a field of TrainingArguments.")
+        if key.endswith("_token"):  # the value is not repeated: it may be a secret
+            raise ConfigError(
+                f"training.{key}: a secret does not belong in a file that is kept with every version. Remove it; "
+                "a logger finds its own in the environment, and gorp uploads nothing."
+            )
         if key in OURS:
             raise ConfigError(f"training.{key} is set by gorp itself, or not supported. Remove it.")
         if key not in known:
             raise ConfigError(f"training.{key} is not a field of transformers.TrainingArguments.{nearest(key, known)}")
-    for key, least in LEAST.items():
-        value = block.get(key)
-        if isinstance(value, int | float) and not least <= value < math.inf:
-            raise ConfigError(f"training.{key} is {value}; wanted a finite number, at least {least}.")
-    if block.get("save_total_limit") == 1:
-        raise ConfigError(
-            "training.save_total_limit is 1: the old checkpoint would be deleted before the new one is whole. Use 2."
-        )
+        _check_numbers(value, f"training.{key}")
+        if key in RANGES and isinstance(value, int | float) and (isinstance(value, bool) or value not in RANGES[key]):
+            reason = (
+                " The old checkpoint would be deleted before the new one is whole; null keeps all."
+                if key == "save_total_limit"
+                else ""
+            )
+            raise ConfigError(f"training.{key} is {value}; wanted a finite number, {RANGES[key]}.{reason}")
+    steps = block.get("max_steps", -1)
+    if isinstance(steps, int | float) and (isinstance(steps, bool) or (steps < 1 and steps != -1)):
+        raise ConfigError(f"training.max_steps is {steps}; wanted at least 1, or -1: as many as num_train_epochs say.")
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """Refuse what is not finite, however deep: it is no JSON, so no record could hold it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} is {value}; wanted a finite number.")
+    if isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _check_numbers(item, f"{where}.{key}")
 
 
 def training_arguments(
@@ -89,19 +187,30 @@ def training_arguments(
         encoder_decoder: Whether the Trainer is a Seq2SeqTrainer.
 
     Raises:
-        ConfigError: For unknown keys and values that Hugging Face refuses, bf16 on a device without it among them.
+        ConfigError: For unknown keys, values that Hugging Face refuses, precisions that the device does not have, and
+            what gorp does not support.
     """
     check_training_block(block)
     options: dict[str, Any] = DEFAULTS | {"use_cpu": not torch.accelerator.is_available()} | dict(block)
     cuda = torch.cuda.is_available() and not options["use_cpu"]
     if options.get("bf16") and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError("training.bf16 is on, but this GPU has no bfloat16. Use fp16, or float32 (bf16: false).")
+    if options.get("fp16") and (options["use_cpu"] or not torch.accelerator.is_available()):
+        raise ConfigError("training.fp16 is on, but this is a CPU, which trains in float32 or bf16. Remove it.")
     known = {f.name for f in fields(TrainingArguments)}
     for old, new in RENAMED.items():  # the old name warns in each task
         if old in options and new in known:
             options[new] = options.pop(old)
     cls = Seq2SeqTrainingArguments if encoder_decoder else TrainingArguments
     try:
-        return cls(**options, output_dir=str(folder), seed=seed, data_seed=seed, remove_unused_columns=False)
-    except (ValueError, TypeError, ImportError) as error:
+        arguments = cls(**options, output_dir=str(folder), seed=seed, data_seed=seed, remove_unused_columns=False)
+    except Exception as error:  # whatever it is, it comes from these values
         raise ConfigError(f"training: Hugging Face refuses these arguments: {error}") from error
+    if arguments.save_strategy == SaveStrategy.BEST:
+        raise ConfigError("training.save_strategy is `best`, but nothing is evaluated within a task. Use `steps`.")
+    if arguments.n_gpu > 1:
+        raise ConfigError(
+            f"{arguments.n_gpu} GPUs are visible, and Hugging Face would train through nn.DataParallel, which copies "
+            "the model in each step: gorp's layers cannot be copied so. Make one visible (CUDA_VISIBLE_DEVICES=0)."
+        )
+    return arguments

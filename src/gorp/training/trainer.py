@@ -22,6 +22,7 @@ from gorp.method import Method
 from gorp.training.answers import AnswerLoss, answer_loss
 from gorp.training.checkpoint import load_checkpoint, mark_complete, save_checkpoint
 from gorp.training.failures import KEPT
+from gorp.training.preflight import optimizer_of
 
 
 class ContinualTrainerMixin(Trainer):
@@ -48,7 +49,7 @@ class ContinualTrainerMixin(Trainer):
             # T5 takes `num_items_in_batch` among its **kwargs and ignores it: we turn its mean into that share.
             share = (inputs["labels"] != -100).sum() / num_items_in_batch
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            loss, outputs = super().compute_loss(model, self._for_smoothing(inputs), return_outputs=True)
             loss = loss * share * ranks
         else:
             with self._logits_wanted(inputs):  # of a copy: with a loss of its own the Trainer takes the labels out
@@ -59,6 +60,13 @@ class ContinualTrainerMixin(Trainer):
         if extra is not None:
             loss = loss + (extra / self.current_gradient_accumulation_steps if scaled else extra)
         return (loss, outputs) if return_outputs else loss
+
+    def _for_smoothing(self, inputs: Any) -> dict[str, Any]:
+        """A copy; with label smoothing the Trainer takes out the labels that T5 makes its decoder's input from."""
+        if self.label_smoother is None or "decoder_input_ids" in inputs:
+            return {**inputs}
+        shifted = self.plain_model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+        return {**inputs, "decoder_input_ids": shifted}
 
     def _logits_wanted(self, inputs: Any) -> AbstractContextManager[None]:
         """What says, while the model runs, where logits are wanted; here everywhere."""
@@ -79,13 +87,7 @@ class ContinualTrainerMixin(Trainer):
     @override
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.plain_model)
-            if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(optimizer_class, type):
-                raise ConfigError(
-                    f"training.optim: `{self.args.optim}` chooses its own parameters and cannot train a method's "
-                    "groups. Use a plain optimizer such as adamw_torch, sgd or adafactor."
-                )
-            options = {"weight_decay": self.args.weight_decay, **options}
+            optimizer_class, options = optimizer_of(self.args, self.plain_model)
             self.method.check_optimizer(optimizer_class, options)
             self.optimizer = optimizer_class(self.method.parameter_groups(self.plain_model, options["lr"]), **options)
             self.optimizer.register_step_post_hook(lambda *_: self._after_step())

@@ -191,6 +191,7 @@ def _training(block: Any) -> dict[str, Any]:
     for key, value in block.items():
         read = read_value(hints[key], value, f"training.{key}") if _is_simple(hints[key]) else value
         checked[key] = read if isinstance(value, str) else value  # 200 stays 200 where Hugging Face says float
+    check_training_block(checked)  # once more: text may have been a number
     return checked
 
 

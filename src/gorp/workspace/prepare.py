@@ -1,21 +1,21 @@
 """Everything that can be refused is refused here, before the first step of training and before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gorp.data import Task, encode, load_task, rows_fingerprint
-from gorp.errors import ConfigError, DataError
+from gorp.errors import DataError
 from gorp.method import Method
 from gorp.methods import METHODS
 from gorp.model_files import base_digests
 from gorp.models import load_model, load_tokenizer, locate
 from gorp.progress import Progress
-from gorp.training import training_arguments
+from gorp.training import ProcessAsFound, check_arguments, training_arguments
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, build_method
 from gorp.workspace.learned import recall
@@ -71,7 +71,7 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
             progress.say(f"{task.name}: {note}")
     architecture = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
     encoder_decoder = bool(architecture.is_encoder_decoder)
-    optimizer, options = check_arguments(config, workspace, encoder_decoder)
+    optimizer, options = check_training(config, workspace, encoder_decoder, tasks)
     for task in tasks:
         if task.train is None:
             continue
@@ -142,19 +142,24 @@ def device_for(config: RunConfig) -> str:
     return "cuda" if torch.cuda.is_available() and not config.training.get("use_cpu") else "cpu"
 
 
-def check_arguments(config: RunConfig, workspace: Workspace, encoder_decoder: bool) -> tuple[type, dict[str, Any]]:
-    """Make the arguments of training once, and look up the optimizer they name.
+def check_training(
+    config: RunConfig, workspace: Workspace, encoder_decoder: bool, tasks: Sequence[Task]
+) -> tuple[type, dict[str, Any]]:
+    """Make the arguments of training once, and what the Trainer makes from them for the rows of each task.
 
     Returns:
         The optimizer's class, and what it is made with.
 
     Raises:
-        ConfigError: If Hugging Face refuses them, or the optimizer needs a package that is not there.
+        ConfigError: If Hugging Face refuses them, or something that they name is not there or cannot be made.
     """
-    arguments = training_arguments(
-        config.training, folder=workspace.root / "run", seed=config.seed, encoder_decoder=encoder_decoder
-    )
+    process = ProcessAsFound()
     try:
-        return Trainer.get_optimizer_cls_and_kwargs(arguments)
-    except (ValueError, TypeError, ImportError, AttributeError) as error:
-        raise ConfigError(f"training.optim: `{arguments.optim}` cannot be used: {error}") from error
+        arguments = training_arguments(
+            config.training, folder=workspace.root / "run", seed=config.seed, encoder_decoder=encoder_decoder
+        )
+        counts = [len(task.train) for task in tasks if task.train is not None]
+        joint = METHODS[config.method].joint and len(counts) == len(tasks)
+        return check_arguments(arguments, [sum(counts)] if joint else counts)
+    finally:
+        process.restore()

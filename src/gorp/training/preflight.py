@@ -1,0 +1,119 @@
+"""What the Trainer makes at the start of training, made once before anything expensive, so that what fails fails now.
+
+The optimizer and the schedule on a parameter of four numbers, the loggers, and the number of steps.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_utils import SchedulerType
+
+from gorp.errors import ConfigError
+from gorp.training.found import ProcessAsFound
+
+
+OF_SCORES = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that follow scores, which there are none of within a task."""
+
+
+def check_arguments(arguments: TrainingArguments, num_rows: Sequence[int] = ()) -> tuple[type, dict[str, Any]]:
+    """Make what training will make.
+
+    Args:
+        arguments: Of a task.
+        num_rows: Rows of each task that will be trained.
+
+    Returns:
+        The optimizer's class, and what it is made with beside its parameters.
+
+    Raises:
+        ConfigError: It names the key of the `training:` block.
+    """
+    process = ProcessAsFound()
+    try:
+        cls, options = optimizer_of(arguments)
+        steps = [num_steps(rows, arguments) for rows in num_rows] or [100]
+        for count in steps:
+            _make(cls, options, arguments, count)
+        try:
+            for callback in get_reporting_integration_callbacks(arguments.report_to):
+                callback()
+        except Exception as error:
+            raise ConfigError(f"training.report_to: {arguments.report_to} cannot be used: {error}") from error
+        return cls, options
+    finally:
+        process.restore()
+
+
+def optimizer_of(arguments: TrainingArguments, model: Any = None) -> tuple[type, dict[str, Any]]:
+    """The optimizer that `arguments` name: its class, and what it is made with beside its parameters.
+
+    Raises:
+        ConfigError: If there is none, or if it cannot train a method's groups of parameters.
+    """
+    try:
+        cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except Exception as error:
+        raise ConfigError(f"training.optim: `{arguments.optim}` cannot be used: {error}") from error
+    if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(cls, type):
+        raise ConfigError(
+            f"training.optim: `{arguments.optim}` chooses its own parameters and cannot train a method's "
+            "groups. Use a plain optimizer such as adamw_torch, sgd or adafactor."
+        )
+    return cls, {"weight_decay": arguments.weight_decay, **options}
+
+
+def num_steps(num_rows: int, arguments: TrainingArguments) -> int:
+    """Optimizer steps that the Trainer will take on `num_rows` rows.
+
+    The last batch of an epoch may be small, and counts unless `dataloader_drop_last` says otherwise.
+
+    Raises:
+        ConfigError: If every batch would be dropped.
+    """
+    size = arguments.train_batch_size * arguments.world_size
+    num_batches = num_rows // size if arguments.dataloader_drop_last else math.ceil(num_rows / size)
+    if num_batches == 0:
+        raise ConfigError(
+            f"training.dataloader_drop_last: a task has {num_rows} rows, fewer than the {size} of one batch, so "
+            "every batch would be dropped. Lower training.per_device_train_batch_size, or remove dataloader_drop_last."
+        )
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    return math.ceil(arguments.num_train_epochs * math.ceil(num_batches / arguments.gradient_accumulation_steps))
+
+
+def _make(cls: type, options: dict[str, Any], arguments: TrainingArguments, steps: int) -> None:
+    """The optimizer and its schedule, and a step of the schedule."""
+    try:
+        optimizer = cls([nn.Parameter(torch.zeros(2, 2))], **options)
+    except Exception as error:
+        raise ConfigError(f"training.optim: `{arguments.optim}` cannot be made with these options: {error}") from error
+    kind, kwargs = SchedulerType(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs
+    if kind.value in OF_SCORES:
+        raise ConfigError(f"training.lr_scheduler_type: `{kind.value}` follows scores, and a task has none within it.")
+    warmup = arguments.get_warmup_steps(steps)
+    if kind == SchedulerType.CONSTANT and warmup > 0:
+        raise ConfigError(
+            "training.warmup_steps: the schedule `constant` ignores it. Set lr_scheduler_type: constant_with_warmup."
+        )
+    if kind in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP) and kwargs:
+        raise ConfigError(f"training.lr_scheduler_kwargs: the schedule `{kind.value}` takes none. Remove it.")
+    try:
+        get_scheduler(
+            kind,
+            optimizer=optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=steps,
+            scheduler_specific_kwargs=kwargs,
+        )
+    except Exception as error:
+        raise ConfigError(
+            f"training.lr_scheduler_type: `{kind.value}` cannot be made with training.lr_scheduler_kwargs {kwargs} for "
+            f"{steps} steps: {error}"
+        ) from error
