@@ -75,7 +75,7 @@ def test_a_token_is_refused_and_not_repeated(key):
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"bogus": 1}}, "lr_scheduler_kwargs .*bogus"),
         ({"lr_scheduler_kwargs": {"bogus": 1}}, "lr_scheduler_kwargs: the schedule `constant` takes none"),
         ({"warmup_steps": 5}, "warmup_steps: the schedule `constant` ignores it"),
-        ({"lr_scheduler_type": "greedy"}, "follows scores"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "requires an eval strategy"),
         ({"save_strategy": "best"}, "save_strategy is `best`"),
         ({"save_strategy": "bogus"}, "Hugging Face refuses"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "every batch would be dropped"),

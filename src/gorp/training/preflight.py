@@ -17,10 +17,6 @@ from gorp.errors import ConfigError
 from gorp.training.found import ProcessAsFound
 
 
-OF_SCORES = ("reduce_lr_on_plateau", "greedy")
-"""Schedules that follow scores, which there are none of within a task."""
-
-
 def check_arguments(arguments: TrainingArguments, num_rows: Sequence[int] = ()) -> tuple[type, dict[str, Any]]:
     """Make what training will make.
 
@@ -95,8 +91,6 @@ def _make(cls: type, options: dict[str, Any], arguments: TrainingArguments, step
     except Exception as error:
         raise ConfigError(f"training.optim: `{arguments.optim}` cannot be made with these options: {error}") from error
     kind, kwargs = SchedulerType(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs
-    if kind.value in OF_SCORES:
-        raise ConfigError(f"training.lr_scheduler_type: `{kind.value}` follows scores, and a task has none within it.")
     warmup = arguments.get_warmup_steps(steps)
     if kind == SchedulerType.CONSTANT and warmup > 0:
         raise ConfigError(
