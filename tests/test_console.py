@@ -37,6 +37,7 @@ def state(count: int, *, names=MONTHS) -> dict:
         "matrix": matrix(R, names).to_dict(),
         "measures": {},
         "warnings": [],
+        "remarks": [],
         "notes": {names[0]: ["the label set was taken from train"]},
         "versions": versions,
     }
