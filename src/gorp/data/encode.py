@@ -73,12 +73,7 @@ def encode(
     labels = []
     answers = encode_completions(completions, tokenizer, prompts=prompts, encoder_decoder=encoder_decoder, forms=forms)
     for index, answer in enumerate(answers):
-        if len(answer) > encoding.max_completion_tokens:
-            raise DataError(
-                f"row {index} (counted from 0): its completion has {len(answer)} tokens with eos, more than "
-                f"max_completion_tokens = {encoding.max_completion_tokens}: {completions[index][:60]!r}. "
-                f"Raise the limit or shorten the answer; answers are never cut."
-            )
+        check_answer_length(index, completions[index], answer, encoding)
         if encoder_decoder:
             labels.append(answer)
         else:
@@ -86,6 +81,20 @@ def encode(
             inputs[index] = inputs[index] + answer
     ids = List(Value("int32"))
     return Dataset.from_dict({"input_ids": inputs, "labels": labels}, features=Features(input_ids=ids, labels=ids))
+
+
+def check_answer_length(index: int, completion: str, ids: Sequence[int], encoding: Encoding) -> None:
+    """Refuse an answer over its budget.
+
+    Raises:
+        DataError: With the row's number.
+    """
+    if len(ids) > encoding.max_completion_tokens:
+        raise DataError(
+            f"row {index} (counted from 0): its completion has {len(ids)} tokens with eos, more than "
+            f"max_completion_tokens = {encoding.max_completion_tokens}: {completion[:60]!r}. "
+            f"Raise the limit or shorten the answer; answers are never cut."
+        )
 
 
 def encode_prompt(

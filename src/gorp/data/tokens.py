@@ -31,7 +31,20 @@ def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, contro
     literal = [index for index, text in enumerate(texts) if found is not None and found.search(text)]
     ids = _ids(texts, tokenizer)
     for index, pieces in zip(literal, _ids([texts[index] for index in literal], tokenizer, split=True), strict=True):
-        ids[index] = pieces
+        names = {name for name in found.findall(texts[index])} if found is not None else set()
+        whole = set(tokenizer.convert_tokens_to_ids(list(names))) & set(pieces)
+        ids[index] = _cut(texts[index], names, tokenizer) if whole else pieces
+    return ids
+
+
+def _cut(text: str, names: set[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a text whose names of special tokens the tokenizer's own vocabulary holds: each name in two parts."""
+    cuts = [match.start() + 1 for match in re.finditer("|".join(map(re.escape, names)), text)]
+    first, *others = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    ids = _ids([first], tokenizer)[0]
+    for part in others:  # behind a letter, or the tokenizer would begin it with a blank
+        head, joined = _ids(["x", f"x{part}"], tokenizer)
+        ids += joined[len(head) :] if joined[: len(head)] == head else _ids([part], tokenizer)[0]
     return ids
 
 

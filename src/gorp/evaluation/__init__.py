@@ -3,6 +3,8 @@
 batches.py     EvalConfig, eval mode, batches of like length
 generate.py    greedy answers in free text
 rank.py        log-likelihood of every label of a closed set
+compare.py     when an answer is the expected one
+inspect.py     what can be known of a task's answers before any is given
 score.py       Task → TaskScore
 matrix.py      AccuracyMatrix: after every task, on every task
 metrics.py     AP, BWT, forgetting, LA, FWT: formulas on the matrix
@@ -17,9 +19,11 @@ from gorp.evaluation.metrics import FORMULAS, MEANINGS, seen_performance, summar
 
 if TYPE_CHECKING:
     from gorp.evaluation.batches import EvalConfig, can_be_padded
+    from gorp.evaluation.compare import comparison, normalise
     from gorp.evaluation.generate import generate_answers
+    from gorp.evaluation.inspect import inspect_task
     from gorp.evaluation.rank import rank_labels
-    from gorp.evaluation.score import TaskScore, normalise, score_task
+    from gorp.evaluation.score import TaskScore, score_task
 
 
 __all__ = [
@@ -29,7 +33,9 @@ __all__ = [
     "EvalConfig",
     "TaskScore",
     "can_be_padded",
+    "comparison",
     "generate_answers",
+    "inspect_task",
     "normalise",
     "rank_labels",
     "score_task",
@@ -40,10 +46,12 @@ __all__ = [
 _MODULES = {
     "EvalConfig": "batches",
     "can_be_padded": "batches",
+    "comparison": "compare",
     "generate_answers": "generate",
+    "inspect_task": "inspect",
     "rank_labels": "rank",
     "TaskScore": "score",
-    "normalise": "score",
+    "normalise": "compare",
     "score_task": "score",
 }
 """Names whose modules need torch and transformers: imported when they are first asked for."""

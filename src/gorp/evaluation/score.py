@@ -1,6 +1,5 @@
 """Score a model on a task: answer every row, compare with what was expected, keep every answer."""
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +8,17 @@ from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
 
 from gorp.data import Encoding, Form, Task, forms_of
+from gorp.data.cl_benchmark import NO_LABEL
 from gorp.data.split import columns
 from gorp.errors import DataError, nearest
 from gorp.evaluation.batches import EvalConfig, Progress
+from gorp.evaluation.compare import comparison, is_right
 from gorp.evaluation.generate import generate_answers
 from gorp.evaluation.rank import rank_labels
 
 
 SPLITS = ("eval", "dev", "train")
 """The parts of a task that can be scored."""
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +41,6 @@ class TaskScore:
     """One entry per row: `index` in the split, `prompt`, `expected`, `answer`, `correct`."""
 
 
-def normalise(text: str) -> str:
-    """The form in which two answers are compared: lower case, without ASCII punctuation, single blanks.
-
-    Articles stay, since "A" is an answer of COPA. This is how the exact match of the CL_Benchmark
-    results is computed (O-LoRA, arXiv:2310.14152).
-    """
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
-
-
 def score_task(
     model: Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -63,7 +53,9 @@ def score_task(
 ) -> TaskScore:
     """Answer the rows of one split of `task` and count the correct ones.
 
-        score = 100 · (rows with normalise(answer) = normalise(completion)) / rows
+        score = 100 · (rows whose answer is the completion) / rows
+
+    What of an answer counts is decided by `comparison`.
 
     Args:
         model: A transformers model, or a PEFT model around one.
@@ -87,8 +79,9 @@ def score_task(
         answers = [max(scores, key=scores.__getitem__) for scores in ranked]  # equal scores: the label named first
     else:
         answers = generate_answers(model, tokenizer, prompts, **asked)
+    name = comparison(task)
     samples = [
-        {**row, "answer": answer, "correct": normalise(answer) == normalise(row["expected"])}
+        {**row, "answer": answer, "correct": is_right(answer, row["expected"], name)}
         for row, answer in zip(rows, answers, strict=True)
     ]
     score = 100.0 * sum(sample["correct"] for sample in samples) / len(samples)
@@ -117,9 +110,8 @@ def _rows(task: Task, split: str, limit: int | None) -> tuple[list[dict[str, Any
 def _labels(task: Task, split: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """The labels to rank, checked against what the rows expect."""
     labels = list(task.labels or ())
-    known = {normalise(label) for label in labels}
     for row in rows:
-        if normalise(row["expected"]) not in known:
+        if row["expected"] not in (*labels, NO_LABEL):
             raise DataError(
                 f"task `{task.name}`, {split} row {row['index']}: expects `{row['expected']}`, which is not one of its"
                 f" labels {labels}. Correct the row, or add the label."

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gorp.data import Task, encode, load_task, rows_fingerprint
+from gorp.data import Task, load_task, rows_fingerprint
 from gorp.errors import DataError
+from gorp.evaluation import inspect_task
 from gorp.method import Method
 from gorp.methods import METHODS
 from gorp.model_files import base_digests
@@ -73,12 +74,12 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     encoder_decoder = bool(architecture.is_encoder_decoder)
     optimizer, options = check_training(config, workspace, encoder_decoder, tasks)
     for task in tasks:
-        if task.train is None:
-            continue
+        asked: Any = {"encoder_decoder": encoder_decoder, "encoding": config.encoding, "config": config.eval}
         try:
-            encode(task.train, tokenizer, encoder_decoder=encoder_decoder, encoding=config.encoding)
+            for note in inspect_task(task, tokenizer, **asked):
+                progress.say(f"{task.name}: {note}")
         except DataError as error:
-            raise DataError(f"task {task.name}, train: {error}") from error
+            raise DataError(f"task {task.name}, {error}") from error
     progress.say(f"loading {config.model.path}")
     base = {"path": config.model.path, "revision": config.model.revision, **base_digests(folder)}
     sha256 = base["sha256"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gorp.data import Task
-from gorp.evaluation import AccuracyMatrix, score_task, summary
+from gorp.evaluation import AccuracyMatrix, comparison, score_task, summary
 from gorp.evaluation.batches import answer_limit
 from gorp.progress import Progress
 from gorp.workspace.config import build_method
@@ -114,7 +114,12 @@ def _key(session: Session, digest: str, task: Task) -> str:
     """The weights, the rows, how they are asked, and how numbers are computed. Batch size changes the speed alone."""
     config = session.config
     tokens = answer_limit(config.encoding, config.eval)
-    asked = {"limit": config.eval.limit, "max_new_tokens": tokens, "metric": task.metric}
+    asked = {
+        "limit": config.eval.limit,
+        "max_new_tokens": tokens,
+        "metric": task.metric,
+        "comparison": comparison(task),
+    }
     labels = list(task.labels or ())
     weights = [session.base["sha256"], digest]
     model = session.model
