@@ -11,17 +11,18 @@ SHOWN = 240
 
 def preview(session: Session) -> list[str]:
     """Two lines for each task: how many rows, and the first row to train on."""
-    return [f"{task.name}: {line}" for task in session.tasks for line in _about(task)]
+    return [f"{task.name}: {line}" for task in session.tasks for line in _about(session, task)]
 
 
-def _about(task: Task) -> list[str]:
+def _about(session: Session, task: Task) -> list[str]:
     if task.train is None:
         return [f"learned; {len(task.eval)} rows to be scored on"]
     prompts, completions = columns(task.train)
     dev = "" if task.dev is None else f", {len(task.dev)} kept for dev"
     lines = [f"rows: {len(prompts)} to train on, {len(task.eval)} to be scored on{dev}"]
     form = forms_of(task.train)[0]
-    answer = f"{form.lead}{completions[0]}{form.end}"
+    lead = form.lead.lstrip() if session.model.config.is_encoder_decoder else form.lead
+    answer = f"{lead}{completions[0]}{form.end}"
     return [*lines, f"for example {_short(prompts[0])!r} → {_short(answer)!r}"]
 
 

@@ -1,0 +1,56 @@
+"""Ranking is minus the training loss whatever a family keeps of a prompt: windows, recurrent states, convolutions."""
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from tests.evaluation.test_rank import LABELS, PROMPTS, rank, rank_one_by_one
+from tests.tokenizers_small import llama_tokenizer
+
+
+BASE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+}
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {
+    "gemma3_text": WINDOW | {"query_pre_attn_scalar": 8},
+    "gpt_oss": WINDOW | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "mamba": {"state_size": 4, "expand": 2, "time_step_rank": 2},
+    "qwen3_5_text": LINEAR,
+}
+
+
+def build(family):
+    tokenizer = llama_tokenizer()
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CONFIG_MAPPING[family](**(BASE | FAMILIES[family] | ids | {"vocab_size": len(tokenizer)}))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "A_log" not in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval(), tokenizer
+
+
+@pytest.mark.filterwarnings("ignore")  # some families warn that a faster kernel is not installed
+@pytest.mark.parametrize("family", FAMILIES)
+def test_is_minus_the_training_loss(family):
+    model, tokenizer = build(family)
+    expected = rank_one_by_one(model, tokenizer, PROMPTS, LABELS)
+    for scores, wanted in zip(rank(model, tokenizer), expected, strict=True):
+        assert scores == pytest.approx(wanted, rel=1e-3, abs=1e-3)
