@@ -66,6 +66,12 @@ def test_labels_that_the_tokenizer_cannot_write_are_refused(metric):
     assert notes(task(rows, labels=("支持", "反对"), metric=metric)) == ""
 
 
+def test_a_tokenizer_whose_unk_is_its_eos_by_name_can_write_everything():
+    tokenizer = llama_tokenizer()
+    tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token
+    assert notes(task([("a", "支持"), ("b", "反对")], labels=("支持", "反对")), tokenizer) == ""
+
+
 def test_labels_with_the_same_tokens_are_refused():
     rows = [("a", "True"), ("b", "False")]
     with pytest.raises(DataError, match="labels `True` and ` True` have the same tokens"):

@@ -180,5 +180,5 @@ class TestRefusals:
 
     @pytest.mark.parametrize("field", ["batch_size", "max_new_tokens", "limit"])
     def test_numbers_below_one(self, field):
-        with pytest.raises(ConfigError, match=f"{field} is 0; wanted at least 1"):
+        with pytest.raises(ConfigError, match=f"{field} is 0; it must be at least 1"):
             EvalConfig(**{field: 0})

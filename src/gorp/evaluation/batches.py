@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gorp.behaviour import minds_padding, ordinary_tokens
 from gorp.data import Encoding, pad_left
@@ -84,6 +84,8 @@ def can_be_padded(model: Module, tokenizer: PreTrainedTokenizerBase) -> bool:
     Some recurrent models (RWKV, RecurrentGemma) read their padding, masked or not.
     """
     inner = without_peft(model)
+    if not isinstance(inner, PreTrainedModel):
+        return True
     if inner not in _minding:
         with evaluating(model):
             _minding[inner] = minds_padding(inner, ordinary_tokens(tokenizer), pad_token_id(tokenizer))

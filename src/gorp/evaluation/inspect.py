@@ -98,7 +98,7 @@ def _check_length(rows: _Rows, encoding: Encoding) -> None:
 
 def _check_labels(task: Task, rows: _Rows, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool) -> None:
     """Refuse labels that cannot be told apart, or not be written."""
-    labels, unknown = task.labels or (), tokenizer.unk_token_id
+    labels, unknown = task.labels or (), _unknown(tokenizer)
     like = {"prompts": rows.prompts[:1] * len(labels), "forms": rows.forms[:1] * len(labels)}
     seen: dict[tuple[int, ...], str] = {}
     for label, ids in zip(
@@ -137,7 +137,7 @@ def _about_prompts(rows: _Rows, tokenizer: PreTrainedTokenizerBase, encoding: En
     limit, count = encoding.max_prompt_tokens, len(rows.prompts)
     if long := sum(len(ids) > limit for ids in rows.read):
         yield f"{long} of {count} prompts of {rows.part} exceed {limit} tokens and lose their {encoding.truncation}"
-    unknown = tokenizer.unk_token_id
+    unknown = _unknown(tokenizer)
     if unknown is not None and (lost := sum(unknown in ids for ids in rows.read)):
         yield f"{lost} of {count} prompts of {rows.part} hold text that the tokenizer reads as {tokenizer.unk_token}"
 
@@ -196,6 +196,12 @@ def _about_length(rows: _Rows, encoding: Encoding, config: EvalConfig) -> Iterat
             f"{long} of {len(lengths)} expected answers are longer than {key} = {limit} tokens (the longest has "
             f"{max(lengths)}): they cannot be right. Raise {key}"
         )
+
+
+def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of text without tokens; None where all text has, as in GPT-2, whose unk is its eos by name."""
+    unknown = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
 
 
 def _short(text: str) -> str:
