@@ -374,6 +374,21 @@ def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_pat
     assert json.loads(again)["matrix"] == json.loads(stdout)["matrix"]
 
 
+def test_sigterm_ends_scoring_cleanly_and_saves_the_running_step_of_training(tmp_path):
+    """As Slurm and Kubernetes end a job: once while the base model is scored or soon after, once in a task."""
+    path = make_project(tmp_path, training={"per_device_train_batch_size": 2, "save_steps": 2, "num_train_epochs": 40})
+    work = tmp_path / "work"
+    for sign in ("eval/scores.json", "run/one/checkpoint-*/complete.json"):
+        process = start("train", path, "--workspace", work)
+        until(lambda s=sign: list(work.glob(s)), process)
+        process.terminate()
+        error = process.communicate()[1]
+        assert process.returncode == 143 and "Traceback" not in error, error
+        assert re.search(r"gorp: terminated\..* The same command goes on where it was\.", error), error
+    assert re.search(r"terminated\. Step \d+ of 480 of task one is saved\.", error), error
+    assert not list(work.rglob("*.tmp"))
+
+
 def test_the_demo_ends_with_a_sentence_for_each_method(tmp_path, monkeypatch):
     found = {
         "sequential_lora": DemoResult(matrix=matrix(), seconds=1.0, samples=[]),
