@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from gorp.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
-from gorp.linalg import eigen, orthonormalize, orthonormalize_all, project_out, project_out_rows
+from gorp.linalg import (
+    coarsest,
+    eigen,
+    orthonormalize,
+    orthonormalize_all,
+    project_out,
+    project_out_rows,
+    rounding_floor,
+)
 
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
@@ -94,7 +102,8 @@ def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, pow
         bs.append(project_out_rows(whole, basis))  # (D Q)ᵀ X (I - S Sᵀ)
         sizes.append(whole.norm())
     bases = [seen.basis for seen in layers]
-    return _from_rows(lefts, bs, sizes, bases, rank=rank)
+    made_in = [coarsest(*(x.dtype for pair in seen.pairs for x in pair)) for seen in layers]
+    return _from_rows(lefts, bs, sizes, bases, made_in, rank=rank)
 
 
 def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
@@ -107,7 +116,7 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
     """
     b = project_out_rows(gradient, basis)
     left, sigma, right_t = torch.linalg.svd(b, full_matrices=False)
-    alive = _alive(sigma[:rank], gradient.norm(), b.norm(), size=max(gradient.shape))
+    alive = _alive(sigma[:rank], gradient.norm(), b.norm(), size=max(gradient.shape), dtype=b.dtype, made_in=b.dtype)
     right = orthonormalize(right_t[:alive].mT, away_from=basis)
     return _finish(left[:, :alive], sigma[:alive], right, rank=rank)
 
@@ -118,7 +127,13 @@ def _range_of(pairs: Pairs, start: Tensor, basis: Tensor) -> Tensor:
 
 
 def _from_rows(
-    lefts: Sequence[Tensor], bs: Sequence[Tensor], sizes: Sequence[Tensor], bases: Sequence[Tensor], *, rank: int
+    lefts: Sequence[Tensor],
+    bs: Sequence[Tensor],
+    sizes: Sequence[Tensor],
+    bases: Sequence[Tensor],
+    made_in: Sequence[torch.dtype],
+    *,
+    rank: int,
 ) -> list[Frame | None]:
     """The frames from Q and B of each layer, by the eigenvectors of B Bᵀ."""
     wide = [b.double() for b in bs]
@@ -132,8 +147,8 @@ def _from_rows(
         squared, vectors = eigen(part[:-1].view(len(b), len(b)))
         sigma, vectors = squared.sqrt()[:rank], vectors[:, :rank]
         outside = squared.sum().sqrt()
-        eps = torch.finfo(b.dtype).eps
-        alive = _alive(sigma, part[-1], outside, size=max(len(left), b.shape[1]), eps=eps)
+        size = max(len(left), b.shape[1])
+        alive = _alive(sigma, part[-1], outside, size=size, dtype=b.dtype, made_in=made_in[index])
         turn, sigma = (x.to(b.device, non_blocking=True) for x in (vectors[:, :alive], sigma[:alive]))
         right = wide[index].mT @ (turn / sigma)  # Bᵀ U_b Σ⁻¹
         found[index] = left @ turn.to(left), sigma.to(left), project_out(right.to(left), bases[index])
@@ -143,15 +158,18 @@ def _from_rows(
     return frames
 
 
-def _alive(sigma: Tensor, whole: Tensor, outside: Tensor, *, size: int, eps: float | None = None) -> int:
+def _alive(
+    sigma: Tensor, whole: Tensor, outside: Tensor, *, size: int, dtype: torch.dtype, made_in: torch.dtype
+) -> int:
     """How many directions have signal.
 
-    Rounding is measured against the gradient before projection: what is left of one that lies in S is noise, and
-    as in `gorp.linalg.stands_out` a direction must stand out from what was projected away.
+    Rounding of the products here, in `dtype`, is measured against the gradient before projection. And as in
+    `gorp.linalg.stands_out` a direction must stand out from what was projected away, by the rounding of the model's own
+    arithmetic, `made_in`: C's gradients between two refreshes have it.
     """
-    eps = torch.finfo(sigma.dtype).eps if eps is None else eps
+    eps = torch.finfo(dtype).eps
     inside = (whole.square() - outside.square()).clamp(min=0).sqrt()
-    return int((sigma > max(eps * size, SQUARED) * whole + eps**0.5 * inside).sum())
+    return int((sigma > max(eps * size, SQUARED) * whole + rounding_floor(dtype, made_in) * inside).sum())
 
 
 def _finish(left: Tensor, sigma: Tensor, right: Tensor, *, rank: int) -> Frame:

@@ -4,18 +4,22 @@ X, N x n   inputs of the layer, one row a token          D, N x m   gradients of
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from gorp.compiled import enter, observe
+from gorp.linalg import coarsest
 
 
 class Watch(ABC):
     """Sees X and D of one layer in every backward pass, in compiled models too.
 
-    Works with gradient checkpointing: the first forward, which records nothing, is not seen.
+    Under gradient checkpointing X is not held from the first forward on: it is saved for the backward pass as autograd
+    saves tensors, so that a checkpoint drops it and computes it again.
 
     Args:
         layer: A linear layer, wrapped or not.
@@ -67,14 +71,26 @@ class Watch(ABC):
             return observe(output.reshape(-1, output.shape[-1]), x, self._number).reshape(output.shape)
         if not output.requires_grad or not self.wants_input():
             return None
-        x = args[0].detach()
+        return Observed.apply(output, args[0].detach(), self)
 
-        def see(gradient: Tensor) -> None:
-            d = gradient.detach()
-            self.saw(x.reshape(-1, x.shape[-1]), d.reshape(-1, d.shape[-1]))
 
-        output.register_hook(see)
-        return None
+class Observed(torch.autograd.Function):
+    """`Observed.apply(y, x, watch)`: y, unchanged; in the backward pass `watch` sees X and D."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, watch: Watch) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.watch = watch
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        d, (x,) = grad_outputs[0], ctx.saved_tensors
+        ctx.watch.saw(x.reshape(-1, x.shape[-1]), d.detach().reshape(-1, d.shape[-1]))
+        return d, None, None
 
 
 class GradientTap(Watch):
@@ -108,9 +124,11 @@ class GradientTap(Watch):
 class GradientProbe(Watch):
     """Takes ψᵀ G, one fixed combination of the rows of a layer's gradient, as backward passes go by.
 
-    2·N·(m + n) flops a pass. It holds X until the layer's backward, as LoRA's A does anyway. ψ is a Weyl sequence in
-    [-1, 1), the same on every rank and device.
+    2·N·(m + n) flops a pass. ψ is a Weyl sequence in [-1, 1), the same on every rank and device.
     """
+
+    made_in: torch.dtype | None = None
+    """The dtype of X or D, whichever is coarser, in the last pass; under autocast not the weight's."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._weights: Tensor | None = None
@@ -125,6 +143,7 @@ class GradientProbe(Watch):
         """Add (D ψ)ᵀ X."""
         if self._weights is None:
             self._weights = torch.arange(1, d.shape[1] + 1, device=d.device) * 2654435761 % 2**32 / 2**31 - 1
+        self.made_in = coarsest(x.dtype, d.dtype)
         combined = (d @ self._weights.to(d.dtype)).to(x.dtype)  # D ψ
         row = (combined @ x).to(torch.promote_types(x.dtype, torch.float32))
         self._row = row if self._row is None else self._row + row

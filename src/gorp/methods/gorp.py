@@ -24,7 +24,7 @@ from gorp.errors import ConfigError
 from gorp.frame import Pairs, Seen, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
 from gorp.layers import LowRankUpdate, unwrap
-from gorp.linalg import project_out, stands_out
+from gorp.linalg import coarsest, project_out, stands_out
 from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
@@ -291,8 +291,11 @@ class Gorp(Method):
         if not rows:
             return
         sums = sum_over_ranks(torch.cat(list(rows.values()))).split([len(row) for row in rows.values()])
+        known = [probe.made_in for probe in self._probes.values() if probe.made_in is not None]
         for name, total in zip(rows, sums, strict=True):
-            speaks = stands_out(total[None], self.memory.basis(name, total)).to(total)
+            # A rank that has never used this layer takes what its others are made in, so that ranks agree.
+            made_in = self._probes[name].made_in or (coarsest(*known) if known else None)
+            speaks = stands_out(total[None], self.memory.basis(name, total), made_in=made_in).to(total)
             for factor in (self._pairs[name].down, self._pairs[name].up):
                 if factor.grad is not None:
                     factor.grad.mul_(speaks)
