@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gorp.data import Collator, Encoding, Form, encode, encode_completion, encode_prompt, encode_prompts, pad_left
+from gorp.data.encode import places
 from gorp.data.form import with_forms
 from gorp.errors import ConfigError, DataError, ModelError
 from tests.tokenizers_small import SENTENCES, llama_tokenizer, t5_tokenizer
@@ -118,6 +119,13 @@ def test_the_lead_of_a_label_is_written_by_a_decoder_alone():
     for tokenizer, seq2seq, same in ((LLAMA, False, spaced), (T5, True, rows((PROMPT, "True")))):
         encoded = [encode(d, tokenizer, encoder_decoder=seq2seq, encoding=BUDGET)[0] for d in (labelled, same)]
         assert encoded[0] == encoded[1]
+
+
+def test_labels_behind_ordinary_text_are_encoded_once():
+    chat = Form(chat=True, end="</s>")
+    prompts = ["<s>[INST] " + "word " * 20 + f"{i} [/INST]" for i in range(2)] + ["user: hi\nassistant:", "<s>\n"]
+    assert places(prompts, LLAMA, [chat] * 4) == ["", "", "", "<s>\n"]
+    assert places(["<s>\n"], LLAMA, [Form()]) == [""]
 
 
 TEXT = st.text("abc \n.", min_size=1, max_size=80)

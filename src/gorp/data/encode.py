@@ -25,6 +25,10 @@ from gorp.errors import ConfigError, DataError, ModelError
 from gorp.ranges import COUNT, check_ranges
 
 
+LONGEST_PLACE = 64
+"""Characters between the special token that begins an answer's turn and the answer: a role, line breaks, a thought."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
     """How text becomes tokens: how long a prompt and an answer may be, and what day a chat template writes.
@@ -197,14 +201,17 @@ def encode_completions(
 
 
 def places(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> list[str]:
-    """What of each prompt the tokens of an answer depend on: of a chat, the text from its last special token on."""
+    """What of each prompt the tokens of an answer depend on: of a chat, the text from its last special token on.
+
+    Where that is long, or there is none, ordinary text stands before the answer, and any will do: empty.
+    """
     found = special_tokens(tokenizer) if any(form.chat for form in forms) else None
     ends = []
     for prompt, form in zip(prompts, forms, strict=True):
-        last = 0
+        last = None
         for match in found.finditer(prompt) if found is not None and form.chat else ():
             last = match.start()
-        ends.append(prompt[last:] if form.chat else "")
+        ends.append("" if last is None or len(prompt) - last > LONGEST_PLACE else prompt[last:])
     return ends
 
 
