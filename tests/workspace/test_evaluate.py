@@ -1,13 +1,16 @@
 """`gorp eval` asks what the configuration asks now."""
 
 import json
+import shutil
 
 import pytest
 
-from gorp.errors import CheckpointError
+from gorp.errors import CheckpointError, ConfigError
+from gorp.evaluation import TaskScore
 from gorp.progress import Progress
 from gorp.workspace import evaluate_version, load_config, run_sequence
-from tests.workspace.project import make_project, task, write_config, write_rows
+from gorp.workspace.scores import Scores
+from tests.workspace.project import make_project, task, without_digests, write_config, write_rows
 
 
 @pytest.fixture
@@ -104,3 +107,63 @@ def test_a_task_not_learned_yet_is_scored_too(trained):
     write_config(trained)
     assert set(evaluate_version(trained / "work")["scores"]) == {"one", "two"}
     assert json.loads((trained / "work/eval/scores.json").read_text())["v1"]["two"]["rows"] == 6
+
+
+def custom_model(folder):
+    """Give a model folder code of its own, which leaves a trace when it runs."""
+    (folder / "evil.py").write_text(
+        f"open({str(folder.parent / 'ran')!r}, 'w')\nfrom transformers import T5Config\nclass Evil(T5Config): pass\n"
+    )
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoConfig": "evil.Evil"}}))
+
+
+def test_a_workspace_cannot_have_code_run(trained, tmp_path):
+    """Neither its config.json, nor a YAML that is found through it or beside it: whoever made it made those too."""
+    custom_model(trained / "model")
+    kept = trained / "work/config.json"
+    model = {"path": "model", "trust_remote_code": True}
+    value = json.loads(kept.read_text())
+    value["config"]["model"] |= {"path": "./model", "trust_remote_code": True}
+    del value["digest"]  # whoever edits it can make that fit as well
+    kept.write_text(json.dumps(value))
+    write_config(trained, tasks=[task("one")], model=model)
+    moved = trained / "work.yaml"
+    for change in (lambda: None, lambda: (trained / "run.yaml").rename(moved), moved.unlink):
+        change()
+        with pytest.raises(ConfigError, match=r"trust_remote_code is true, but .*--trust-remote-code"):
+            evaluate_version(trained / "work")
+        assert not (trained / "ran").exists()
+
+
+def test_a_moved_project_is_read_where_it_is(trained, tmp_path):
+    """The YAML, the rows and the model of the copy; of the place it was copied from nothing, gone or not."""
+    there = tmp_path / "copy"
+    shutil.copytree(trained, there, ignore=shutil.ignore_patterns("copy"))
+    write_config(there, tasks=[task("one")], eval={"limit": 2})
+    said = Said()
+    assert rows_scored(there, said) == 2 and f"configuration: {there / 'run.yaml'}" in said.lines
+    write_config(there, tasks=[task("one")], eval={"limit": 3}).rename(there / "work.yaml")
+    assert rows_scored(there) == 3  # the one beside it, of its name
+    (there / "work.yaml").unlink()
+    for name in ("run.yaml", "one_eval.jsonl", "model"):
+        (trained / name).rename(trained / f"{name}.old")
+    assert rows_scored(there, said) == 6 and any("accepted last" in line for line in said.lines)
+    assert str(trained) not in (there / "work/config.json").read_text()
+
+
+def test_a_moved_project_of_the_first_version_is_read_where_it_is(trained, tmp_path):
+    without_digests(trained / "work")
+    there = tmp_path / "copy"
+    shutil.copytree(trained, there, ignore=shutil.ignore_patterns("copy"))
+    write_config(there, tasks=[task("one")], eval={"limit": 2})
+    assert rows_scored(there) == 2
+
+
+def test_scores_of_two_at_once_are_all_kept(tmp_path):
+    """Each reads the table, measures, and enters its score into the table as it is then."""
+    tables = [Scores(tmp_path / "eval") for _ in range(4)]
+    for number, table in enumerate(tables):  # each was read before any other wrote
+        score = TaskScore(task=f"t{number}", metric="m", score=float(number), rows=1, samples=[])
+        table.enter("v0", score, "k")
+    assert set(Scores(tmp_path / "eval").cells["v0"]) == {"t0", "t1", "t2", "t3"}

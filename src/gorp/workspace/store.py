@@ -229,7 +229,9 @@ class Workspace:
                 return []
             return [read_version(self.root / "versions" / name, sha256)]
         name = f"v{max(map(_number, entered), default=-1) + 1}"
-        if self._ledger.is_chained() or not self._is_complete(name):
+        there = {path.parent.name for path in (self.root / "versions").glob(f"v*/{RECORD}")}
+        later = there - {*entered, name}
+        if self._ledger.is_chained() or later or not self._is_complete(name):
             return []
         version = read_version(self.root / "versions" / name, None)  # version 0.1.0 did not say what it was about to do
         newest = list(entered)[-1] if entered else None

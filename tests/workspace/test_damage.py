@@ -1,0 +1,224 @@
+"""One bit changed in any file that decides a result: it is named where it is read, or changes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gorp.errors import CheckpointError, ConfigError, GorpError
+from gorp.evaluation import TaskScore
+from gorp.storage import write_json
+from gorp.workspace import Workspace, status
+from gorp.workspace.accepted import keep_configuration
+from gorp.workspace.scores import Scores
+from gorp.workspace.seal import is_whole, sealed
+from gorp.workspace.state import file_sha256
+from gorp.workspace.version import check_prepared, record_sha256
+from tests.workspace.test_store import RECORD, publish
+
+
+TASKS = ("one", "two")
+CONFIG = {
+    "model": {"path": "m"},
+    "method": {"name": "gorp"},
+    "tasks": [{"name": name, "train": f"{name}.jsonl", "eval": None} for name in TASKS],
+}
+
+
+def make(root: Path) -> Workspace:
+    """A workspace that has learned two tasks, with all its files but those of a model."""
+    store = Workspace(root)
+    with store.writing():
+        keep_configuration(root, CONFIG, None)
+        facts = {"config": CONFIG, "tasks": {name: {"notes": ["a note"]} for name in TASKS}, "leak": 7.4e-8}
+        for number in range(3):
+            scores = Scores(root / "eval")
+            for name, score in zip(TASKS, (100 / 3, 50.0), strict=True):
+                samples = [{"index": 0, "prompt": "p", "answer": "a"}]
+                scores.enter(f"v{number}", TaskScore(task=name, metric="m", score=score, rows=6, samples=samples), "k")
+            parent, task = (f"v{number - 1}", TASKS[number - 1]) if number else (None, None)
+            publish(store, f"v{number}", **facts, parent=parent, task=task, contains=list(TASKS[:number]))
+    return store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make(tmp_path / "work")
+
+
+FILES = (
+    "CURRENT",
+    "ledger.jsonl",
+    "config.json",
+    "eval/scores.json",
+    "versions/v1/version.json",
+    "versions/v2/version.json",
+)
+
+
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_bit_is_named_or_changes_nothing(store, name, step):
+    """Every byte of the file (or every seventh), one bit of it each, another from byte to byte."""
+    path, before = store.root / name, status(store.root)
+    content = path.read_bytes()
+    noticed = 0
+    places = range(0, len(content), step)
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            state = status(store.root)
+        except GorpError as error:
+            noticed += 1
+            assert path.name in str(error), (place, error)
+        else:
+            assert state == before, (place, content[place - 20 : place + 5], damaged[place])
+    assert noticed > 0.8 * len(places)
+
+
+def test_answers_that_were_changed_are_told_of(store):
+    path = store.root / "eval/samples/v1-two.jsonl"
+    path.write_text(path.read_text().replace('"a"', '"b"'))
+    assert status(store.root)["remarks"] == [f"{path} is not as it was written; `gorp eval` writes it anew"]
+    path.unlink()
+    assert status(store.root)["remarks"] == []
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+NAMES = ["../../victim", "/etc", "..", ".", "", "a/b", "a\x1b[2J", "a\n", None, 3, ["x"]]
+
+
+@pytest.mark.parametrize("name", NAMES[:-3])
+@pytest.mark.parametrize("key", ["task", "contains", "tasks", "parent", "sha256"])
+def test_a_name_out_of_a_file_is_checked_where_it_is_read(tmp_path, key, name):
+    """As in a workspace that somebody else made: every digest fits, the names do not."""
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim/thesis.txt").write_text("mine")
+    store = Workspace(tmp_path / "work")
+    publish(store, "v0")
+    value = {"task": name, "contains": [name], "tasks": {name: {}}, "parent": name, "sha256": {name: "0" * 64}}[key]
+    folder = store.root / "versions/v1"
+    record = RECORD | {"version": "v1", "parent": "v0", "task": "one", "contains": ["one"], "sha256": {}} | {key: value}
+    write_json(folder / "version.json", record)
+    store.log("prepared", version="v1", sha256=record_sha256(folder))
+    for ask in (store.current, store.versions, store.unsettled, store.lineage):
+        with pytest.raises(CheckpointError, match="not a version's record"):
+            ask()
+    assert (tmp_path / "victim/thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("parent", ["v2", "v1", "v7"])
+def test_parents_in_a_circle_are_an_error(store, parent):
+    edit(store.root / "versions/v1/version.json", parent=parent)
+    ledger = store.root / "ledger.jsonl"  # as a first version's: no digest says that the file was changed
+    kept = ("time", "event", "version")
+    events = [{key: event[key] for key in kept} for event in store.ledger() if event["event"] == "version"]
+    ledger.write_text("".join(json.dumps(event) + "\n" for event in events))
+    (store.root / "CURRENT").write_text("v2\n")
+    with pytest.raises(CheckpointError, match="no earlier version"):
+        status(store.root)
+
+
+@pytest.mark.parametrize("key", ["event", "version"])
+@pytest.mark.parametrize("value", [None, 3, [], "v1/../v2", "\x1b"])
+def test_a_ledger_of_wrong_values_is_named(store, key, value):
+    line = json.loads((store.root / "ledger.jsonl").read_text().splitlines()[0]) | {key: value}
+    del line["chain"]
+    (store.root / "ledger.jsonl").write_text(json.dumps(line) + "\n")
+    if key == "event" and isinstance(value, str):
+        assert store.ledger()[0]["event"] == value  # an event that this version does not know
+        return
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl, line 1: damaged"):
+        store.ledger()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+def test_a_line_that_is_gone_from_the_ledger_is_noticed(store, lost):
+    path = store.root / "ledger.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:lost] + lines[lost + 1 :]))
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl, line \d: damaged"):
+        status(store.root)
+
+
+def test_a_version_set_by_hand_is_used_and_said(store):
+    (store.root / "CURRENT").write_text("v1")
+    state = status(store.root)
+    assert state["current"] == "v1"
+    assert state["remarks"] == ["CURRENT was set to v1 by hand; the newest version is v2"]
+
+
+def test_a_copied_version_does_not_become_current(store):
+    shutil.copytree(store.root / "versions/v1", store.root / "versions/v9")
+    assert store.current().name == "v2" and store.next_name() == "v10"
+    assert status(store.root)["remarks"] == [
+        "versions/v9 was not made here (ledger.jsonl does not name it), and is left alone"
+    ]
+    with pytest.raises(ConfigError, match="was not made here"):
+        store.version("v9")
+
+
+@pytest.mark.parametrize("gone", ["versions/v0", "versions/v1", "versions"])
+def test_what_is_gone_is_not_begun_anew(store, gone):
+    shutil.rmtree(store.root / gone)
+    assert store.exists()
+    with pytest.raises(CheckpointError, match=r"v0|v1|CURRENT"):
+        store.lineage()
+
+
+def test_a_ledger_that_is_gone_is_named(store):
+    (store.root / "ledger.jsonl").unlink()
+    assert store.exists()
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl: is gone"):
+        store.lineage()
+
+
+def test_only_known_files_become_part_of_a_version(store):
+    folder = store.prepared("v3")
+    folder.mkdir()
+    (folder / ".version.json.123.tmp").write_text('{"half')
+    (folder / "notes.txt").write_text("left by somebody")
+    publish(store, "v3", parent="v2", task="three", contains=[*TASKS, "three"])
+    version = store.current()
+    assert version.name == "v3" and set(version.record["sha256"]) == {p.name for p in version.folder.iterdir()} - {
+        "version.json"
+    }
+
+
+def test_a_half_file_that_an_earlier_gorp_listed_does_not_damage_a_version(store):
+    path = store.root / "versions/v2/version.json"
+    digests = json.loads(path.read_text())["sha256"] | {".version.json.14959.tmp": "0" * 64}
+    edit(path, sha256=digests)
+    store._ledger.path.write_text('{"event": "version", "version": "v2"}\n')
+    (store.root / "CURRENT").write_text("v2")
+    store.current().verify("b" * 64)
+
+
+@pytest.mark.parametrize("name", ["delta.safetensors", "memory.safetensors", "method.safetensors", "training.json"])
+def test_a_prepared_version_that_was_damaged_is_not_published(store, name):
+    folder = store.prepared("v3")
+    shutil.copytree(store.root / "versions/v2", folder)
+    (folder / "version.json").unlink()
+    digests = {path.name: file_sha256(path) for path in folder.iterdir()}
+    write_json(folder / "training.json", sealed({"identity": {}, "steps": 7, "sha256": digests}))
+    check_prepared(folder)
+    content = bytearray((folder / name).read_bytes())
+    content[-10] ^= 1
+    (folder / name).write_bytes(content)
+    for use in (lambda: check_prepared(folder), lambda: store.publish("v3", RECORD)):
+        with pytest.raises(CheckpointError, match=rf"{name}.*--restart"):
+            use()
+    assert store.current().name == "v2"
+
+
+def test_a_seal_binds_value_and_place():
+    cell = sealed({"score": 1.5, "rows": 6}, "v1", "one")
+    assert is_whole(json.loads(json.dumps(cell)), "v1", "one") and is_whole(dict(reversed(cell.items())), "v1", "one")
+    assert not is_whole(cell, "v1", "two") and not is_whole(cell | {"rows": 7}, "v1", "one")
+    assert is_whole({"score": 1.5})
