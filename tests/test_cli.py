@@ -426,3 +426,86 @@ def test_a_demo_that_could_not_be_written_is_refused_before_it_is_trained(tmp_pa
     for place, message in (tmp_path, "a folder; wanted the name of a file"), (tmp_path / "file/x", "is no folder"):
         result = gorp("demo", option, place)
         assert result.exit_code == 2 and message in result.stderr
+
+
+EVIL = "\x1b]0;PWNED\x07\x1b[2J\x9b31m\u202e\r"
+
+
+def harmless(text: str) -> bool:
+    return not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+
+
+@pytest.mark.parametrize("where", ["column", "label", "yaml", "folder"])
+def test_no_message_commands_the_terminal(tmp_path, where):
+    """Names and text out of data, a YAML or a file name, in an error."""
+    path = make_project(tmp_path)
+    if where == "column":
+        (tmp_path / "one.jsonl").write_text(json.dumps({EVIL: "x", "label": "true"}) + "\n")
+    elif where == "label":
+        (tmp_path / "one.jsonl").write_text(json.dumps({"text": "x", "label": EVIL}) + "\n")
+    elif where == "yaml":
+        path = write_config(tmp_path, **{EVIL: 1})
+    else:
+        path = path.rename(tmp_path / f"{EVIL}.yaml")
+        (tmp_path / EVIL).mkdir()
+        (tmp_path / EVIL / "mine").write_text("")
+    result = gorp("train", path)
+    assert result.exit_code in (1, 2) and "PWNED" in result.stderr and harmless(result.stderr), result.stderr
+
+
+def test_json_holds_what_commands_a_terminal_as_escapes():
+    from gorp.printable import json_printable, printable
+
+    text = json_printable(json.dumps({EVIL: "grün 中"}, ensure_ascii=False))
+    assert harmless(text) and json.loads(text) == {EVIL: "grün 中"} and "grün 中" in text
+    assert harmless(printable(EVIL + "\ud800\u2066")) and printable("tab\tline\nä") == "tab\tline\nä"
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    """As `--workspace "$UNSET"` gives it."""
+    path = make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = tree_hash(tmp_path)
+    for arguments in (("train", path, "--workspace", ""), ("status", ""), ("eval", " ")):
+        result = gorp(*arguments)
+        assert result.exit_code == 2 and "is empty" in result.stderr
+    assert tree_hash(tmp_path) == before
+
+
+def test_a_folder_of_other_files_is_2_and_stays_as_it_was(tmp_path):
+    path = make_project(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text('{"model_type": "llama"}')
+    for extra in ([], ["--dry-run"], ["--workspace", tmp_path / "model"], ["--workspace", path / "x"]):
+        before = tree_hash(tmp_path)
+        result = gorp("train", path, *extra)
+        assert result.exit_code == 2 and "--workspace" in result.stderr and "Traceback" not in result.stderr
+        assert tree_hash(tmp_path) == before
+
+
+def test_what_the_disk_refuses_is_1_and_one_sentence(tmp_path, monkeypatch):
+    from gorp import storage
+
+    path = make_project(tmp_path)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "fsync", full)
+        result = gorp("train", path)
+    assert result.exit_code == 1 and "No space left on device (disk /" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and gorp("train", path, "--json").exit_code == 0
+
+
+def test_two_at_once_are_refused_with_who_it_is(tmp_path):
+    path = make_project(tmp_path)
+    code = "import pathlib, sys\nfrom gorp.workspace.mark import writing\nwith writing(pathlib.Path(sys.argv[1])):\n"
+    code += "    print('held', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        result = gorp("train", path)
+        assert result.exit_code == 1 and f"another gorp writes there (process {holder.pid} on " in result.stderr
+        holder.stdin.close()
+    assert not (tmp_path / "run").exists()

@@ -197,7 +197,7 @@ def test_links_between_the_pages_lead_somewhere():
 
 
 def test_the_recipe_writes_a_plain_folder_with_the_newest_version(tmp_path, monkeypatch):
-    config = load_config(make_project(tmp_path))
+    config = load_config(make_project(tmp_path).rename(tmp_path / "bot.yaml"))
     monkeypatch.chdir(tmp_path)
     run_sequence(config, Path("bot"))
     [recipe] = re.findall(r"```python\n(.*?)```", START, flags=re.S)

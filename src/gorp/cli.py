@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 130 interrupted (C
 after which the same command goes on.
 """
 
+import errno
 import json
 import os
 import shlex
@@ -15,7 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
+from gorp.disk import disk_message
 from gorp.errors import ConfigError, GorpError
+from gorp.printable import json_printable, printable
 from gorp.termination import EXIT_CODE as TERMINATED
 from gorp.termination import Terminated, sigterm_raises
 
@@ -98,7 +101,7 @@ def demo(
         console.print(comparison_table(runs, title=f"side by side, seed {seed}"))
         typer.echo("")
         for method, result in results.items():
-            typer.echo(f"{NAMES[method]}: {in_words(result.matrix)}")
+            _say(f"{NAMES[method]}: {in_words(result.matrix)}")
 
 
 @app.command()
@@ -137,7 +140,7 @@ def train(
             progress.treatments(treatments, total)
             trainable = sum(item.trainable for item in treatments)
             result = {"pending": pending, "trainable": trainable, "parameters": total}
-            _print_json(result) if as_json else typer.echo(f"pending: {', '.join(pending) or 'nothing'}")
+            _print_json(result) if as_json else _say(f"pending: {', '.join(pending) or 'nothing'}")
             return
         run_sequence(settings, folder, restart=restart, progress=progress)
         state = status(folder)
@@ -148,7 +151,7 @@ def train(
 
         seen = console.is_terminal and progress.console.is_terminal  # the lines about the tasks stand just above
         show_verdict(console, state, tasks=not seen)
-        typer.echo(f"`gorp status {shlex.quote(str(folder))}` shows the matrix and the versions")
+        _say(f"`gorp status {shlex.quote(str(folder))}` shows the matrix and the versions")
 
 
 @app.command()
@@ -272,12 +275,17 @@ def _errors(*, interrupted: str = "") -> Iterator[None]:
         with sigterm_raises():
             yield
     except GorpError as error:
-        typer.echo(f"gorp: {error}", err=True)
+        _say(f"gorp: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    except OSError as error:
+        if error.errno in (None, errno.EPIPE) or not error.filename:  # of a library; of a reader that left; ours
+            raise
+        _say(f"gorp: {disk_message(error, Path(os.fsdecode(error.filename)))}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt as stop:  # it may say what was saved
         saved = f" {stop}" if str(stop) else ""
         terminated = isinstance(stop, Terminated)
-        typer.echo(f"gorp: {'terminated' if terminated else 'interrupted'}.{saved}{interrupted}", err=True)
+        _say(f"gorp: {'terminated' if terminated else 'interrupted'}.{saved}{interrupted}", err=True)
         raise typer.Exit(TERMINATED if terminated else 130) from None
 
 
@@ -290,8 +298,13 @@ def _check_file(path: Path) -> None:
         raise ConfigError(f"{path}: {there} is no folder that can be written to. Give another place.")
 
 
+def _say(line: str, *, err: bool = False) -> None:
+    """Print a line; names and text of models and data in it command no terminal."""
+    typer.echo(printable(line), err=err)
+
+
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json_printable(json.dumps(value, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gorp.evaluation import FORMULAS, MEANINGS, AccuracyMatrix
+from gorp.printable import printable
 from gorp.report import in_one_line, in_one_sentence, matrix_table, verdicts
-from gorp.report.wording import MATRIX_READING, number, printable
+from gorp.report.wording import MATRIX_READING, number
 
 
 PLAIN_WIDTH = 160
@@ -106,7 +107,7 @@ def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = Tr
         _say(console, f"the YAML is not used: {state['problem']}; tasks are those that `gorp train` took last")
     pending = [f"{task} (begun)" if task in state["begun"] else task for task in state["pending"]]
     _say(console, f"pending: {', '.join(pending) or 'nothing'}")
-    for line in state["warnings"]:
+    for line in state["remarks"] + state["warnings"]:
         _say(console, line, style="yellow")
 
 

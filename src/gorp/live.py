@@ -14,9 +14,10 @@ from transformers import TrainerCallback
 
 from gorp.console import add_row, empty_table
 from gorp.evaluation import AccuracyMatrix
+from gorp.printable import printable
 from gorp.progress import Progress
 from gorp.report import verdicts
-from gorp.report.wording import number, printable
+from gorp.report.wording import number
 from gorp.targets import Treatment
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gorp.evaluation import AccuracyMatrix
+from gorp.printable import printable
 from gorp.report.comparison import Runs, check_runs, seen_over_tasks
-from gorp.report.wording import number, printable
+from gorp.report.wording import number
 
 
 if TYPE_CHECKING:

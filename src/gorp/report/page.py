@@ -9,10 +9,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gorp.evaluation import FORMULAS, MEANINGS
+from gorp.printable import printable
 from gorp.report.comparison import Runs, compare, measured_by_any, panels, written
 from gorp.report.figures import accuracy_over_tasks, heat_map
 from gorp.report.tables import spread_reading
-from gorp.report.wording import HEADINGS, MATRIX_READING, number, printable
+from gorp.report.wording import HEADINGS, MATRIX_READING, number
 from gorp.storage import write_atomic
 
 

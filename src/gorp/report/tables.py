@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gorp.evaluation import FORMULAS, AccuracyMatrix
+from gorp.printable import printable
 from gorp.report.comparison import Runs, compare, measured_by_any, written
 from gorp.report.verdict import SMALLEST
-from gorp.report.wording import HEADINGS, MATRIX_READING, number, printable
+from gorp.report.wording import HEADINGS, MATRIX_READING, number
 
 
 def spread_reading(runs: Runs) -> str:

@@ -1,7 +1,6 @@
 """How names and numbers are written in every table, figure and page."""
 
 import math
-import re
 
 from gorp.evaluation import FORMULAS, AccuracyMatrix, summary
 
@@ -15,7 +14,6 @@ MATRIX_READING = "R[i, j] is the score on task j after learning task i, in perce
 NOT_MEASURED = "–"
 """Stands where there is no number."""
 
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def number(value: float | None) -> str:
@@ -37,8 +35,3 @@ def in_words(matrix: AccuracyMatrix) -> str:
     if amount == "0.0":
         return f"lost nothing on the earlier tasks; {end}"
     return f"{'lost' if change < 0 else 'gained'} {amount} points on the earlier tasks; {end}"
-
-
-def printable(text: str) -> str:
-    """`text` with `�` for characters that HTML and XML forbid: control characters and halves of surrogate pairs."""
-    return _UNPRINTABLE.sub("�", text)
