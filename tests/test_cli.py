@@ -139,7 +139,8 @@ def test_train_ends_with_what_became_of_each_task(finished, tmp_path):
     result = gorp("train", path)
     assert result.stdout.splitlines()[:1] == gorp("status", work).stdout.splitlines()[:1]
     assert {line.split(":")[0] for line in result.stdout.splitlines()[1:3]} == {"  one", "  two"}
-    assert re.search(r"^pending: nothing\n`gorp status", result.stdout, re.M) and "after" not in result.stdout
+    assert "\npending: nothing\n" in result.stdout and "\n base " not in result.stdout
+    assert result.stdout.splitlines()[-1] == f"`gorp status {work}` shows the matrix and the versions"
 
 
 def test_eval_scores_one_version_and_task(finished):
