@@ -1,11 +1,12 @@
 """What a loaded model does, found out on a few tokens: no configuration says it reliably."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 SHORT, LONG = 6, 11
@@ -51,7 +52,7 @@ def sees_later_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> bool:
 def minds_padding(model: PreTrainedModel, tokens: Sequence[int], pad: int) -> bool:
     """Whether a row is answered otherwise when it is padded to the length of another, as in some recurrent models.
 
-    A row is answered alone and beside a longer one, three tokens each, as `generate` does it.
+    A row is read alone and beside a longer one; what the model says next must be the same.
 
     Args:
         model: In eval mode; of both kinds.
@@ -64,8 +65,8 @@ def minds_padding(model: PreTrainedModel, tokens: Sequence[int], pad: int) -> bo
     padded = torch.cat([padding, short] if left else [short, padding], dim=1)
     hidden = torch.zeros_like(padding)
     mask = torch.cat([hidden, torch.ones_like(short)] if left else [torch.ones_like(short), hidden], dim=1)
-    alone = _answer(model, short, torch.ones_like(short), pad)
-    beside = _answer(model, torch.cat([padded, long]), torch.cat([mask, torch.ones_like(long)]), pad)
+    alone = _answer(model, short, torch.ones_like(short))
+    beside = _answer(model, torch.cat([padded, long]), torch.cat([mask, torch.ones_like(long)]))
     return bool((alone - beside).abs().max() > PADDING.get(model.dtype, NARROW["padding"]) * alone.std())
 
 
@@ -73,21 +74,13 @@ def _row(tokens: Sequence[int], length: int, model: Any) -> Tensor:
     return torch.tensor([[tokens[place % len(tokens)] for place in range(length)]], device=model.device)
 
 
-def _answer(model: Any, rows: Tensor, mask: Tensor, pad: int) -> Tensor:
-    """Logits of the first row's next three tokens, 3 x V, float32."""
-    stored = model.generation_config
-    settings = GenerationConfig(
-        max_new_tokens=3,
-        do_sample=False,
-        pad_token_id=pad,
-        bos_token_id=stored.bos_token_id,
-        decoder_start_token_id=stored.decoder_start_token_id,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    model.generation_config = settings  # gaps in ours would be filled from it
-    try:
-        output = model.generate(input_ids=rows, attention_mask=mask, generation_config=settings)
-    finally:
-        model.generation_config = stored
-    return torch.stack([step[0] for step in output.logits]).float()
+def _answer(model: Any, rows: Tensor, mask: Tensor) -> Tensor:
+    """Logits behind the last token of the first row, V, float32; of an encoder-decoder those of its first tokens."""
+    known, more = signature(model.forward).parameters, {}
+    if model.config.is_encoder_decoder:
+        more["decoder_input_ids"] = rows[:1, :3].expand(len(rows), 3)
+    elif "position_ids" in known:
+        more["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    if "use_cache" in known:
+        more["use_cache"] = False
+    return model(input_ids=rows, attention_mask=mask, **more).logits[0, -1].float()

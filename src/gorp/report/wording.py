@@ -15,7 +15,6 @@ NOT_MEASURED = "–"
 """Stands where there is no number."""
 
 
-
 def number(value: float | None) -> str:
     """A score with one decimal and a proper minus, `–` for None and NaN."""
     if value is None or math.isnan(value):
