@@ -49,7 +49,7 @@ def check_lengths(
     if fits and (limits.answer is None or answer <= limits.answer) and (trained is None or longest <= trained):
         return []
     found = [item for task in tasks for item in _measured(task, tokenizer, together, encoding, evaluation)]
-    for item in found:
+    for item in sorted(found, key=lambda item: -item.answer):  # first what leaves a prompt the least room
         _check(item, limits, together)
     most = max((item.prompt + item.answer * together for item in found), default=0)
     if limits.prompt is None and trained is not None and most > trained:
