@@ -92,6 +92,30 @@ def test_under_autocast_products_run_in_bfloat16_and_gradients_stay_float32(mode
     assert layer.core.grad.dtype == x.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_may_write_into_an_output_in_place(watched, lora):
+    """As Gemma 3n and Falcon do."""
+    gradients = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(7, 5)).requires_grad_(False)
+        if lora:
+            add_lora(model, ["0"], LoraSettings(r=2, target_modules=["0"]))
+        layer = wrap(model, ["0"], rank=3)["0"]
+        layer.left.normal_()
+        layer.right.normal_()
+        tap = GradientTap(layer)
+        tap.open = watched
+        y = layer(torch.randn(2, 4, 7))
+        y = y.add_(1) if in_place else y + 1
+        y.square().sum().backward()
+        gradients.append([layer.core.grad, *(d for _, d in tap.take())])
+    assert len(gradients[0]) == 1 + watched
+    for expected, actual in zip(*gradients, strict=True):
+        assert torch.equal(expected, actual)
+
+
 def test_a_fold_moves_the_core_out_and_the_answer_stays(model):
     layer, x = wrap(model, ["0"], rank=3)["0"], torch.randn(3, 6).double()
     layer.fold(frame(5, 6, 3))

@@ -90,6 +90,29 @@ def test_a_layer_that_is_more_than_linear_is_left_out_or_refused():
         check_trainable(model, ["1"])
 
 
+class Spelled(nn.Linear):
+    """A linear layer that says in its own words what it does, as Falcon's."""
+
+    def forward(self, x):
+        return x @ self.weight.T + self.bias
+
+
+class Rounded(nn.Linear):
+    """A linear layer on weights of three values, as BitNet's."""
+
+    def forward(self, x):
+        size = self.weight.abs().mean()
+        return nn.functional.linear(x, (self.weight / size).round().clamp(-1, 1) * size, self.bias)
+
+
+def test_a_layer_with_a_forward_of_its_own_is_tried():
+    check_trainable(two_layers(Spelled(4, 3)), ["0", "1"])
+    check_trainable(two_layers(Spelled(4, 3)).bfloat16(), ["0", "1"])
+    check_trainable(two_layers(Spelled(4, 3)).to("meta"), ["0", "1"])
+    with refused("`1` cannot be trained: it is a `Rounded`, which computes something else than W x + b"):
+        check_trainable(two_layers(Rounded(4, 3)), ["1"])
+
+
 def test_a_weight_that_is_computed_is_refused():
     model = two_layers()
     nn.utils.parametrizations.weight_norm(model[1])

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from gorp.errors import ConfigError, ModelError
@@ -140,7 +141,7 @@ def _obstacle(layer: nn.Linear, parent: nn.Module, child: str, others: list[str]
     if weight.shape != (layer.out_features, layer.in_features):
         wanted = f"({layer.out_features}, {layer.in_features})"
         return Obstacle("packed", f"its weight has shape {tuple(weight.shape)}, not (out, in) = {wanted}")
-    if type(layer).forward is not nn.Linear.forward:
+    if type(layer).forward is not nn.Linear.forward and not _is_linear(layer):
         text = f"it is a `{kind}`, which computes something else than W x + b"
         return Obstacle(f"`{kind}`, which is more than a linear layer", text)
     if others:
@@ -150,6 +151,22 @@ def _obstacle(layer: nn.Linear, parent: nn.Module, child: str, others: list[str]
         text = "the kernels of its state space read the weight without calling the layer"
         return Obstacle("read by the kernels of a state space", text)
     return None
+
+
+@torch.no_grad()
+def _is_linear(layer: nn.Linear) -> bool:
+    """Whether a layer with a forward pass of its own (Falcon's) computes W x + b; tried on two rows."""
+    weight = layer.weight
+    x = torch.linspace(-1, 1, 2 * layer.in_features, dtype=weight.dtype, device=weight.device).view(2, -1)
+    try:
+        y = layer(x)
+    except Exception:  # it wants something else than rows of numbers
+        return False
+    wanted = nn.functional.linear(x, weight, layer.bias)
+    if not isinstance(y, Tensor) or y.shape != wanted.shape:
+        return False
+    tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.03
+    return weight.is_meta or bool((y - wanted).abs().max() <= tolerance * wanted.abs().max())
 
 
 def _quantized(weight: Tensor) -> str:

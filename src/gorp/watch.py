@@ -81,7 +81,8 @@ class Observed(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, watch: Watch) -> Tensor:
         ctx.save_for_backward(x)
         ctx.watch = watch
-        return y.view_as(y)
+        # Not a view: some models (Gemma 3n, Falcon) write into it in place, which autograd refuses for a view.
+        return torch.ops.aten._unsafe_view(y, y.shape)
 
     @staticmethod
     @once_differentiable
