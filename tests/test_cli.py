@@ -347,7 +347,7 @@ def until(condition, process: subprocess.Popen) -> None:
 
 def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_path):
     """SIGINT in the first task, SIGKILL in the second; the third run finishes."""
-    training = {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_steps": 2, "num_train_epochs": 4}
+    training = {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_steps": 2, "num_train_epochs": 16}
     path = make_project(tmp_path, training=training)
     whole = start("train", path, "--workspace", tmp_path / "whole", "--json")
     stdout, stderr = whole.communicate()
@@ -360,18 +360,18 @@ def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_pat
         assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), error
         assert "Traceback" not in error
         if number == signal.SIGINT:
-            left = re.search(r"interrupted\. Step (\d+) of 48 of task one is saved\. The same command goes on", error)
+            left = re.search(r"interrupted\. Step (\d+) of 192 of task one is saved\. The same command goes on", error)
             assert left, error
         else:
-            assert f"task one goes on from step {left[1]} of 48\n" in error
-            assert "task two starts from the beginning: 48 steps\n" in error
+            assert f"task one goes on from step {left[1]} of 192\n" in error
+            assert "task two starts from the beginning: 192 steps\n" in error
     last = start("train", path, "--workspace", tmp_path / "work", "--json")
     again, stderr = last.communicate()
     assert last.returncode == 0, stderr
     for version in ("v1", "v2"):
         assert weights(tmp_path / "work", version) == weights(tmp_path / "whole", version)
         resumed = json.loads((tmp_path / f"work/versions/{version}/training.json").read_text())["resumed_at"]
-        assert 0 < resumed < 48
+        assert 0 < resumed < 192
     assert json.loads(again)["matrix"] == json.loads(stdout)["matrix"]
 
 
