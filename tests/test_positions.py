@@ -1,5 +1,7 @@
 """Where a model's positions end is where it fails, and rows that do not fit are refused before anything runs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from datasets import Dataset
@@ -17,7 +19,7 @@ from transformers import (
 
 from gorp.data import Encoding, Task
 from gorp.errors import ConfigError
-from gorp.evaluation import EvalConfig
+from gorp.evaluation import EvalConfig, rank_labels
 from gorp.positions import Positions, positions_of, trained_length
 from gorp.workspace.lengths import check_budgets, check_lengths
 from tests.models_small import tiny_gpt2, tiny_llama, tiny_t5
@@ -95,6 +97,19 @@ def test_rows_beyond_the_positions_are_refused_with_the_budget_that_fits():
     assert check(model, task(100), max_prompt_tokens=room) == []
     with pytest.raises(ConfigError, match=r"task a, eval: the longest row has"):  # 9 tokens may be generated
         check(model, task(100, "exact_match"), max_prompt_tokens=room)
+
+
+@pytest.mark.parametrize("words, advice", [(6, r"Set encoding\.max_prompt_tokens to \d"), (20, "Use shorter labels")])
+@pytest.mark.parametrize("budget", [1, 50])
+def test_every_label_is_read_behind_every_prompt(words, advice, budget):
+    """Also one that is no row's answer, and longer than the budget of the answers that are trained."""
+    item = replace(task(10), labels=("true", "good " * words))
+    model, tokenizer = tiny_gpt2(llama_tokenizer(), positions=24), llama_tokenizer()
+    asked = {"encoding": Encoding(max_prompt_tokens=12, max_completion_tokens=budget), "config": EvalConfig()}
+    with pytest.raises(IndexError):
+        rank_labels(model, tokenizer, item.eval["prompt"], item.labels, **asked)
+    with pytest.raises(ConfigError, match=rf"task a, eval: the longest row has .* only 24 positions\. {advice}"):
+        check(model, item, max_prompt_tokens=12, max_completion_tokens=budget)
 
 
 def test_longer_rows_than_a_rotary_model_was_trained_with_are_said():

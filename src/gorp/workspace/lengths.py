@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
 
-from gorp.data import Encoding, Task, encode_prompts, forms_of
-from gorp.data.encode import encode_completions
+from gorp.data import Encoding, Form, Task, encode_prompts, forms_of
+from gorp.data.encode import encode_completions, places
 from gorp.data.split import columns
 from gorp.errors import ConfigError
 from gorp.evaluation.batches import EvalConfig, answer_limit
@@ -21,6 +21,8 @@ class _Longest:
     where: str
     prompt: int
     answer: int
+    shorter: str = "Lower encoding.max_completion_tokens and eval.max_new_tokens"
+    """What makes its answers shorter."""
 
 
 def check_lengths(
@@ -42,7 +44,8 @@ def check_lengths(
         ConfigError: If a row does not fit, with the setting that would make it fit.
     """
     together = not model.config.is_encoder_decoder
-    answer = max(encoding.max_completion_tokens, answer_limit(encoding, evaluation))
+    labels = [max(_labels(task, tokenizer, together)) for task in tasks if task.metric == "label_ranking"]
+    answer = max(encoding.max_completion_tokens, answer_limit(encoding, evaluation), *labels)
     longest = encoding.max_prompt_tokens + answer * together
     limits, trained = positions_of(model), trained_length(model)
     fits = limits.prompt is None or longest <= limits.prompt
@@ -72,7 +75,7 @@ def _check(item: _Longest, limits: Positions, together: bool) -> None:
     if limits.prompt is not None and longest > limits.prompt:
         room = limits.prompt - item.answer * together
         parts = f" ({item.prompt} of the prompt, {item.answer} of the answer)" if together else ""
-        advice = f"Set encoding.max_prompt_tokens to {room}" if room > 0 else "Lower encoding.max_completion_tokens"
+        advice = f"Set encoding.max_prompt_tokens to {room}" if room > 0 else item.shorter
         raise ConfigError(
             f"{item.where}: the longest row has {longest} tokens{parts}, but the model has only {limits.prompt} "
             f"positions. {advice}, or take a model that reads more."
@@ -80,7 +83,7 @@ def _check(item: _Longest, limits: Positions, together: bool) -> None:
     if limits.answer is not None and item.answer > limits.answer:
         raise ConfigError(
             f"{item.where}: answers may have {item.answer} tokens, but the model's decoder has only {limits.answer} "
-            "positions. Lower encoding.max_completion_tokens and eval.max_new_tokens."
+            f"positions. {item.shorter}."
         )
 
 
@@ -93,9 +96,26 @@ def _measured(
         prompts, completions = columns(rows)
         asked = {"encoder_decoder": not together, "forms": forms_of(rows)}
         inputs = encode_prompts(prompts, tokenizer, encoding=encoding, **asked)
-        answers = encode_completions(completions, tokenizer, prompts=prompts, **asked)
-        free = part == "eval" and task.metric == "exact_match"
-        lengths = [answer_limit(encoding, evaluation) if free else len(answer) for answer in answers]
+        shorter = _Longest.shorter
+        if part == "eval" and task.metric == "exact_match":
+            lengths = [answer_limit(encoding, evaluation)] * len(inputs)
+        elif part == "eval" and task.metric == "label_ranking":
+            lengths, shorter = _labels(task, tokenizer, together), "Use shorter labels"
+        else:
+            lengths = [len(ids) for ids in encode_completions(completions, tokenizer, prompts=prompts, **asked)]
         pairs = [(len(prompt), length) for prompt, length in zip(inputs, lengths, strict=True)]
         prompt, answer = max(pairs, key=lambda pair: pair[0] + pair[1] * together)
-        yield _Longest(f"task {task.name}, {part}", prompt, answer if together else max(lengths))
+        yield _Longest(f"task {task.name}, {part}", prompt, answer if together else max(lengths), shorter)
+
+
+def _labels(task: Task, tokenizer: PreTrainedTokenizerBase, together: bool) -> list[int]:
+    """For each row to judge by, the tokens of the longest label: behind every prompt the model reads every label."""
+    prompts, _ = columns(task.eval)
+    forms, labels = forms_of(task.eval), task.labels or ()
+    keys = list(zip(forms, places(prompts, tokenizer, forms), strict=True))
+    longest: dict[tuple[Form, str], int] = {}
+    for prompt, key in zip(prompts, keys, strict=True):
+        if key not in longest:
+            like = {"prompts": [prompt] * len(labels), "forms": [key[0]] * len(labels)}
+            longest[key] = max(map(len, encode_completions(labels, tokenizer, encoder_decoder=not together, **like)))
+    return [longest[key] for key in keys]
