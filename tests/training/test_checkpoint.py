@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from gorp.errors import CheckpointError
+from gorp.training import trainer
 from gorp.training.checkpoint import COMPLETE, last_complete, last_whole, mark_complete, verify
 from tests.runs import Kill, Killed, assert_equal, fresh, tiny, train
 
@@ -98,6 +99,25 @@ def test_what_the_older_checkpoint_leads_to_is_the_same(checkpoints, tmp_path):
         assert_equal(resumed, unbroken)
     assert not (checkpoints / "checkpoint-3" / "foreign").exists()
     verify(checkpoints / "checkpoint-3")
+
+
+def test_a_whole_checkpoint_is_there_while_another_is_written(checkpoints, monkeypatch):
+    """A damaged one with more steps and an interrupted one push out no whole one before the new one is marked."""
+    flip(shutil.copytree(checkpoints / "checkpoint-3", checkpoints / "checkpoint-6") / "optimizer.pt")
+    flip(checkpoints / "checkpoint-3" / "optimizer.pt")
+    (shutil.copytree(checkpoints / "checkpoint-3", checkpoints / "checkpoint-5") / COMPLETE).unlink()
+    whole = []
+
+    def mark(folder, **options):
+        whole.append(last_whole(checkpoints).name)
+        mark_complete(folder, **options)
+
+    monkeypatch.setattr(trainer, "mark_complete", mark)
+    model = tiny("llama")
+    with pytest.raises(Killed):
+        train(model, fresh("gorp", model), 1, checkpoints, callbacks=(Kill(4),), **SAVING, save_total_limit=2)
+    assert whole == ["checkpoint-2", "checkpoint-3"]
+    assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_it_is_marked_only_when_all_its_files_are_on_the_disk(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ its folder has the digest that complete.json gives it.
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,22 @@ def mark_complete(folder: Path, *, ranks: int = 1) -> None:
     sync_folder(folder)
     digests = {name: _sha256(path) for name, path in files.items()}
     write_json(folder / COMPLETE, {"complete": True, "ranks": ranks, "sha256": digests})
+
+
+def remove_others(newest: Path, *, keep: int | None) -> None:
+    """Remove checkpoints beside `newest`, which is complete: those that training did not go on from, and older ones.
+
+    A folder of more steps than `newest` is damaged, or training would have gone on from it.
+
+    Args:
+        newest: The checkpoint that was written last.
+        keep: How many stay, `newest` included; None removes no older one.
+    """
+    complete = _newest_first(newest.parent)
+    kept = complete[complete.index(newest) :][:keep]
+    for path in newest.parent.iterdir():
+        if re.fullmatch(r"checkpoint-\d+", path.name) and path not in kept:
+            shutil.rmtree(path, ignore_errors=True)  # one that stays does no harm
 
 
 def verify(folder: Path, *, ranks: int = 1) -> None:

@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from gorp.errors import ConfigError, nearest
+from gorp.ranges import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Range
 
 
 DEFAULTS: dict[str, Any] = {
@@ -27,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "report_to": "none",
 }
 """Where they differ from Hugging Face's own. Constant learning rate and one epoch: the practice of the field. Two
-checkpoints, so that one is whole while the other is written. Frames are buffers, the same on every rank already."""
+checkpoints, so that one is left where the other is damaged. Frames are buffers, the same on every rank already."""
 
 OURS = (
     "output_dir",
@@ -88,48 +89,27 @@ RENAMED = {
 """Names that newer versions of transformers have replaced."""
 
 
-class Range(NamedTuple):
-    """What a number may be; `open` ends are not part of it."""
-
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def __contains__(self, value: object) -> bool:
-        assert isinstance(value, int | float)
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return math.isfinite(value) and above and below
-
-    def __str__(self) -> str:
-        low = f"above {self.low}" if self.open_low else f"at least {self.low}"
-        if self.high == math.inf:
-            return low
-        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
-
-
 RANGES = {
-    "learning_rate": Range(0),
+    "learning_rate": NOT_NEGATIVE,
     "num_train_epochs": Range(0, 1_000_000, open_low=True),
     "per_device_train_batch_size": Range(1, 100_000),
     "gradient_accumulation_steps": Range(1, 100_000),
-    "weight_decay": Range(0),
-    "adam_beta1": Range(0, 1, open_high=True),
-    "adam_beta2": Range(0, 1, open_high=True),
-    "adam_epsilon": Range(0, open_low=True),
-    "max_grad_norm": Range(0),
-    "label_smoothing_factor": Range(0, 1, open_high=True),
-    "neftune_noise_alpha": Range(0),
-    "warmup_steps": Range(0),
-    "logging_steps": Range(0, open_low=True),
-    "save_steps": Range(0, open_low=True),
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": BELOW_ONE,
+    "adam_beta2": BELOW_ONE,
+    "adam_epsilon": POSITIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "label_smoothing_factor": BELOW_ONE,
+    "neftune_noise_alpha": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "logging_steps": POSITIVE,
+    "save_steps": POSITIVE,
     "save_total_limit": Range(2),
     "dataloader_num_workers": Range(0, 1000),
     "dataloader_prefetch_factor": Range(1, 100_000),
-    "torch_empty_cache_steps": Range(1),
-    "ddp_timeout": Range(1),
-    "ddp_bucket_cap_mb": Range(1),
+    "torch_empty_cache_steps": COUNT,
+    "ddp_timeout": COUNT,
+    "ddp_bucket_cap_mb": COUNT,
 }
 """Numbers that Hugging Face takes as they are, and fails on when training has begun, or never."""
 
@@ -156,7 +136,7 @@ def check_training_block(block: Mapping[Any, Any]) -> None:
         _check_numbers(value, f"training.{key}")
         if key in RANGES and isinstance(value, int | float) and (isinstance(value, bool) or value not in RANGES[key]):
             reason = (
-                " The old checkpoint would be deleted before the new one is whole; null keeps all."
+                " Where the only checkpoint is damaged, nothing is left to go on from; null keeps all."
                 if key == "save_total_limit"
                 else ""
             )

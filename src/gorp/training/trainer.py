@@ -20,7 +20,7 @@ from gorp.disk import disk_errors
 from gorp.errors import ConfigError, TrainingError
 from gorp.method import Method
 from gorp.training.answers import AnswerLoss, answer_loss
-from gorp.training.checkpoint import load_checkpoint, mark_complete, save_checkpoint
+from gorp.training.checkpoint import load_checkpoint, mark_complete, remove_others, save_checkpoint
 from gorp.training.failures import KEPT
 from gorp.training.preflight import optimizer_of
 
@@ -145,10 +145,15 @@ class ContinualTrainerMixin(Trainer):
             if self.args.should_save and folder.exists():  # a damaged one, or one that was interrupted
                 shutil.rmtree(folder)
             self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
+            limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:  # the Trainer would remove older ones now, by their times, and this one is not marked yet
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()  # each rank has left its random state
             if self.args.should_save:
                 mark_complete(folder, ranks=self.args.world_size)
+                remove_others(folder, keep=limit)
 
     @override
     def _run_epoch(self, *args: Any, **options: Any) -> None:
