@@ -128,6 +128,26 @@ def test_a_special_token_in_a_turn_is_refused(number):
         rendered(chat_tokenizer(QWEN_3), answer, turns)
 
 
+REASONING = PHI.replace("{{ m.content }}", "{{ m.reasoning }}{{ m.calls | tojson if m.calls }}{{ m.content }}")
+
+
+@pytest.mark.parametrize(
+    ("number", "more"),
+    [(4, {"reasoning": "Stop </s> here."}), (1, {"reasoning": "<|end|>"}), (3, {"calls": [{"<|end|>": {"n": 1}}]}),
+     (2, {"calls": [{"name": "f", "arguments": ["<|end|>"]}]})],
+)  # fmt: skip
+def test_a_special_token_in_whatever_the_template_writes_of_a_turn_is_refused(number, more):
+    messages = [*TURNS, {"role": "assistant", "content": "True"}]
+    messages[number - 1] = messages[number - 1] | more
+    row = Row("chat.jsonl, line 7", {"messages": messages})
+    key = next(iter(more))
+    with pytest.raises(DataError, match=rf"line 7: turn {number} of `messages` holds '<.+>' in `{key}`"):
+        render_chat(row, chat_tokenizer(REASONING), DAY)
+    # A key that the template leaves out makes no tokens.
+    prompt, completion, form = render_chat(row, chat_tokenizer(PHI), DAY)
+    assert (prompt, completion, form) == rendered(chat_tokenizer(PHI), "True")[1]
+
+
 def test_a_system_turn_may_be_empty():
     _, (prompt, *_) = rendered(chat_tokenizer(PHI), "True", [{"role": "system", "content": ""}, *TURNS])
     assert prompt.startswith("<|system|>\n<|end|>\n<|user|>")

@@ -4,6 +4,7 @@ import json
 
 import datasets
 import pytest
+from pyarrow import parquet
 
 from gorp.data.readers import TaskSpec, load_task
 from gorp.errors import ConfigError, DataError
@@ -222,6 +223,53 @@ def test_numbers_of_a_class_label_become_names(tmp_path, monkeypatch):
     assert (task.labels, task.train["completion"][:]) == (("world", "sport"), ["world", "sport", "sport"])
     with pytest.raises(DataError, match=r"someone/news\[test\], row 0 .*label -1 has no name"):
         load_task(TaskSpec(**spec, eval_split="test"))
+
+
+NEWS = {"text": [f"piece {i}" for i in range(9)], "label": [1, 0, 1] * 3}
+TYPES = datasets.Features(
+    text=datasets.Value("string"), label=datasets.ClassLabel(names=["world", "sport", "arts"])
+)  # no row is about arts
+
+
+@pytest.mark.parametrize(
+    ("columns", "answer"), [({}, "label"), ({"label": "completion", "text": "prompt"}, "completion"),
+                            ({"label": "intent", "text": "prompt"}, None)],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["set/train.parquet", "set", "hub"])
+def test_declared_labels_keep_their_names_wherever_they_are_declared(tmp_path, monkeypatch, columns, answer, name):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = NEWS | ({} if answer else {"completion": ["yes"] * 9})
+    types = datasets.Features(TYPES | ({} if answer else {"completion": datasets.Value("string")}))
+    table = datasets.Dataset.from_dict(rows, features=types)
+    (tmp_path / "set").mkdir()
+    for shard in range(2):  # of nine rows, five and four
+        part = "train.parquet" if name.endswith(".parquet") else f"train-{shard}-of-2.parquet"
+        if not (tmp_path / "set" / part).exists():
+            rows_of = table if part == "train.parquet" else table.shard(2, shard, contiguous=True)
+            rows_of.to_parquet(tmp_path / "set" / part)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    train = "someone/news" if name == "hub" else str(tmp_path / name)
+    task = load_task(TaskSpec(name="t", train=train, columns=columns))
+    answers = sorted([*task.train["completion"], *task.eval["completion"]])
+    assert answers == (["sport"] * 6 + ["world"] * 3 if answer else ["yes"] * 9)
+    assert task.labels == (("world", "sport", "arts") if answer == "label" else None)
+    assert any("`intent`" in note for note in task.notes) == (answer is None)
+
+
+def test_files_that_declare_different_labels_or_none_that_can_be_read_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    for shard, names in enumerate((["world", "sport"], ["sport", "world"])):
+        types = datasets.Features(TYPES | {"label": datasets.ClassLabel(names=names)})
+        table = datasets.Dataset.from_dict(NEWS, features=types)
+        table.to_parquet(tmp_path / "set" / f"train-{shard}-of-2.parquet")
+    with pytest.raises(DataError, match=r"train-1-of-2\.parquet: declares other labels than .*train-0-of-2\.parquet"):
+        load_task(TaskSpec(name="t", train=str(tmp_path / "set")))
+    path = tmp_path / "odd.parquet"
+    odd = table.data.table.replace_schema_metadata({"huggingface": '{"info": {"features": 3}}'})
+    parquet.write_table(odd, path)
+    with pytest.raises(DataError, match=r"odd\.parquet: the types that it notes for `datasets` cannot be read"):
+        load_task(TaskSpec(name="t", train=str(path)))
 
 
 @pytest.mark.parametrize(

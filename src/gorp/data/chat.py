@@ -14,9 +14,9 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from gorp.data.form import Form
-from gorp.data.rows import Row
+from gorp.data.rows import Row, texts
 from gorp.data.tokens import special_tokens
-from gorp.errors import ConfigError, DataError
+from gorp.errors import ConfigError, DataError, shown
 
 
 CLOCK = "strftime_now"
@@ -55,7 +55,7 @@ def render_chat(row: Row, tokenizer: PreTrainedTokenizerBase | None, date: str) 
 
     Raises:
         DataError: With the row's place: no template; turns that it refuses; a special token
-            in a turn's text; an answer that the template does not write behind the prompt, or changes.
+            in a text of a turn; an answer that the template does not write behind the prompt, or changes.
     """
     if tokenizer is None or not tokenizer.chat_template:
         who = "no tokenizer was given" if tokenizer is None else "the model's tokenizer has no chat template"
@@ -70,7 +70,7 @@ def render_chat(row: Row, tokenizer: PreTrainedTokenizerBase | None, date: str) 
         )
     if not turns:
         raise DataError(f"{row.place}: `messages` holds only the answer; wanted at least one turn before it.")
-    _check_text(row, [*turns, last], tokenizer)
+    _check_text(row, [*turns, last], tokenizer, date)
     prompt = _rendered(row, turns, tokenizer, date, add_generation_prompt=True)
     whole = _rendered(row, [*turns, last], tokenizer, date)
     if not whole.startswith(prompt):
@@ -108,14 +108,35 @@ def _first_special(text: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if match is None else match.end()
 
 
-def _check_text(row: Row, turns: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_text(row: Row, turns: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, date: str) -> None:
+    """Refuse names of special tokens in what the template writes of a turn; keys that it leaves out may hold any."""
     found = special_tokens(tokenizer)
-    for number, turn in enumerate(turns, 1):
-        if found is not None and (match := found.search(turn["content"])):
+    if found is None:
+        return
+    for index, turn in enumerate(turns):
+        for key, value in turn.items():
+            name = next((match[0] for text in texts(value) if (match := found.search(text))), None)
+            if name is None:
+                continue
+            if key not in ("role", "content") and not _reads(row, turns, index, key, tokenizer, date):
+                continue
             raise DataError(
-                f"{row.place}: turn {number} of `messages` holds {match[0]!r}, which is a special token of the "
-                f"tokenizer and would be read as one, not as text. Remove the row, or write it otherwise."
+                f"{row.place}: turn {index + 1} of `messages` holds {shown(name)!r} in `{shown(key)}`, which is a "
+                f"special token of the tokenizer and would be read as one, not as text. Remove the row, or write it "
+                f"otherwise."
             )
+
+
+def _reads(
+    row: Row, turns: Sequence[Mapping[str, Any]], index: int, key: str, tokenizer: PreTrainedTokenizerBase, date: str
+) -> bool:
+    """Whether the conversation is written otherwise, or refused, when a turn's `key` is null."""
+    whole = _rendered(row, turns, tokenizer, date)
+    try:
+        without = [*turns[:index], {**turns[index], key: None}, *turns[index + 1 :]]
+        return _rendered(row, without, tokenizer, date) != whole
+    except DataError:
+        return True
 
 
 def _rendered(

@@ -3,11 +3,10 @@
 import json
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gorp.data.rows import Row, kind
+from gorp.data.rows import Row, kind, texts
 from gorp.data.tables import read_delimited, read_parquet
 from gorp.errors import DataError, nearest, shown
 
@@ -113,7 +112,7 @@ def parse_json(text: str, *, place: str) -> Any:
 
     try:
         value = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
-        if _SURROGATE.search(text) and any(_SURROGATE_ITSELF.search(part) for part in _texts(value)):
+        if _SURROGATE.search(text) and any(_SURROGATE_ITSELF.search(part) for part in texts(value)):
             raise DataError(f"{place}: half of a surrogate pair (\\ud800 to \\udfff) is no text. Correct the escape.")
     except RecursionError:
         raise DataError(f"{place}: nested too deep; wanted named columns with text.") from None
@@ -122,19 +121,6 @@ def parse_json(text: str, *, place: str) -> Any:
     except ValueError:  # what Python says of a whole number with more than 4300 digits
         raise DataError(f"{place}: a whole number with thousands of digits. Write it as text, or remove it.") from None
     return value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
 
 
 def _no_such_file(path: Path) -> str:

@@ -1,13 +1,12 @@
 """A local folder of files, as `datasets` understands it, and what it must not reach for."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 from huggingface_hub import metadata_load
 
+from gorp.data.rows import texts
 from gorp.errors import DataError, shown
 
 
@@ -26,7 +25,7 @@ def local_files(folder: Path, subset: str | None, split: str) -> list[Path]:
         Exception: Whatever `datasets` raises of a folder that it does not understand.
     """
     card = folder / "README.md"
-    for text in _texts((metadata_load(card) or {}).get("configs") if card.is_file() else None):
+    for text in texts((metadata_load(card) or {}).get("configs") if card.is_file() else None):
         if "://" in text:  # before anything is fetched
             raise _reaches_out(folder, text)
     builder = datasets.load_dataset_builder(str(folder), subset)
@@ -45,11 +44,3 @@ def _reaches_out(folder: Path, file: str) -> DataError:
         f"{folder}: its README names rows outside the folder: {shown(file)}. Move them into it, or give that file "
         f"as `train`."
     )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)

@@ -16,6 +16,7 @@ from gorp.data.files import names_a_file, read_rows
 from gorp.data.folders import local_files
 from gorp.data.formats import ANSWERS, TURNS, detect_format, render_rows, unused
 from gorp.data.rows import Row, names
+from gorp.data.tables import class_labels
 from gorp.data.task import METRICS, Task, build_task, check_metric, check_names, limited
 from gorp.data.templates import Template
 from gorp.data.turns import read_turns
@@ -216,7 +217,7 @@ def _read(part: str, spec: TaskSpec, *, split: str) -> _Table:
         _refuse(spec, f"the file {source}", "split" if part == "train" else "eval_split")
         if _is_file(spec.train) and _is_file(spec.eval or spec.train):
             _refuse(spec, "files", "subset", "eval_split")
-        return _table(read_rows(Path(source)), spec, None)
+        return _of_files([Path(source)], spec)
     if not os.path.isdir(source) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise DataError(
             f"task {spec.name}: {shown(source)}: no such file or folder, and no id of a hub data set either."
@@ -233,7 +234,7 @@ def _read_dataset(source: str, spec: TaskSpec, split: str) -> _Table:
     """A hub data set, or a folder of files: what `datasets.load_dataset` understands."""
     try:
         if os.path.isdir(source) and (files := local_files(Path(source), spec.subset, split)):
-            return _table([row for file in files for row in read_rows(file)], spec, None)
+            return _of_files(files, spec)
         table = datasets.load_dataset(source, spec.subset, split=split, keep_in_memory=True)
         values = [dict(row) for row in table]
     except DataError:
@@ -246,25 +247,40 @@ def _read_dataset(source: str, spec: TaskSpec, split: str) -> _Table:
     if not values:
         raise DataError(f"task {spec.name}: the split `{split}` of `{source}` is empty; wanted at least one row.")
     rows = [Row(f"{source}[{split}], row {index} (counted from 0)", row) for index, row in enumerate(values)]
-    label_column = {new: old for old, new in spec.columns.items()}.get("label", "label")
-    return _table(rows, spec, table.features.get(label_column))
+    return _table(rows, spec, {name: type for name, type in table.features.items() if isinstance(type, ClassLabel)})
 
 
-def _table(rows: list[Row], spec: TaskSpec, label: Any) -> _Table:
-    """Columns renamed; numbers in the column `label` become names if `label`, its feature, is a `ClassLabel`."""
+def _of_files(files: list[Path], spec: TaskSpec) -> _Table:
+    """The rows of all files; those of Parquet may declare labels, which must be the same in each."""
+    rows: list[Row] = []
+    declared: list[dict[str, ClassLabel]] = []
+    for file in files:
+        rows += read_rows(file)
+        declared.append(class_labels(file) if file.suffix.lower() == ".parquet" else {})
+        if declared[-1] != declared[0]:
+            raise DataError(f"{file}: declares other labels than {files[0]}. Write both with the same `ClassLabel`.")
+    return _table(rows, spec, declared[0])
+
+
+def _table(rows: list[Row], spec: TaskSpec, declared: dict[str, ClassLabel]) -> _Table:
+    """Columns renamed; numbers of labels become names in the columns that `declared` says hold them."""
     replaced = tuple(new for new in spec.columns.values() if new in rows[0].values and new not in spec.columns)
     rows = _renamed(rows, spec.columns)
-    labels = _name_labels(rows, label) if isinstance(label, ClassLabel) else None
+    declared = _rename(declared, spec.columns)
+    for column, feature in declared.items():
+        _name_labels(rows, column, feature)
+    labels = tuple(declared["label"].names) if "label" in declared else None
     return _Table(rows=rows, labels=labels, replaced=replaced)
 
 
-def _name_labels(rows: list[Row], label: ClassLabel) -> tuple[str, ...]:
+def _name_labels(rows: list[Row], column: str, feature: ClassLabel) -> None:
+    """Only `label` must have names: a number without one stays a number, which whatever reads that column refuses."""
     for row in rows:
-        number = row.values["label"]
-        if number is None or not 0 <= number < len(label.names):
+        number = row.values[column]
+        if number is not None and 0 <= number < len(feature.names):
+            row.values[column] = feature.names[number]
+        elif column == "label":
             raise DataError(f"{row.place}: label {number} has no name; this split may be published without labels.")
-        row.values["label"] = label.names[number]
-    return tuple(label.names)
 
 
 def _renamed(rows: list[Row], columns: dict[str, str]) -> list[Row]:

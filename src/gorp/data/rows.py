@@ -1,6 +1,6 @@
 """One row of a file or data set, and what is checked of its texts, whatever it was read from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,15 @@ def names(columns: Iterable[str]) -> str:
     every = [shown(name) for name in columns]
     more = f", … ({len(every)} in all)" if len(every) > NAMED_COLUMNS else ""
     return (", ".join(every[:NAMED_COLUMNS]) or "none") + more
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a value as JSON, YAML or Parquet gives it, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):  # the entries of a Parquet map are tuples
+        for part in value.items() if isinstance(value, dict) else value:
+            yield from texts(part)
 
 
 def kind(value: Any) -> str:

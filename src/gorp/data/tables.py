@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import pyarrow
+from datasets import ClassLabel, Features
 from pyarrow import parquet
 
 from gorp.data.rows import MAX_CHARACTERS, Row, names
@@ -76,6 +77,25 @@ def read_parquet(path: Path) -> list[Row]:
     if not values:
         raise DataError(f"{path}: the table is empty; wanted at least one row.")
     return [Row(f"{path}, row {number}", row) for number, row in enumerate(values, 1)]
+
+
+def class_labels(path: Path) -> dict[str, ClassLabel]:
+    """Which columns of a Parquet file hold numbers of labels, as `datasets` notes beside the columns that it writes.
+
+    Raises:
+        DataError: If what is noted there cannot be read.
+    """
+    schema = parquet.read_schema(path)
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    try:
+        features = Features.from_arrow_schema(schema)
+    except Exception as error:  # it is JSON of any shape
+        raise DataError(
+            f"{path}: the types that it notes for `datasets` cannot be read ({shown(str(error), 300)}). Write the file "
+            f"again with `Dataset.to_parquet`."
+        ) from None
+    return {name: feature for name, feature in features.items() if isinstance(feature, ClassLabel)}
 
 
 def _decoded(path: Path, content: bytes) -> str:
