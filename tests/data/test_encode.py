@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from gorp.data import Collator, Encoding, Form, encode, encode_completion, encode_prompt, encode_prompts, pad_left
 from gorp.data.encode import places
 from gorp.data.form import with_forms
+from gorp.data.tokens import added_tokens, text_ids
 from gorp.errors import ConfigError, DataError, ModelError
 from tests.tokenizers_small import SENTENCES, llama_tokenizer, t5_tokenizer
 
@@ -77,6 +78,29 @@ def test_the_names_of_special_tokens_in_a_text_are_text():
         assert tokenizer.decode(answer, skip_special_tokens=True) == completion
         read = tokenizer.decode(row["input_ids"], skip_special_tokens=True)
         assert read == (prompt if seq2seq else prompt + completion)
+
+
+def test_names_of_special_tokens_that_begin_alike_or_inside_one_another_are_text_too():
+    names = ["</s>", "<s>", "<x>", "<s><x>"]
+    vocabulary = [("<unk>", -20.0), *((name, -1.0) for name in names), *((letter, -5.0) for letter in "<>/sx ")]
+    backend = Tokenizer(
+        models.Unigram(vocabulary, unk_id=0)
+    )  # its own vocabulary holds the names: splitting finds them
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"additional_special_tokens": names[1:]})
+    texts = ["<s> <s><x>", "<s><x><s>", "x</s><s><s><x>", "<<s><x>>"]
+    for text, ids in zip(texts, text_ids(texts, tokenizer), strict=True):
+        assert tokenizer.convert_ids_to_tokens(ids) == list(text)
+
+
+def test_a_tokenizer_whose_additions_cannot_be_told_from_the_text_is_refused():
+    class Odd:
+        def __call__(self, texts, **_):
+            return {"input_ids": [7, 8]} if isinstance(texts, str) else {"input_ids": [[9]] * len(texts)}
+
+    with pytest.raises(ModelError, match=r"Use the model's fast tokenizer"):
+        added_tokens(Odd())
 
 
 JOINED = [
@@ -191,7 +215,7 @@ def test_long_prompts_raise_no_warning(caplog):
 @pytest.mark.parametrize(("tokenizer", "seq2seq"), [(T5, True), (LLAMA, False)], ids=["t5", "llama"])
 def test_an_answer_is_never_cut(tokenizer, seq2seq):
     data = rows((PROMPT, "True"), (PROMPT, "word " * 60))
-    with pytest.raises(DataError, match=r"row 1 \(counted from 0\): its completion has \d+ tokens with eos, more than"):
+    with pytest.raises(DataError, match=r"row 1 \(counted from 0\) of the rows to train on: .* tokens with eos"):
         encode(data, tokenizer, encoder_decoder=seq2seq, encoding=BUDGET)
     length = len(encode_completion("True", tokenizer, prompt=PROMPT, encoder_decoder=seq2seq))
     exact = Encoding(max_completion_tokens=length)

@@ -55,7 +55,7 @@ def test_other_line_separators_are_text(tmp_path):
         (b'{"a": "x", "n": [{"\\uDfFf": 1}]}', "line 2: half of a surrogate pair"),
         (b'{"a": "\\ude00\\ud83d"}', "line 2: half of a surrogate pair"),
         (b'{"n": ' + b"1" * 5000 + b"}", "line 2: a whole number with thousands of digits"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2: nested too deep"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2: nested too deep; .* Flatten it"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -140,6 +140,12 @@ def test_everything_in_a_csv_is_text_as_it_stands(tmp_path, name, mark):
     assert [row.place for row in rows] == [f"{tmp_path / name}, line {line}" for line in (2, 5)]
     with pytest.raises(DataError, match="line 5: `completion` is blank"):
         text_column(rows[1], "completion")
+
+
+def test_columns_of_a_csv_without_a_name_are_called_by_their_place(tmp_path):
+    """As `DataFrame.to_csv` writes its index, and a spreadsheet an empty column."""
+    (row,) = read_rows(write(tmp_path, b",text,label, \n0,x,y,\n", "rows.csv"))
+    assert row.values == {"Unnamed: 0": "0", "text": "x", "label": "y", "Unnamed: 3": ""}
 
 
 @pytest.mark.parametrize(

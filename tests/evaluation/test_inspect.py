@@ -112,7 +112,7 @@ def test_answers_longer_than_those_that_are_read_are_counted():
 
 
 def test_a_train_answer_over_its_budget_is_refused():
-    with pytest.raises(DataError, match=r"train: row 1 \(counted from 0\): its completion has"):
+    with pytest.raises(DataError, match=r"row 1 \(counted from 0\) of the rows to train on: its completion has"):
         notes(task([("a", "b"), ("a", "word " * 60)]))
 
 

@@ -95,8 +95,8 @@ def check_answer_length(index: int, completion: str, ids: Sequence[int], encodin
     """
     if len(ids) > encoding.max_completion_tokens:
         raise DataError(
-            f"row {index} (counted from 0): its completion has {len(ids)} tokens with eos, more than "
-            f"max_completion_tokens = {encoding.max_completion_tokens}: {completion[:60]!r}. "
+            f"row {index} (counted from 0) of the rows to train on: its completion has {len(ids)} tokens with "
+            f"eos, more than max_completion_tokens = {encoding.max_completion_tokens}: {completion[:60]!r}. "
             f"Raise the limit or shorten the answer; answers are never cut."
         )
 

@@ -115,7 +115,9 @@ def parse_json(text: str, *, place: str) -> Any:
         if _SURROGATE.search(text) and any(_SURROGATE_ITSELF.search(part) for part in texts(value)):
             raise DataError(f"{place}: half of a surrogate pair (\\ud800 to \\udfff) is no text. Correct the escape.")
     except RecursionError:
-        raise DataError(f"{place}: nested too deep; wanted named columns with text.") from None
+        raise DataError(
+            f"{place}: nested too deep; wanted an object whose columns hold text. Flatten it, or remove it."
+        ) from None
     except json.JSONDecodeError:
         raise
     except ValueError:  # what Python says of a whole number with more than 4300 digits

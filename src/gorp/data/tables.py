@@ -15,6 +15,9 @@ from gorp.errors import DataError, shown
 def read_delimited(path: Path, content: bytes, *, tab: bool) -> list[Row]:
     """The rows of a CSV or TSV file: the first line names the columns, `"` may enclose a field, `""` is a quote in it.
 
+    A column without a name, such as the index that pandas writes, is called `Unnamed: 0`, with its place, as pandas
+    and `datasets` call it.
+
     Nothing is guessed: `007` and `true` are text as they stand, and an empty field is empty text. Lines without any
     character are skipped.
 
@@ -25,7 +28,7 @@ def read_delimited(path: Path, content: bytes, *, tab: bool) -> list[Row]:
 
     Raises:
         DataError: With the line where the row begins: text that is not UTF-8, a quote that is not closed, a column
-            without a name or named twice, a row with more or fewer fields than there are columns.
+            named twice, a row with more or fewer fields than there are columns.
     """
     text = _decoded(path, content)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",", strict=True)
@@ -114,6 +117,7 @@ def _header(place: str, fields: list[str], *, tab: bool) -> list[str]:
             f"{place}: one column, `{shown(fields[0])}`. The fields of a *{'.tsv' if tab else '.csv'} are separated by "
             f"{wanted}. Save it so{', or name it *.tsv' if other == chr(9) else ''}."
         )
+    fields = [name if name.strip() else f"Unnamed: {number}" for number, name in enumerate(fields)]
     for name in fields:
         if fields.count(name) > 1:
             raise DataError(f"{place}: the column `{shown(name)}` occurs twice. Rename one of them.")

@@ -31,15 +31,16 @@ def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, contro
     literal = [index for index, text in enumerate(texts) if found is not None and found.search(text)]
     ids = _ids(texts, tokenizer)
     for index, pieces in zip(literal, _ids([texts[index] for index in literal], tokenizer, split=True), strict=True):
-        names = {name for name in found.findall(texts[index])} if found is not None else set()
-        whole = set(tokenizer.convert_tokens_to_ids(list(names))) & set(pieces)
-        ids[index] = _cut(texts[index], names, tokenizer) if whole else pieces
+        assert found is not None
+        names = tokenizer.convert_tokens_to_ids(found.findall(texts[index]))
+        ids[index] = _cut(texts[index], found, tokenizer) if set(names) & set(pieces) else pieces
     return ids
 
 
-def _cut(text: str, names: set[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _cut(text: str, found: re.Pattern[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a text whose names of special tokens the tokenizer's own vocabulary holds: each name in two parts."""
-    cuts = [match.start() + 1 for match in re.finditer("|".join(map(re.escape, names)), text)]
+    # Looking ahead finds the names that begin inside another name too.
+    cuts = [match.start() + 1 for match in re.finditer(f"(?={found.pattern})", text)]
     first, *others = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     ids = _ids([first], tokenizer)[0]
     for part in others:  # behind a letter, or the tokenizer would begin it with a blank
@@ -60,7 +61,8 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
     raise ModelError(
-        "the tokenizer changes a text's tokens when it adds its special ones; such a tokenizer is not known."
+        "the tokenizer writes a text with other tokens when it adds its special ones, so what it adds cannot be told "
+        "from the text. Use the model's fast tokenizer (tokenizer.json), or another model."
     )
 
 

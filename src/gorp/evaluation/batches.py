@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gorp.behaviour import minds_padding, ordinary_tokens
 from gorp.data import Encoding, pad_left
+from gorp.data.collate import pad_right
 from gorp.errors import ModelError
 from gorp.ranges import COUNT, Range, check_ranges
 
@@ -121,9 +121,7 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, encoder_decoder: bool) 
     """
     if not encoder_decoder:
         return pad_left(rows, pad)
-    tensors = [torch.tensor(row) for row in rows]
-    input_ids = pad_sequence(tensors, batch_first=True, padding_value=pad)
-    return input_ids, pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
+    return pad_right(rows, pad), pad_right([[1] * len(row) for row in rows], 0)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -90,10 +90,7 @@ def _encoded(
 
 def _check_length(rows: _Rows, encoding: Encoding) -> None:
     for index, answer in enumerate(rows.answers):
-        try:
-            check_answer_length(index, rows.completions[index], answer, encoding)
-        except DataError as error:
-            raise DataError(f"{rows.part}: {error}") from error
+        check_answer_length(index, rows.completions[index], answer, encoding)
 
 
 def _check_labels(task: Task, rows: _Rows, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool) -> None:
