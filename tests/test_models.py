@@ -12,9 +12,12 @@ from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 from gorp.errors import ConfigError, ModelError
 from gorp.model_files import base_digests, weights_sha256
 from gorp.models import SHIPPED, ModelConfig, load_model, load_tokenizer, locate
+from gorp.progress import Progress
+from gorp.workspace import Workspace, load_config
+from gorp.workspace.prepare import prepare
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
-from tests.workspace.project import save_model
+from tests.workspace.project import make_project, save_model
 
 
 def refused(path, message: str) -> None:
@@ -234,6 +237,46 @@ def test_the_digests_are_of_what_the_model_computes(tmp_path):
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     path.write_text(json.dumps(values))
     assert base_digests(tmp_path)["tokenizer_sha256"] != before["tokenizer_sha256"]
+
+
+def test_what_decides_an_answer_beside_the_weights_has_a_digest(tmp_path):
+    save_model(tmp_path)
+    (tmp_path / "modeling_own.py").write_text("SCALE = 1")
+    generation = tmp_path / "generation_config.json"
+
+    def changed(*, trust: bool = False) -> set[str]:
+        now = base_digests(tmp_path, trust_remote_code=trust)
+        return {key for key in now if now[key] != before[trust][key]}
+
+    before = {trust: base_digests(tmp_path, trust_remote_code=trust) for trust in (False, True)}
+    values = json.loads(generation.read_text())
+    generation.write_text(json.dumps(values | {"temperature": 0.3, "transformers_version": "9"}, indent=8))
+    assert not changed()
+    for field in ("eos_token_id", "decoder_start_token_id", "forced_bos_token_id"):
+        generation.write_text(json.dumps(values | {field: 7}))
+        assert changed() == {"generation_sha256"}
+    generation.unlink()
+    assert changed() == {"generation_sha256"}
+    generation.write_text(json.dumps(values))
+    (tmp_path / "modeling_own.py").write_text("SCALE = 2")
+    assert not changed() and changed(trust=True) == {"code_sha256"}
+    (tmp_path / "added_tokens.json").write_text('{"<new>": 399}')
+    assert changed() == {"tokenizer_more_sha256"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "nosuch"}, "its config.json cannot be used (The checkpoint you are trying to load has model"),
+        ({"num_heads": "abc"}, "its config.json cannot be used (Validation error for field 'num_heads': TypeError"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_named_and_not_the_tokenizer(tmp_path, changes, message):
+    path = make_project(tmp_path)
+    change_config(tmp_path / "model", **changes)
+    refused(tmp_path / "model", message)
+    with pytest.raises(ModelError, match=re.escape(message)):
+        prepare(load_config(path), Workspace(tmp_path / "run"), Progress())
 
 
 def test_a_missing_tokenizer_is_refused(tmp_path):

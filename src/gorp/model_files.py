@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,13 @@ IGNORABLE = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias", ".pos
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json")
 """What a tokenizer is made of."""
+
+TOKENIZER_MORE = ("added_tokens.json", "*.spm")
+"""What some tokenizers have besides. Its digest is one of its own, so that records from before it still hold."""
+
+GENERATION = "generation_config.json"
+GENERATION_FIELDS = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "forced_bos_token_id")
+"""All that an answer's decoding takes from it: no sampling, no penalties."""
 
 NOT_THE_FUNCTION = (
     "transformers_version",
@@ -140,16 +147,25 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def base_digests(folder: Path) -> dict[str, str]:
-    """What tells a base model from another: `sha256` of its weights, `config_sha256`, `tokenizer_sha256`.
+def base_digests(folder: Path, *, trust_remote_code: bool = False) -> dict[str, str]:
+    """What tells a base model from another.
+
+    `sha256` is of its weights, `config_sha256` of config.json, `tokenizer_sha256` and `tokenizer_more_sha256` of the
+    tokenizer's files, `generation_sha256` of `GENERATION_FIELDS`, `code_sha256` of its Python files.
 
     JSON files count by their values, whatever the order and the blanks, without `NOT_THE_FUNCTION`.
+
+    Args:
+        folder: Of the model.
+        trust_remote_code: Whether its Python code runs; where it does not, it decides nothing.
     """
-    tokenizer = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
     return {
         "sha256": weights_sha256(folder),
         "config_sha256": _content(folder / "config.json"),
-        "tokenizer_sha256": _joined(sorted(tokenizer)),
+        "tokenizer_sha256": _joined(folder, TOKENIZER_FILES),
+        "tokenizer_more_sha256": _joined(folder, TOKENIZER_MORE),
+        "generation_sha256": _generation(folder / GENERATION),
+        "code_sha256": _joined(folder, ("*.py",) if trust_remote_code else ()),
     }
 
 
@@ -174,9 +190,20 @@ def _is_known(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING
 
 
-def _joined(paths: list[Path]) -> str:
-    lines = [f"{path.name} {_content(path)}\n" for path in paths]
+def _joined(folder: Path, patterns: Iterable[str]) -> str:
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    lines = [f"{path.name} {_content(path)}\n" for path in sorted(paths)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _generation(path: Path) -> str:
+    content = path.read_bytes() if path.is_file() else b""  # without it, config.json decides
+    try:
+        values = json.loads(content)
+        content = json.dumps([values.get(field) for field in GENERATION_FIELDS]).encode()
+    except (ValueError, AttributeError):
+        pass  # transformers takes it for missing
+    return hashlib.sha256(content).hexdigest()
 
 
 def _content(path: Path) -> str:

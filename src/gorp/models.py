@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -33,7 +34,7 @@ SHIPPED = ("gorp-tiny-t5", "gorp-tiny-llama")
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 
-FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+FILES = ("*.safetensors", "*.json", "*.model", "*.spm", "*.tiktoken", "*.txt", "*.jinja")
 """What is fetched of a hub model: weights, configuration, tokenizer. No pickles."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model")
@@ -80,6 +81,15 @@ def locate(config: ModelConfig) -> Path:
     return folder
 
 
+def architecture_of(config: ModelConfig) -> PreTrainedConfig:
+    """The values of config.json of a model in a local folder, as its kind of model reads them.
+
+    Raises:
+        ModelError: If they cannot be used, or the model generates no text.
+    """
+    return _auto_class(config, Path(config.path))[1]
+
+
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer; without a pad token it pads with eos, which is masked.
 
@@ -113,8 +123,9 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
         ModelError: If the architecture generates no text, the files do not fit it, a weight is not finite, the
             tokenizer does not fit, or the model sees later tokens.
     """
-    folder, tokenizer = locate(config), load_tokenizer(config)
+    folder = locate(config)
     auto, architecture = _auto_class(config, folder)
+    tokenizer = load_tokenizer(config)  # after it: an unknown kind of model has no tokenizer either
     vocabulary = getattr(architecture.get_text_config(), "vocab_size", len(tokenizer))
     if len(tokenizer) > vocabulary:
         raise ModelError(
@@ -185,7 +196,10 @@ def _auto_class(config: ModelConfig, folder: Path | str) -> tuple[Any, Any]:
     try:
         architecture = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # unknown model types, damaged JSON
-        raise ModelError(f"{folder}: its config.json cannot be used ({_first_line(error)}).") from error
+        raise ModelError(
+            f"{folder}: its config.json cannot be used ({_first_line(error)}). "
+            "Correct it, fetch the model again, or install a version of transformers that knows this kind of model."
+        ) from error
     remote = getattr(architecture, "auto_map", {}) if config.trust_remote_code else {}
     if type(architecture) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and architecture.is_encoder_decoder:
         return AutoModelForSeq2SeqLM, architecture
@@ -218,4 +232,5 @@ def _sees_later_tokens(folder: Path, model: PreTrainedModel, tokenizer: PreTrain
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first

@@ -41,6 +41,18 @@ def store(tmp_path) -> Workspace:
     return store
 
 
+def test_a_part_of_the_base_model_is_compared_where_the_record_names_it(store):
+    version = store.version("v1")
+    version.check_base(
+        {"path": "m", "config_sha256": "1", "generation_sha256": "2", "code_sha256": "3"}
+    )  # of an older record
+    publish(store, "v2", parent="v1", base=RECORD["base"] | {"config_sha256": "1", "generation_sha256": "2"})
+    version = store.version("v2")
+    version.check_base({"path": "m", "config_sha256": "1", "generation_sha256": "2", "code_sha256": "3"})
+    with pytest.raises(CheckpointError, match=r"the base model's generation_config\.json is not what it was"):
+        version.check_base({"path": "m", "config_sha256": "1", "generation_sha256": "9", "code_sha256": "3"})
+
+
 def test_opening_touches_nothing(tmp_path):
     store = Workspace(tmp_path / "none")
     assert (store.exists(), store.versions(), store.ledger(), store.unsettled()) == (False, [], [], [])

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gorp.data import Task, load_task, rows_fingerprint
 from gorp.errors import DataError
@@ -14,7 +14,7 @@ from gorp.evaluation import inspect_task
 from gorp.method import Method
 from gorp.methods import METHODS
 from gorp.model_files import base_digests
-from gorp.models import load_model, load_tokenizer, locate
+from gorp.models import architecture_of, load_model, load_tokenizer, locate
 from gorp.progress import Progress
 from gorp.training import ProcessAsFound, check_arguments, training_arguments
 from gorp.workspace.changes import check_settings
@@ -39,7 +39,7 @@ class Session:
     model: PreTrainedModel
     method: Method
     base: Mapping[str, Any]
-    """`path` and `revision` of the base model, and the digests of its weights, configuration and tokenizer."""
+    """`path` and `revision` of the base model, and the digests of what it consists of."""
     lineage: list[Version]
     """Of the workspace as it is, from v0 to CURRENT; empty for a new one."""
 
@@ -65,12 +65,12 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     progress.say(f"reading {len(config.tasks)} task{'s' * (len(config.tasks) > 1)}")
     folder = locate(config.model)
     local = replace(config.model, path=str(folder))
+    architecture = architecture_of(local)
     tokenizer = load_tokenizer(local)
     tasks = _tasks(config, workspace, lineage, tokenizer, progress)
     for task in tasks:
         for note in task.notes:
             progress.say(f"{task.name}: {note}")
-    architecture = AutoConfig.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
     encoder_decoder = bool(architecture.is_encoder_decoder)
     optimizer, options = check_training(config, workspace, encoder_decoder, tasks)
     for task in tasks:
@@ -81,7 +81,8 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
         except DataError as error:
             raise DataError(f"task {task.name}, {error}") from error
     progress.say(f"loading {config.model.path}")
-    base = {"path": config.model.path, "revision": config.model.revision, **base_digests(folder)}
+    digests = base_digests(folder, trust_remote_code=config.model.trust_remote_code)
+    base = {"path": config.model.path, "revision": config.model.revision, **digests}
     sha256 = base["sha256"]
     for version in lineage:
         version.verify(sha256)

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 
 TRAINING, RECORD = "training.json", "version.json"
-BASE_PARTS = {"config_sha256": "config.json", "tokenizer_sha256": "tokenizer"}
+BASE_PARTS = {
+    "config_sha256": "config.json",
+    "tokenizer_sha256": "tokenizer",
+    "tokenizer_more_sha256": "tokenizer",
+    "generation_sha256": "generation_config.json",
+    "code_sha256": "Python code, or `model.trust_remote_code`,",
+}
 """Digests of a base model beside that of its weights -> what they are of."""
 
 FILES = (DELTA, MEMORY, METHOD, TRAINING)
@@ -70,9 +76,9 @@ class Version:
                 )
 
     def check_base(self, base: Mapping[str, Any]) -> None:
-        """Check that the configuration and the tokenizer of the base model are those that the version was made with.
+        """Check that what goes with the base model's weights is what the version was made with: `BASE_PARTS`.
 
-        Both decide what the weights compute. A version without these digests, made by gorp 0.1.0, is not checked.
+        All of it decides answers. A part of which the record has no digest, because it is older, is not checked.
 
         Args:
             base: As in the record.
