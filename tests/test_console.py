@@ -66,6 +66,11 @@ def test_the_worst_loss_comes_first_and_the_rest_below():
     ]
 
 
+def test_what_is_unusual_is_told_once():
+    lines = shown(state(3) | {"remarks": ["a copy lies there"], "warnings": ["S is nearly full"]}).splitlines()
+    assert lines.count("a copy lies there") == lines.count("S is nearly full") == 1
+
+
 def test_versions_show_the_newest_and_the_current_one():
     old = state(6) | {"current": "v2"}
     assert re.findall(r"^ ([* ]) (v\d)", shown(old), re.M) == [("*", "v2"), (" ", "v5"), (" ", "v6")]

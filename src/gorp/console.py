@@ -67,8 +67,6 @@ def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = F
         explain: Also what the numbers mean, the notes on the rows, and all versions.
     """
     show_verdict(console, state)
-    for line in state["remarks"]:
-        _say(console, line, style="yellow")
     matrix = AccuracyMatrix.from_dict(state["matrix"])
     _say(console, "")
     console.print(matrix_table(matrix))

@@ -99,5 +99,5 @@ def without_digests(workspace: Path) -> None:
     path = workspace / "eval/scores.json"
     scores = json.loads(path.read_text())
     for cell in (cell for row in scores.values() for cell in row.values()):
-        del cell["samples"], cell["digest"]
+        del cell["samples"], cell["conditions"], cell["digest"]
     path.write_text(json.dumps(scores))

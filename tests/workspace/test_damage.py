@@ -36,7 +36,8 @@ def make(root: Path) -> Workspace:
             scores = Scores(root / "eval")
             for name, score in zip(TASKS, (100 / 3, 50.0), strict=True):
                 samples = [{"index": 0, "prompt": "p", "answer": "a"}]
-                scores.enter(f"v{number}", TaskScore(task=name, metric="m", score=score, rows=6, samples=samples), "k")
+                found = TaskScore(task=name, metric="m", score=score, rows=6, samples=samples)
+                scores.enter(f"v{number}", found, "k", "c")
             parent, task = (f"v{number - 1}", TASKS[number - 1]) if number else (None, None)
             publish(store, f"v{number}", **facts, parent=parent, task=task, contains=list(TASKS[:number]))
     return store

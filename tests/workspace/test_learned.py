@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 
-from gorp.errors import CheckpointError, DataError
+from gorp.errors import CheckpointError, ConfigError, DataError
 from gorp.progress import Progress
 from gorp.workspace import evaluate_version, load_config, plan, run_sequence, status
+from gorp.workspace import run as run_module
+from gorp.workspace.state import file_sha256
 from tests.workspace.project import make_project, task, weights, write_config, write_rows
 
 
@@ -58,7 +61,7 @@ def test_eval_rows_that_are_gone_are_those_that_were_kept(project):
     (project / "one_eval.jsonl").unlink()
     said = Said()
     run_sequence(load_config(write_config(project, tasks=[task("one")])), project / "work", progress=said)
-    assert any("one_eval.jsonl is gone; it is scored on the 6 rows kept of it" in line for line in said.lines)
+    assert any("one_eval.jsonl is gone; the 6 rows that were kept are scored" in line for line in said.lines)
     assert evaluate_version(project / "work")["scores"]["one"] == {
         "score": before,
         "rows": 6,
@@ -118,3 +121,72 @@ def test_a_joint_method_needs_the_rows_of_every_task(tmp_path):
     run_sequence(load_config(path), tmp_path / "work")
     with pytest.raises(DataError, match=r"one\.jsonl: no such file.*`multi_task` trains on the rows of all tasks"):
         run_sequence(load_config(write_config(tmp_path, method=block)), tmp_path / "work")
+
+
+def test_the_record_names_the_train_file_that_was_read_whatever_becomes_of_it(tmp_path, monkeypatch):
+    path = make_project(tmp_path)
+    digests = {name: file_sha256(tmp_path / f"{name}.jsonl") for name in ("one", "two")}
+    original = run_module.train_task
+
+    def edited(*args, name, **options):
+        write_rows(tmp_path / f"{name}.jsonl", 3, 12)  # while it trains
+        return original(*args, name=name, **options)
+
+    monkeypatch.setattr(run_module, "train_task", edited)
+    run_sequence(load_config(path), tmp_path / "work")
+    for version in ("v1", "v2"):
+        tasks = json.loads((tmp_path / f"work/versions/{version}/version.json").read_text())["tasks"]
+        assert {name: tasks[name]["train_sha256"] for name in tasks} == digests
+    said = Said()
+    plan(load_config(path), tmp_path / "work", progress=said)
+    assert sum("has changed since it was learned" in line for line in said.lines) == 2
+
+
+def test_kept_rows_that_are_lost_are_cut_anew_and_kept(tmp_path):
+    cut = task("one", eval=None)
+    run_sequence(load_config(make_project(tmp_path, tasks=[cut])), tmp_path / "work")
+    kept = tmp_path / "work/eval/rows/one.json"
+    content = kept.read_text()
+    kept.unlink()
+    run_sequence(load_config(write_config(tmp_path, tasks=[cut])), tmp_path / "work")
+    assert json.loads(kept.read_text())["rows"] == json.loads(content)["rows"]
+    (tmp_path / "one.jsonl").unlink()
+    plan(load_config(write_config(tmp_path, tasks=[cut, task("two")])), tmp_path / "work")
+
+
+def test_scores_that_were_measured_otherwise_are_left_out_of_the_matrix(project):
+    work = project / "work"
+    whole = status(work)["matrix"]["R"]
+    path = write_config(project, tasks=[task("one")], eval={"max_new_tokens": 4, "limit": 2})
+    evaluate_version(work, source=path)
+    state = status(work)
+    assert state["matrix"]["R"][0] == [None] and state["matrix"]["rows"] == {"one": 2}
+    assert any(line.startswith("one: the scores of v0 were measured on other rows") for line in state["remarks"])
+    run_sequence(load_config(write_config(project, tasks=[task("one")])), work)
+    assert (status(work)["matrix"]["R"], status(work)["remarks"]) == (whole, [])
+
+
+def test_scoring_needs_no_row_of_a_task_that_is_only_planned(project):
+    said, path = Said(), write_config(project)
+    (project / "two.jsonl").unlink()
+    assert list(evaluate_version(project / "work", source=path, progress=said)["scores"]) == ["one"]
+    assert any(line.startswith("two: not learned yet, and not scored: ") for line in said.lines)
+    with pytest.raises(DataError, match=r"two\.jsonl: no such file"):
+        evaluate_version(project / "work", source=path, task="two")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"method": {"name": "gorp", "rank": 2, "refresh_every": 3}}, "method.rank is 2, and was 4"),
+        ({"lora": {"r": 2}}, "lora.r is 2, and was 8"),
+        ({"seed": 1}, "seed is 1, and was 0"),
+        ({"method": {"name": "gorp", "rank": 4, "refresh_every": 5}, "lora": {"lora_dropout": 0.1}}, None),
+    ],
+)
+def test_status_and_training_agree_on_whether_the_yaml_still_fits(project, changes, problem):
+    path = write_config(project, **changes)
+    told = status(project / "work", config=path)["problem"]
+    assert told is None if problem is None else problem in told
+    with nullcontext() if problem is None else pytest.raises(ConfigError):
+        plan(load_config(path), project / "work")

@@ -41,6 +41,12 @@ def test_a_folder_with_other_files_is_refused_untouched(tmp_path, files):
     assert tree_hash(folder) == before
 
 
+def test_a_folder_whose_mark_was_half_written_when_the_process_was_killed_becomes_a_workspace(tmp_path):
+    folder = foreign(tmp_path / "bot", ".gorp-0123456789abcdef.tmp")
+    with writing(folder):
+        assert not list(folder.glob("*.tmp"))
+
+
 def test_the_yaml_beside_a_model_of_its_name_leaves_the_model_alone(tmp_path):
     """`gorp train model.yaml` would make its workspace in the folder `model`."""
     path = make_project(tmp_path).rename(tmp_path / "model.yaml")

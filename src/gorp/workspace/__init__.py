@@ -1,9 +1,10 @@
 """A folder that holds a sequence of tasks: its configuration, its versions, its scores.
 
+yaml_file.py  a YAML, bounded before it is built
 config.py     the YAML, checked
 blocks.py     mappings to dataclasses, with the place of every error
 state.py      what a finished task leaves, as tensors
-place.py      where a workspace may be; its mark
+mark.py       where a workspace may be; its mark
 lock.py       one writer a workspace
 seal.py       a digest inside a JSON object
 ledger.py     what happened, each line bound to those before
@@ -11,8 +12,12 @@ version.py    a version, checked where it is read
 accepted.py   the configuration that a run began with
 store.py      versions on disk, CURRENT
 scores.py     every score with what it was measured on; the matrix
+tunable.py    options that may change between two tasks
 changes.py    what may change between two runs
+learned.py    what is needed of a learned task
+lengths.py    rows against the model's positions
 prepare.py    everything that can be refused before training
+preview.py    what a run would read, for the eye
 scoring.py    versions on tasks, cell by cell
 leaks.py      a task's change against what each earlier task protected
 record.py     what version.json says

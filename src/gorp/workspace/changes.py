@@ -14,26 +14,11 @@ from typing import Any
 from gorp.errors import ConfigError
 from gorp.workspace.config import RunConfig, effective
 from gorp.workspace.store import Version
+from gorp.workspace.tunable import TUNABLE
 
 
 FREE_TASK_FIELDS = ("train", "eval", "subset", "split", "dev_rows", "limit_train")
 """Of a learned task: where its rows are, and what chose those that it was trained on. They are not read again."""
-
-TUNABLE: dict[str, tuple[str, ...]] = {
-    "method": (
-        "core_learning_rate",
-        "scale",
-        "refresh_every",
-        "energy",
-        "budget",
-        "strength",
-        "decay",
-        "fisher_examples",
-    ),
-    "lora": ("lora_dropout",),
-}
-"""Options that say how the next task is learned and how much of it is kept. All others decide the shape or the meaning
-of what earlier tasks left, or which weights are protected, and stay."""
 
 OBSERVING = ("logging_", "save_", "report_to", "disable_tqdm")
 """Beginnings of keys of `training:` that do not decide a number."""

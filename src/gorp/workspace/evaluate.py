@@ -56,7 +56,7 @@ def evaluate_version(
     names = [spec.name for spec in config.tasks]
     if task is not None and task not in names:
         raise ConfigError(f"no task `{task}` in {workspace}; there are {', '.join(names)}.{nearest(task, names)}")
-    session = prepare(config, store, progress)
+    session = prepare(config, store, progress, scored=names if task is None else [task])
     with disk_errors(store.root):
         return _score(session, chosen, task, progress)
 

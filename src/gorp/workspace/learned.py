@@ -7,6 +7,7 @@ where `eval` is a file that is there, and may have grown; elsewhere (cut from tr
 gone) they are those kept here.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gorp.data.form import from_list, listed
 from gorp.errors import CheckpointError
 from gorp.progress import Progress
 from gorp.storage import read_json, write_json
+from gorp.workspace.seal import SEAL, is_whole, sealed
 from gorp.workspace.state import file_sha256
 from gorp.workspace.store import Version, Workspace
 
@@ -29,17 +31,10 @@ def kept_path(workspace: Workspace, task: str) -> Path:
 def keep(workspace: Workspace, task: Task) -> None:
     """Write down the rows that `task` is judged by, unless they are there already."""
     path, fingerprint = kept_path(workspace, task.name), rows_fingerprint(task.eval)
-    if path.is_file() and _is_whole(kept := read_json(path)) and kept["fingerprint"] == fingerprint:
+    if path.is_file() and _is_whole(kept := read_json(path), task.name) and kept["fingerprint"] == fingerprint:
         return
-    described = {
-        "task": task.name,
-        "metric": task.metric,
-        "labels": None if task.labels is None else list(task.labels),
-        "source": task.source,
-        "notes": list(task.notes),
-        "fingerprint": fingerprint,
-    }
-    write_json(path, {**described, "rows": listed(task.eval)})
+    described = {"source": task.source, "notes": list(task.notes), "fingerprint": fingerprint}
+    write_json(path, sealed({**described, "rows": listed(task.eval)}, task.name))
 
 
 def recall(
@@ -69,14 +64,14 @@ def recall(
     """
     path = kept_path(workspace, spec.name)
     readable = spec.eval is not None and Path(spec.eval).is_file()
-    if not path.is_file() and not readable:  # made before rows were kept: the task is read whole
-        return load_task(spec, tokenizer=tokenizer, seed=seed, date=date)
+    if not path.is_file() and not readable:  # the kept rows are lost: they are read and cut as they once were
+        return replace(load_task(spec, tokenizer=tokenizer, seed=seed, date=date), train=None, dev=None)
     kept = read_json(path) if path.is_file() else None
     _tell_of_train(spec, version, progress)
-    if kept is not None and not _is_whole(kept):
+    if kept is not None and not _is_whole(kept, spec.name):
         if not readable:
             raise CheckpointError(
-                f"{path}: not the eval rows that were kept (their fingerprint differs). Restore the file from a copy, "
+                f"{path}: not the eval rows that were kept (their digest differs). Restore the file from a copy, "
                 f"or give task {spec.name} a file of eval rows (`eval:`)."
             )
         kept = None
@@ -95,7 +90,7 @@ def recall(
     else:
         assert kept is not None
         if spec.eval is not None and Path(spec.eval).suffix:
-            progress.say(f"{spec.name}: {spec.eval} is gone; it is scored on the {len(kept['rows'])} rows kept of it")
+            progress.say(f"{spec.name}: {spec.eval} is gone; the {len(kept['rows'])} rows that were kept are scored")
         rows = from_list(kept["rows"])
         notes, source = tuple(kept["notes"]), kept["source"]
     return Task(
@@ -130,9 +125,6 @@ def _tell_of_train(spec: TaskSpec, version: Version, progress: Progress) -> None
         )
 
 
-def _is_whole(kept: Any) -> bool:
-    """Whether kept rows are those that their fingerprint was taken of."""
-    try:
-        return isinstance(kept["notes"], list) and rows_fingerprint(from_list(kept["rows"])) == kept["fingerprint"]
-    except (KeyError, TypeError, ValueError):
-        return False
+def _is_whole(kept: Any, task: str) -> bool:
+    """Whether kept rows are as they were written, for this task."""
+    return isinstance(kept, dict) and SEAL in kept and is_whole(kept, task)

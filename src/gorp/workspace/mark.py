@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gorp.disk import disk_errors
+from gorp.disk import LEFTOVER, disk_errors
 from gorp.errors import CheckpointError, ConfigError
 from gorp.storage import read_json, remove_leftovers, write_json
 from gorp.workspace.lock import LOCK, Held, locked
@@ -49,7 +49,10 @@ def check_place(root: Path, sources: Iterable[Path] = ()) -> None:
                 f"{root}: cannot be the workspace, because {source} lies there and is read. Give another folder with "
                 "--workspace."
             )
-    if root.is_dir() and not is_workspace(root) and (found := sorted(set(os.listdir(root)) - {LOCK})):
+    others = (
+        [name for name in os.listdir(root) if name != LOCK and not LEFTOVER.fullmatch(name)] if root.is_dir() else []
+    )
+    if root.is_dir() and not is_workspace(root) and (found := sorted(others)):
         some = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
         raise ConfigError(
             f"{root}: holds other files than a workspace's ({some}). Nothing was written there. A workspace is made in "

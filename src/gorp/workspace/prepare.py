@@ -1,6 +1,6 @@
 """Everything that can be refused is refused here, before the first step of training and before anything is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from gorp.progress import Progress
 from gorp.training import ProcessAsFound, check_arguments, training_arguments
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, build_method
-from gorp.workspace.learned import recall
+from gorp.workspace.learned import recall, train_file_sha256
 from gorp.workspace.lengths import check_lengths
 from gorp.workspace.store import Version, Workspace
 
@@ -42,6 +42,8 @@ class Session:
     """`path` and `revision` of the base model, and the digests of what it consists of."""
     lineage: list[Version]
     """Of the workspace as it is, from v0 to CURRENT; empty for a new one."""
+    train_files: Mapping[str, str | None]
+    """SHA-256 of the file that each task's training rows were read from; None for a folder or a hub data set."""
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -49,8 +51,17 @@ class Session:
         return {task.name: rows_fingerprint(task.eval) for task in self.tasks}
 
 
-def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Session:
+def prepare(
+    config: RunConfig, workspace: Workspace, progress: Progress, *, scored: Collection[str] | None = None
+) -> Session:
     """Load the tasks and the model and check all that can be checked. Nothing is written.
+
+    Args:
+        config: What to do.
+        workspace: Where.
+        progress: Told what is read, and what was noticed.
+        scored: To score only: the tasks that are wanted. One that is not learned yet and cannot be read is left out,
+            unless it is the only one.
 
     Raises:
         DataError: Wrong rows, labels outside the set, an answer longer than its budget.
@@ -67,7 +78,8 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     local = replace(config.model, path=str(folder))
     architecture = architecture_of(local)
     tokenizer = load_tokenizer(local)
-    tasks = _tasks(config, workspace, lineage, tokenizer, progress)
+    train_files: dict[str, str | None] = {}
+    tasks = _tasks(config, workspace, lineage, tokenizer, progress, scored, train_files)
     for task in tasks:
         for note in task.notes:
             progress.say(f"{task.name}: {note}")
@@ -96,7 +108,7 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
     state = lineage[-1].method_state(sha256) if lineage else {}
     if state:
         method.load_state_dict(state)
-    if lineage and len(lineage[-1].contains) < len(tasks):
+    if scored is None and lineage and len(lineage[-1].contains) < len(tasks):
         method.warnings(len(lineage[-1].contains))  # refuses a method that can learn nothing more
     return Session(
         config=config,
@@ -107,6 +119,7 @@ def prepare(config: RunConfig, workspace: Workspace, progress: Progress) -> Sess
         method=method,
         base=base,
         lineage=lineage,
+        train_files=train_files,
     )
 
 
@@ -116,19 +129,30 @@ def _tasks(
     lineage: list[Version],
     tokenizer: PreTrainedTokenizerBase,
     progress: Progress,
+    scored: Collection[str] | None,
+    train_files: dict[str, str | None],
 ) -> list[Task]:
-    """Every task: whole where it is to be trained, and what it is judged by where it is learned."""
+    """Every task: whole where it is to be trained, and what it is judged by where it is learned.
+
+    `train_files` gets the digest of each file of training rows, taken before it is read.
+    """
     learned = lineage[-1].contains if lineage else []
-    together = METHODS[config.method].joint and len(learned) < len(config.tasks)
+    together = METHODS[config.method].joint and len(learned) < len(config.tasks) and scored is None
     asked: Any = {"tokenizer": tokenizer, "seed": CUT_SEED, "date": config.encoding.date}
     tasks = []
     for spec in config.tasks:
+        if scored is not None and spec.name not in scored:
+            continue
         if spec.name in learned and not together:
             task = recall(spec, workspace, lineage[-1], **asked, progress=progress)
         else:
             try:
+                train_files[spec.name] = train_file_sha256(spec)
                 task = load_task(spec, **asked)
             except DataError as error:
+                if scored is not None and len(scored) > 1:
+                    progress.say(f"{spec.name}: not learned yet, and not scored: {error}")
+                    continue
                 if spec.name not in learned:
                     raise
                 raise DataError(

@@ -10,7 +10,6 @@ import gorp
 from gorp.data import Task, rows_fingerprint
 from gorp.workspace.accepted import portable, portable_path
 from gorp.workspace.config import effective
-from gorp.workspace.learned import train_file_sha256
 from gorp.workspace.prepare import Session
 from gorp.workspace.scoring import measures_after
 from gorp.workspace.status import PROMISE
@@ -50,7 +49,7 @@ def version_record(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": {**session.base, "path": portable_path(session.base["path"], _folder(session))},
         "config": portable(effective(session.config), session.config.source),
-        "tasks": {item.name: _task(session, item) for item in session.tasks},
+        "tasks": {item.name: _task(session, item, lineage) for item in session.tasks},
         "metrics": {"scores": scores, "measures": measures_after(session, lineage, contains, scores)},
         **{key: facts.get(key) for key in PROMISE},
         "leak_earlier": training.get("leak_earlier"),
@@ -69,14 +68,13 @@ def _folder(session: Session) -> Path | None:
     return session.config.source and session.config.source.parent
 
 
-def _task(session: Session, task: Task) -> dict[str, Any]:
-    """A task's rows; of one learned before, what the version that learned it says of those it was trained on."""
-    if task.train is None:
-        before = session.lineage[-1].record["tasks"][task.name]
+def _task(session: Session, task: Task, lineage: Sequence[Version]) -> dict[str, Any]:
+    """A task's rows; of one learned before, what its version says of those it was trained on."""
+    if task.train is None or (lineage and task.name in lineage[-1].contains):
+        before = (lineage or session.lineage)[-1].record["tasks"][task.name]
         trained = tuple(before.get(key) for key in TRAINED_ON)
     else:
-        spec = next(spec for spec in session.config.tasks if spec.name == task.name)
-        trained = (rows_fingerprint(task.train), train_file_sha256(spec), len(task.train))
+        trained = (rows_fingerprint(task.train), session.train_files.get(task.name), len(task.train))
     return dict(zip(TRAINED_ON, trained, strict=True)) | {
         "eval_fingerprint": session.fingerprints[task.name],
         "source": portable_path(task.source, _folder(session)),

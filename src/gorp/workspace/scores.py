@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from gorp.evaluation import TaskScore
 
 
-KEYS = ("score", "rows", "metric", "key", "samples")
-"""Of a cell, besides its seal; version 0.1.0 kept no digest of the samples."""
+KEYS = ("score", "rows", "metric", "key", "conditions", "samples")
+"""Of a cell, besides its seal; version 0.1.0 kept neither the last two nor a seal."""
 
 
 class Scores:
-    """`eval/scores.json`: version -> task -> score, rows, metric, key, digest of the samples, digest of all that.
+    """`eval/scores.json`: version -> task -> score, rows, metric, key, conditions, digest of the samples, seal.
+
+    The key is of the weights and the conditions (rows, how they are asked, how numbers are computed). Scores of two
+    versions compare where their conditions are the same.
 
     Several processes may write: a cell is entered into the table as it is on disk at that moment.
 
@@ -48,14 +51,14 @@ class Scores:
         cell = self.cells.get(version, {}).get(task)
         return cell if cell is not None and cell["key"] == key else None
 
-    def enter(self, version: str, score: "TaskScore", key: str) -> dict[str, Any]:
+    def enter(self, version: str, score: "TaskScore", key: str, conditions: str) -> dict[str, Any]:
         """Keep a score and its answers on disk.
 
         Raises:
             CheckpointError: If the disk refuses, or the file on it is damaged.
         """
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in score.samples).encode()
-        cell = {"score": score.score, "rows": score.rows, "metric": score.metric, "key": key}
+        cell = {"score": score.score, "rows": score.rows, "metric": score.metric, "key": key, "conditions": conditions}
         cell = sealed(cell | {"samples": hashlib.sha256(lines).hexdigest()}, version, score.task)
         with self.writing():
             write_atomic(self.samples(version, score.task), lines)
@@ -87,13 +90,33 @@ class Scores:
         return self.folder / "samples" / f"{version}-{task}.jsonl"
 
     def matrix(self, lineage: Sequence[Version], tasks: Sequence[str]) -> AccuracyMatrix:
-        """R of a line of versions: the row of a version is the number of tasks it has learned."""
+        """R of a line of versions: the row of a version is the number of tasks it has learned.
+
+        Of a column only the scores that were measured under the conditions of the newest one: others do not compare.
+        """
         matrix = AccuracyMatrix(tasks)
-        for version in lineage:
-            for task, cell in self.cells.get(version.name, {}).items():
-                if task in matrix.tasks:
-                    matrix.set(len(version.contains), task, cell["score"], cell["rows"])
+        for task in tasks:
+            column, _ = self._column(lineage, task)
+            for version, cell in column:
+                matrix.set(len(version.contains), task, cell["score"], cell["rows"])
         return matrix
+
+    def left_out(self, lineage: Sequence[Version], tasks: Sequence[str]) -> list[str]:
+        """A line for each task of which `matrix` leaves out scores that do not compare with the newest."""
+        others = {task: self._column(lineage, task)[1] for task in tasks}
+        return [
+            f"{task}: the scores of {', '.join(names)} were measured on other rows or in another way than the newest, "
+            "and are left out; `gorp train` measures them again"
+            for task, names in others.items()
+            if names
+        ]
+
+    def _column(self, lineage: Sequence[Version], task: str) -> tuple[list[tuple[Version, dict[str, Any]]], list[str]]:
+        """The cells of a task that compare with the newest one; the names of the versions whose cells do not."""
+        cells = [(version, cell) for version in lineage if (cell := self.cells.get(version.name, {}).get(task))]
+        newest = cells[-1][1].get("conditions") if cells else None
+        alike = [(version, cell) for version, cell in cells if cell.get("conditions") == newest]
+        return alike, [version.name for version, cell in cells if cell.get("conditions") != newest]
 
     @property
     def _path(self) -> Path:
@@ -114,7 +137,7 @@ class Scores:
 
 def _is_cell(cell: Any) -> bool:
     """Whether it has the keys of a cell and a number for a score."""
-    if not isinstance(cell, dict) or set(cell) not in ({*KEYS, SEAL}, {*KEYS} - {"samples"}):
+    if not isinstance(cell, dict) or set(cell) not in ({*KEYS, SEAL}, {*KEYS[:4]}):
         return False
     numbers = (cell["score"], cell["rows"])
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers)

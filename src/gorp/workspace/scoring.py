@@ -40,7 +40,9 @@ def score_row(
     scores, cells = _scores(session), {}
     with session.method.serving(session.model) as model:
         for task in tasks or session.tasks:
-            cell = None if fresh else scores.find(version, task.name, _key(session, digest, task))
+            conditions = _conditions(session, task)
+            key = _key(session, digest, conditions)
+            cell = None if fresh else scores.find(version, task.name, key)
             if cell is None:
                 with progress.evaluating(f"{version} on {task.name}") as advance:
                     score = score_task(
@@ -51,7 +53,7 @@ def score_row(
                         config=session.config.eval,
                         progress=advance,
                     )
-                cell = scores.enter(version, score, _key(session, digest, task))
+                cell = scores.enter(version, score, key, conditions)
             cells[task.name] = {name: cell[name] for name in ("score", "rows", "metric")}
     return cells
 
@@ -82,7 +84,8 @@ def enter(session: Session, version: Version) -> None:
 def is_scored(session: Session, version: Version) -> bool:
     """Whether the version's row has a valid score for every task."""
     scores, digest = _scores(session), delta_digest(version)
-    return all(scores.find(version.name, task.name, _key(session, digest, task)) for task in session.tasks)
+    keys = {task.name: _key(session, digest, _conditions(session, task)) for task in session.tasks}
+    return all(scores.find(version.name, name, key) for name, key in keys.items())
 
 
 def delta_digest(version: Version) -> str:
@@ -92,7 +95,7 @@ def delta_digest(version: Version) -> str:
 
 def write_matrix(session: Session, lineage: Sequence[Version]) -> AccuracyMatrix:
     """The matrix of a line of versions, and eval/matrix.csv made from it."""
-    scores, tasks = _scores(session), [task.name for task in session.tasks]
+    scores, tasks = _scores(session), [spec.name for spec in session.config.tasks]
     with scores.writing():
         matrix = _scores(session).matrix(lineage, tasks)
         matrix.to_csv(scores.folder / "matrix.csv")
@@ -110,8 +113,13 @@ def measures_after(
     return {} if part is None else summary(part)
 
 
-def _key(session: Session, digest: str, task: Task) -> str:
-    """The weights, the rows, how they are asked, and how numbers are computed. Batch size changes the speed alone."""
+def _key(session: Session, digest: str, conditions: str) -> str:
+    """The weights, and the conditions that they are scored under."""
+    return cell_key(session.base["sha256"], digest, conditions)
+
+
+def _conditions(session: Session, task: Task) -> str:
+    """The rows, how they are asked, and how numbers are computed. Batch size changes the speed alone."""
     config = session.config
     tokens = answer_limit(config.encoding, config.eval)
     asked = {
@@ -121,10 +129,9 @@ def _key(session: Session, digest: str, task: Task) -> str:
         "comparison": comparison(task),
     }
     labels = list(task.labels or ())
-    weights = [session.base["sha256"], digest]
     model = session.model
     precision = [str(model.dtype), model.device.type, torch.backends.fp32_precision]
-    return cell_key(weights, precision, session.fingerprints[task.name], labels, asked, asdict(config.encoding))
+    return cell_key(precision, session.fingerprints[task.name], labels, asked, asdict(config.encoding))
 
 
 def _scores(session: Session) -> Scores:

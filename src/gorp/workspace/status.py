@@ -9,6 +9,7 @@ from gorp.evaluation import summary
 from gorp.workspace.accepted import beside
 from gorp.workspace.scores import Scores, learned_part
 from gorp.workspace.store import Workspace
+from gorp.workspace.tunable import TUNABLE
 from gorp.workspace.yaml_file import read_yaml
 
 
@@ -64,6 +65,7 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         "measures": {} if part is None else summary(part),
         "remarks": [
             *store.remarks(),
+            *scores.left_out(lineage, tasks),
             *(f"{path} is not as it was written; `gorp eval` writes it anew" for path in scores.changed()),
         ],
         "notes": {name: task["notes"] for name, task in current.record["tasks"].items() if task["notes"]},
@@ -88,9 +90,28 @@ def _tasks(path: Path | None, accepted: Mapping[str, Any], learned: Sequence[str
             raise ConfigError(f"{path} has another method than {accepted['method']['name']}")
         if now[: len(learned)] != list(learned):
             raise ConfigError(f"{path} does not begin with the learned tasks, {', '.join(learned)}")
+        if learned:
+            _check_options(path, block, accepted)
     except ConfigError as error:
         return names, str(error)
     return now, None
+
+
+def _check_options(path: Path, block: Mapping[str, Any], accepted: Mapping[str, Any]) -> None:
+    """Refuse what stands in the YAML and differs from what the learned tasks were learned with.
+
+    It sees what is written there, not what a default became; `gorp train --dry-run` compares all of it.
+
+    Raises:
+        ConfigError: It names the first option.
+    """
+    for name, free in TUNABLE.items():
+        written, before = block.get(name), accepted.get(name)
+        for key, value in written.items() if isinstance(written, Mapping) and isinstance(before, Mapping) else ():
+            if key in before and value is not None and key not in free and value != before[key]:
+                raise ConfigError(f"{path}: {name}.{key} is {value!r}, and was {before[key]!r} when a task was learned")
+    if block.get("seed", accepted["seed"]) != accepted["seed"]:
+        raise ConfigError(f"{path}: seed is {block['seed']!r}, and was {accepted['seed']!r} when a task was learned")
 
 
 def _names(block: Mapping[str, Any]) -> list[str]:
