@@ -83,9 +83,7 @@ def test_the_names_of_special_tokens_in_a_text_are_text():
 def test_names_of_special_tokens_that_begin_alike_or_inside_one_another_are_text_too():
     names = ["</s>", "<s>", "<x>", "<s><x>"]
     vocabulary = [("<unk>", -20.0), *((name, -1.0) for name in names), *((letter, -5.0) for letter in "<>/sx ")]
-    backend = Tokenizer(
-        models.Unigram(vocabulary, unk_id=0)
-    )  # its own vocabulary holds the names: splitting finds them
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=0))  # holds the names, as pieces of ordinary text
     backend.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
     tokenizer.add_special_tokens({"additional_special_tokens": names[1:]})

@@ -116,6 +116,13 @@ def test_a_train_answer_over_its_budget_is_refused():
         notes(task([("a", "b"), ("a", "word " * 60)]))
 
 
+def test_a_label_of_a_chat_that_holds_a_special_token_is_refused():
+    of = {"labels": ("True", "False </s> x")}
+    with pytest.raises(DataError, match=r"label `False </s> x` holds '</s>', which is a special token"):
+        notes(task([("<s>Hi", "True")], forms=[Form(chat=True, end="</s>")], **of))
+    assert "special token" not in notes(task([("Hi", "True")], **of))
+
+
 def test_what_a_chat_template_adds_is_said():
     form = Form(chat=True, lead="<think>\n\n</think>\n\n", end="</s>")
     said = notes(task([("<s>Hi", "True")], forms=[form]))

@@ -98,7 +98,9 @@ def _answer(row: Row, content: str, lead: str, rest: str, tokenizer: PreTrainedT
         )
     tail = rest[at + len(completion) :]
     token = _first_special(tail, tokenizer)
-    return completion, Form(chat=True, lead=rest[:at], end=tokenizer.eos_token or "" if token is None else tail[:token])
+    return completion, Form(
+        chat=True, lead=rest[:at], end=str(tokenizer.eos_token or "") if token is None else tail[:token]
+    )
 
 
 def _first_special(text: str, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -32,8 +32,9 @@ def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, contro
     ids = _ids(texts, tokenizer)
     for index, pieces in zip(literal, _ids([texts[index] for index in literal], tokenizer, split=True), strict=True):
         assert found is not None
-        names = tokenizer.convert_tokens_to_ids(found.findall(texts[index]))
-        ids[index] = _cut(texts[index], found, tokenizer) if set(names) & set(pieces) else pieces
+        names = set(found.findall(texts[index]))
+        whole = set(cast(list[int], tokenizer.convert_tokens_to_ids(list(names)))) & set(pieces)
+        ids[index] = _cut(texts[index], found, tokenizer) if whole else pieces
     return ids
 
 

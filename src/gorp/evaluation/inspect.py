@@ -98,6 +98,13 @@ def _check_labels(task: Task, rows: _Rows, tokenizer: PreTrainedTokenizerBase, e
     labels, unknown = task.labels or (), _unknown(tokenizer)
     like = {"prompts": rows.prompts[:1] * len(labels), "forms": rows.forms[:1] * len(labels)}
     seen: dict[tuple[int, ...], str] = {}
+    found = special_tokens(tokenizer) if rows.forms[0].chat else None
+    for label in labels:
+        if found is not None and (match := found.search(label)):
+            raise DataError(
+                f"label `{label}` holds {match[0]!r}, which is a special token of the tokenizer and would be read as "
+                f"one in a chat. Write the label otherwise."
+            )
     for label, ids in zip(
         labels, encode_completions(labels, tokenizer, encoder_decoder=encoder_decoder, **like), strict=True
     ):
