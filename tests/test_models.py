@@ -279,6 +279,16 @@ def test_a_configuration_that_cannot_be_used_is_named_and_not_the_tokenizer(tmp_
         prepare(load_config(path), Workspace(tmp_path / "run"), Progress())
 
 
+def test_a_gpu_without_bfloat16_is_refused_before_a_model_that_needs_it_is_loaded(tmp_path, monkeypatch):
+    path = make_project(tmp_path, model={"path": "model", "dtype": "bfloat16"}, method={"name": "sequential_full"})
+    monkeypatch.setattr("gorp.workspace.prepare.load_model", lambda *_: 1 / 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(ConfigError, match=r"the model is in bfloat16 .* this GPU has no bfloat16"):
+        prepare(load_config(path), Workspace(tmp_path / "run"), Progress())
+
+
 def test_a_missing_tokenizer_is_refused(tmp_path):
     tiny_t5(t5_tokenizer()).save_pretrained(tmp_path)
     refused(tmp_path, "tokenizer")

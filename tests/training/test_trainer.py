@@ -218,6 +218,8 @@ def test_bf16_is_refused_where_the_gpu_only_emulates_it_and_only_there(tmp_path,
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
     with pytest.raises(ConfigError, match=r"training\.bf16 is on, but this GPU has no bfloat16"):
         training_arguments({"bf16": True, "use_cpu": False}, folder=tmp_path, seed=0, encoder_decoder=False)
+    with pytest.raises(ConfigError, match=r"the model is in bfloat16 .* but this GPU has no bfloat16"):
+        training_arguments({"use_cpu": False}, folder=tmp_path, seed=0, encoder_decoder=False, widened=True)
     assert training_arguments({"bf16": True, "use_cpu": True}, folder=tmp_path, seed=0, encoder_decoder=False).bf16
 
 

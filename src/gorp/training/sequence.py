@@ -127,10 +127,12 @@ def train_encoded(
     """
     process, found = ProcessAsFound(), AsFound(model)
     try:
-        if method.widens and getattr(model, "dtype", None) == torch.bfloat16 and not training.get("fp16"):
-            training = {"bf16": True} | dict(training)
         arguments = training_arguments(
-            training, folder=folder, seed=seed * 1000 + index, encoder_decoder=_is_encoder_decoder(model)
+            training,
+            folder=folder,
+            seed=seed * 1000 + index,
+            encoder_decoder=_is_encoder_decoder(model),
+            widened=method.widens and getattr(model, "dtype", None) == torch.bfloat16,
         )
         check_arguments(arguments, [len(encoded)])
         context = TaskContext(

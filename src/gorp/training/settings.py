@@ -156,7 +156,7 @@ def _check_numbers(value: Any, where: str) -> None:
 
 
 def training_arguments(
-    block: Mapping[str, Any], *, folder: Path, seed: int, encoder_decoder: bool
+    block: Mapping[str, Any], *, folder: Path, seed: int, encoder_decoder: bool, widened: bool = False
 ) -> TrainingArguments:
     """TrainingArguments for one task.
 
@@ -165,6 +165,8 @@ def training_arguments(
         folder: Where checkpoints go.
         seed: Of this task: data order, dropout, fresh adapters.
         encoder_decoder: Whether the Trainer is a Seq2SeqTrainer.
+        widened: Whether the method widens bfloat16 weights to train them; the forward pass is then under bf16, unless
+            the block says otherwise.
 
     Raises:
         ConfigError: For unknown keys, values that Hugging Face refuses, precisions that the device does not have, and
@@ -172,9 +174,12 @@ def training_arguments(
     """
     check_training_block(block)
     options: dict[str, Any] = DEFAULTS | {"use_cpu": not torch.accelerator.is_available()} | dict(block)
+    if widened and not options.get("fp16"):
+        options = {"bf16": True} | options
     cuda = torch.cuda.is_available() and not options["use_cpu"]
     if options.get("bf16") and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ConfigError("training.bf16 is on, but this GPU has no bfloat16. Use fp16, or float32 (bf16: false).")
+        why = "training.bf16 is on" if "bf16" in block else "the model is in bfloat16 (training.bf16 is on by itself)"
+        raise ConfigError(f"{why}, but this GPU has no bfloat16. Set fp16: true, or bf16: false for float32.")
     if options.get("fp16") and (options["use_cpu"] or not torch.accelerator.is_available()):
         raise ConfigError("training.fp16 is on, but this is a CPU, which trains in float32 or bf16. Remove it.")
     known = {f.name for f in fields(TrainingArguments)}

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gorp.data import Task, load_task, rows_fingerprint
 from gorp.errors import DataError
@@ -84,7 +84,7 @@ def prepare(
         for note in task.notes:
             progress.say(f"{task.name}: {note}")
     encoder_decoder = bool(architecture.is_encoder_decoder)
-    optimizer, options = check_training(config, workspace, encoder_decoder, tasks)
+    optimizer, options = check_training(config, workspace, architecture, tasks)
     for task in tasks:
         asked: Any = {"encoder_decoder": encoder_decoder, "encoding": config.encoding, "config": config.eval}
         try:
@@ -169,7 +169,7 @@ def device_for(config: RunConfig) -> str:
 
 
 def check_training(
-    config: RunConfig, workspace: Workspace, encoder_decoder: bool, tasks: Sequence[Task]
+    config: RunConfig, workspace: Workspace, architecture: PreTrainedConfig, tasks: Sequence[Task]
 ) -> tuple[type, dict[str, Any]]:
     """Make the arguments of training once, and what the Trainer makes from them for the rows of each task.
 
@@ -179,10 +179,15 @@ def check_training(
     Raises:
         ConfigError: If Hugging Face refuses them, or something that they name is not there or cannot be made.
     """
+    dtype = architecture.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     process = ProcessAsFound()
     try:
         arguments = training_arguments(
-            config.training, folder=workspace.root / "run", seed=config.seed, encoder_decoder=encoder_decoder
+            config.training,
+            folder=workspace.root / "run",
+            seed=config.seed,
+            encoder_decoder=bool(architecture.is_encoder_decoder),
+            widened=METHODS[config.method].widens and dtype == torch.bfloat16,
         )
         counts = [len(task.train) for task in tasks if task.train is not None]
         joint = METHODS[config.method].joint and len(counts) == len(tasks)
