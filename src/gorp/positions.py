@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +26,7 @@ class Positions:
 
 def positions_of(model: nn.Module) -> Positions:
     """The limits of `model`, from its embeddings of positions."""
-    config = model.config
+    config: Any = model.config
     limits: dict[bool, int] = {}  # whether in the decoder -> the least
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Embedding) and POSITIONS.fullmatch(name.rpartition(".")[2]):
@@ -41,5 +42,6 @@ def positions_of(model: nn.Module) -> Positions:
 
 def trained_length(model: nn.Module) -> int | None:
     """The longest row that the model was trained with, as its configuration says; None where it says nothing."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config: Any = model.config
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None

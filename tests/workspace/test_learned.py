@@ -45,7 +45,7 @@ def test_the_next_task_needs_no_row_that_an_earlier_one_was_trained_on(project, 
     said, path = Said(), write_config(project)
     plan(load_config(path), project / "work")
     matrix = run_sequence(load_config(path), project / "work", progress=said)
-    assert [line for line in said.lines if line.startswith("one: learned, so its train rows are needed no more")]
+    assert [line for line in said.lines if line.startswith("one: already learned, so its training rows are not needed")]
     assert weights(project / "work", "v2") == weights(learned / "both/work", "v2")
     assert matrix.to_dict() == status(learned / "both/work")["matrix"]
     record, whole = (

@@ -27,6 +27,9 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 _SURROGATE_ITSELF = re.compile("[\ud800-\udfff]")
 
+HELD_OUT = re.compile(r"test|eval|valid|dev", re.IGNORECASE)
+"""Part of the names of files that hold rows to be judged by."""
+
 
 def read_rows(path: Path) -> list[Row]:
     """All rows of a file, by the ending of its name, whatever its case.
@@ -130,7 +133,9 @@ def _no_such_file(path: Path) -> str:
     looked = f"{path}: no such file. Paths in a YAML are relative to its folder; this one was looked for in {folder}"
     if not folder.is_dir():
         return f"{looked}, which does not exist."
-    readable = (item.name for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
+    readable = [item.name for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file()]
+    if not HELD_OUT.search(path.name):  # rows to be judged by are no substitute for rows to train on
+        readable = [name for name in readable if not HELD_OUT.search(name)]
     return f"{looked}.{nearest(path.name, readable)}"
 
 

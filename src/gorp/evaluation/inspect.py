@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -204,7 +205,7 @@ def _about_length(rows: _Rows, encoding: Encoding, config: EvalConfig) -> Iterat
 
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id of text without tokens; None where all text has, as in GPT-2, whose unk is its eos by name."""
-    unknown = tokenizer.unk_token_id
+    unknown: Any = tokenizer.unk_token_id
     return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
 
 

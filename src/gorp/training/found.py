@@ -48,14 +48,15 @@ class ProcessAsFound:
     """Remembers how torch computes in this process: precision of float32 products, deterministic algorithms."""
 
     def __init__(self) -> None:
-        self._precision = torch.backends.fp32_precision
+        self._backends: Any = torch.backends
+        self._precision = self._backends.fp32_precision
         self._cudnn = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
         self._deterministic = torch.are_deterministic_algorithms_enabled()
         self._warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
 
     def restore(self) -> None:
         """Put it back."""
-        torch.backends.fp32_precision = self._precision
+        self._backends.fp32_precision = self._precision
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = self._cudnn
         torch.use_deterministic_algorithms(self._deterministic, warn_only=self._warn_only)
 

@@ -69,7 +69,7 @@ class SaveOnInterrupt(TrainerCallback):
                 signal.signal(other, AT_ONCE[other])  # the second one leaves at once
         self.asked = number
         with suppress(RuntimeError):  # Python refuses to write a line in the middle of writing another
-            self.say("interrupted: this step is finished and saved first; once more leaves at once")
+            self.say("interrupted: this step is finished and saved first; press Ctrl-C again to quit now")
 
     def _leave(self) -> None:
         raise (Terminated if self.asked == signal.SIGTERM else KeyboardInterrupt)(self._saved)

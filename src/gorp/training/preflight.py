@@ -5,12 +5,12 @@ The optimizer and the schedule on a parameter of four numbers, the loggers, and 
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import SchedulerType
 
 from gorp.errors import ConfigError
@@ -90,7 +90,7 @@ def _make(cls: type, options: dict[str, Any], arguments: TrainingArguments, step
         optimizer = cls([nn.Parameter(torch.zeros(2, 2))], **options)
     except Exception as error:
         raise ConfigError(f"training.optim: `{arguments.optim}` cannot be made with these options: {error}") from error
-    kind, kwargs = SchedulerType(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs
+    kind, kwargs = SchedulerType(arguments.lr_scheduler_type), cast(Any, arguments.lr_scheduler_kwargs)
     warmup = arguments.get_warmup_steps(steps)
     if kind == SchedulerType.CONSTANT and warmup > 0:
         raise ConfigError(

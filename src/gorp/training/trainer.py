@@ -65,7 +65,8 @@ class ContinualTrainerMixin(Trainer):
         """A copy; with label smoothing the Trainer takes out the labels that T5 makes its decoder's input from."""
         if self.label_smoother is None or "decoder_input_ids" in inputs:
             return {**inputs}
-        shifted = self.plain_model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+        model: Any = self.plain_model
+        shifted = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
         return {**inputs, "decoder_input_ids": shifted}
 
     def _logits_wanted(self, inputs: Any) -> AbstractContextManager[None]:

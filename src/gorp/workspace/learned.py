@@ -117,7 +117,7 @@ def _tell_of_train(spec: TaskSpec, version: Version, progress: Progress) -> None
         return
     now = train_file_sha256(spec)
     if now is None:
-        progress.say(f"{spec.name}: learned, so its train rows are needed no more ({spec.train} is gone)")
+        progress.say(f"{spec.name}: already learned, so its training rows are not needed ({spec.train} is gone)")
     elif now != then:
         progress.say(
             f"{spec.name}: {spec.train} has changed since it was learned; a learned task is not trained again. Add new "

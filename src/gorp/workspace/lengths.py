@@ -10,7 +10,7 @@ from gorp.data import Encoding, Form, Task, encode_prompts, forms_of
 from gorp.data.encode import encode_completions, places
 from gorp.data.split import columns
 from gorp.errors import ConfigError
-from gorp.evaluation.batches import EvalConfig, answer_limit
+from gorp.evaluation.batches import EvalConfig, answer_limit, is_encoder_decoder
 from gorp.positions import Positions, positions_of, trained_length
 
 
@@ -43,7 +43,7 @@ def check_lengths(
     Raises:
         ConfigError: If a row does not fit, with the setting that would make it fit.
     """
-    together = not model.config.is_encoder_decoder
+    together = not is_encoder_decoder(model)
     labels = [max(_labels(task, tokenizer, together)) for task in tasks if task.metric == "label_ranking"]
     answer = max(encoding.max_completion_tokens, answer_limit(encoding, evaluation), *labels)
     longest = encoding.max_prompt_tokens + answer * together
@@ -67,7 +67,7 @@ def check_budgets(model: Module, encoding: Encoding) -> None:
         ConfigError: If they exceed the positions of `model`.
     """
     item = _Longest("the estimate", encoding.max_prompt_tokens, encoding.max_completion_tokens)
-    _check(item, positions_of(model), not model.config.is_encoder_decoder)
+    _check(item, positions_of(model), not is_encoder_decoder(model))
 
 
 def _check(item: _Longest, limits: Positions, together: bool) -> None:

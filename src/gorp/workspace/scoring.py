@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -129,8 +129,8 @@ def _conditions(session: Session, task: Task) -> str:
         "comparison": comparison(task),
     }
     labels = list(task.labels or ())
-    model = session.model
-    precision = [str(model.dtype), model.device.type, torch.backends.fp32_precision]
+    model, backends = session.model, cast(Any, torch.backends)
+    precision = [str(model.dtype), model.device.type, backends.fp32_precision]
     return cell_key(precision, session.fingerprints[task.name], labels, asked, asdict(config.encoding))
 
 

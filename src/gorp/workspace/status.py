@@ -106,8 +106,8 @@ def _check_options(path: Path, block: Mapping[str, Any], accepted: Mapping[str, 
         ConfigError: It names the first option.
     """
     for name, free in TUNABLE.items():
-        written, before = block.get(name), accepted.get(name)
-        for key, value in written.items() if isinstance(written, Mapping) and isinstance(before, Mapping) else ():
+        written, before = block.get(name) or {}, accepted.get(name) or {}
+        for key, value in written.items() if isinstance(written, Mapping) else ():
             if key in before and value is not None and key not in free and value != before[key]:
                 raise ConfigError(f"{path}: {name}.{key} is {value!r}, and was {before[key]!r} when a task was learned")
     if block.get("seed", accepted["seed"]) != accepted["seed"]:
@@ -121,7 +121,8 @@ def _names(block: Mapping[str, Any]) -> list[str]:
         from gorp.data import ORDERS
 
         return list(ORDERS.get(str(tasks.get("order")), ()))
-    names = [task.get("name") for task in tasks if isinstance(task, Mapping)] if isinstance(tasks, list) else []
+    entries = [task for task in tasks if isinstance(task, Mapping)] if isinstance(tasks, list) else []
+    names: list[Any] = [task.get("name") for task in entries]
     if not names or len(names) != len(set(map(str, names))) or not all(isinstance(name, str) for name in names):
         raise ConfigError("tasks: wanted a list of tasks, each with a `name:` of its own")
     return names
