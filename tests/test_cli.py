@@ -196,7 +196,7 @@ BAD = {
     "empty line": ({}, {"two.jsonl": lines(GOOD, "", GOOD)}, 1, ["two.jsonl, line 2: empty"]),
     "malformed line": ({}, {"two_eval.jsonl": lines(GOOD, GOOD, "{")}, 1, ["two_eval.jsonl, line 3: not JSON"]),
     "completion too long": ({"tasks": [task("one", **FREE)]}, {"one.jsonl": TOO_LONG}, 1,
-                            ["task one, train: row 3", "max_completion_tokens = 8"]),
+                            ["task one, row 3 (counted from 0) of the rows to train on", "max_completion_tokens = 8"]),
     "pattern matches nothing": ({"lora": {"target_modules": ["q_proj"]}}, {}, 1, ["`q_proj` matches no linear layer"]),
     "no such model": ({"model": {"path": "./modle"}}, {}, 1, ["modle: no such folder"]),
     "no such file": ({"tasks": [task("three")]}, {}, 1, ["three.jsonl"]),
