@@ -40,7 +40,7 @@ def check_arguments(arguments: TrainingArguments, num_rows: Sequence[int] = ()) 
             for callback in get_reporting_integration_callbacks(arguments.report_to):
                 callback()
         except Exception as error:
-            raise ConfigError(f"training.report_to: {arguments.report_to} cannot be used: {error}") from error
+            raise ConfigError(f"training.report_to: {_written(arguments.report_to)} cannot be used: {error}") from error
         return cls, options
     finally:
         process.restore()
@@ -55,10 +55,10 @@ def optimizer_of(arguments: TrainingArguments, model: Any = None) -> tuple[type,
     try:
         cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     except Exception as error:
-        raise ConfigError(f"training.optim: `{arguments.optim}` cannot be used: {error}") from error
+        raise ConfigError(f"training.optim: `{_written(arguments.optim)}` cannot be used: {error}") from error
     if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(cls, type):
         raise ConfigError(
-            f"training.optim: `{arguments.optim}` chooses its own parameters and cannot train a method's "
+            f"training.optim: `{_written(arguments.optim)}` chooses its own parameters and cannot train a method's "
             "groups. Use a plain optimizer such as adamw_torch, sgd or adafactor."
         )
     return cls, {"weight_decay": arguments.weight_decay, **options}
@@ -84,12 +84,19 @@ def num_steps(num_rows: int, arguments: TrainingArguments) -> int:
     return math.ceil(arguments.num_train_epochs * math.ceil(num_batches / arguments.gradient_accumulation_steps))
 
 
+def _written(value: Any) -> str:
+    """A value of the `training:` block as a YAML says it; Hugging Face makes enumerations and lists of them."""
+    return ", ".join(map(_written, value)) if isinstance(value, list) else str(getattr(value, "value", value))
+
+
 def _make(cls: type, options: dict[str, Any], arguments: TrainingArguments, steps: int) -> None:
     """The optimizer and its schedule, and a step of the schedule."""
     try:
         optimizer = cls([nn.Parameter(torch.zeros(2, 2))], **options)
     except Exception as error:
-        raise ConfigError(f"training.optim: `{arguments.optim}` cannot be made with these options: {error}") from error
+        raise ConfigError(
+            f"training.optim: `{_written(arguments.optim)}` cannot be made with these options: {error}"
+        ) from error
     kind, kwargs = SchedulerType(arguments.lr_scheduler_type), cast(Any, arguments.lr_scheduler_kwargs)
     warmup = arguments.get_warmup_steps(steps)
     if kind == SchedulerType.CONSTANT and warmup > 0:
