@@ -146,8 +146,9 @@ def test_a_longer_label_wins_when_the_model_finds_it_likelier():
     assert math.exp(scores["very negative"]) > 0.5
 
 
-def test_without_a_cache_the_prompt_is_read_with_every_label():
-    model, tokenizer = llama()
+@pytest.mark.parametrize("build", [t5, llama])
+def test_without_a_cache_every_label_is_read_from_its_beginning(build):
+    model, tokenizer = build()
     expected = rank_one_by_one(model, tokenizer, PROMPTS, LABELS)
     whole = type(model).forward
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import Cache, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import ModelOutput
 
 from gorp.data import PLAIN, Collator, Encoding, Form, encode_completions, encode_prompts
 from gorp.data.encode import places
@@ -26,6 +26,10 @@ from gorp.evaluation.batches import (
     pad_token_id,
     without_peft,
 )
+
+
+DOES_NOT_GO_ON = (AssertionError, NotImplementedError, ValueError)
+"""What a decoder raises that takes only one token behind its cache, as ProphetNet's: it refuses, nothing is broken."""
 
 
 def rank_labels(
@@ -49,7 +53,7 @@ def rank_labels(
     A prompt goes through the model once, whatever the number of labels. The labels follow one after the other, on top
     of the keys and values cached for the prompt, so memory does not grow with their number. A model whose cache cannot
     be put back as it was before a label, as that of a recurrent layer, reads the prompt anew with every label, padded
-    as in training.
+    as in training; behind an encoder, whose output is kept, only the decoder reads anew.
 
     Args:
         model: A transformers model, or a PEFT model around one.
@@ -108,15 +112,29 @@ def _score(rows: list[list[int]], answers: list[list[int]], model: Module, pad: 
     """ℓ of every answer after every row, B x len(answers)."""
     encoder_decoder = is_encoder_decoder(model)
     input_ids, mask = (part.to(device_of(model)) for part in pad_rows(rows, pad, encoder_decoder=encoder_decoder))
-    read = (_read_by_encoder if encoder_decoder else _read_by_decoder)(model, input_ids, mask)
-    if read is None:
+    if not encoder_decoder:
+        read = _read_by_decoder(model, input_ids, mask)
+        if read is not None:
+            return _score_after(read, answers)
         return torch.stack([_score_whole(rows, answer, model, pad) for answer in answers], dim=1)
+    encoded = _encode(model, input_ids, mask)
+    try:
+        read = _read_by_encoder(model, encoded, mask)
+        if read is not None:
+            return _score_after(read, answers)
+    except DOES_NOT_GO_ON:
+        pass
+    return torch.stack([_score_behind_encoder(encoded, mask, answer, model) for answer in answers], dim=1)
+
+
+def _score_after(read: "_Read", answers: list[list[int]]) -> Tensor:
+    """ℓ of every answer after the prompts that were read, B x len(answers)."""
     first = _log_softmax(read.logits)  # B x V
     columns = []
     for answer in answers:
         column = first[:, answer[0]]
         if len(answer) > 1:
-            tokens = torch.tensor(answer, device=device_of(model))
+            tokens = torch.tensor(answer, device=first.device)
             following = _log_softmax(read.go_on(tokens[:-1]))  # B x (n - 1) x V
             column = column + following[:, torch.arange(len(answer) - 1), tokens[1:]].sum(dim=1)
         columns.append(column)
@@ -136,6 +154,15 @@ def _score_whole(rows: list[list[int]], answer: list[int], model: Module, pad: i
     return scores.gather(2, input_ids.gather(1, at)[..., None])[..., 0].sum(dim=1)
 
 
+def _score_behind_encoder(encoded: ModelOutput, mask: Tensor, answer: list[int], model: Module) -> Tensor:
+    """ℓ of one answer after every row of an encoder's output, B, without a cache of the decoder's."""
+    forward: Any = model
+    tokens = torch.tensor(answer, device=mask.device).expand(len(mask), -1)  # B x n
+    inputs = torch.cat([_start(model, mask), tokens[:, :-1]], dim=1)
+    logits = forward(**_behind_encoder(encoded, mask, inputs), use_cache=False).logits  # B x n x V
+    return _log_softmax(logits).gather(2, tokens[..., None])[..., 0].sum(dim=1)
+
+
 @dataclass(frozen=True)
 class _Read:
     """B prompts as the model holds them after reading, ready to go on with any answer."""
@@ -144,7 +171,7 @@ class _Read:
     logits: Tensor  # B x V, for the answer's first token
     cache: Cache
     mask: Tensor  # B x S
-    encoded: Tensor | None  # B x S x d, the encoder's output; None for a decoder alone
+    encoded: ModelOutput | None  # of the encoder; None for a decoder alone
 
     def go_on(self, tokens: Tensor) -> Tensor:
         """Logits behind each of the n `tokens`, the same for every prompt, B x n x V; the cache is left as it was."""
@@ -152,11 +179,7 @@ class _Read:
         forward: Any = self.model
         tokens = tokens.expand(batch, count)
         if self.encoded is not None:
-            inputs = {
-                "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoded),
-                "attention_mask": self.mask,
-                "decoder_input_ids": tokens,
-            }
+            inputs = _behind_encoder(self.encoded, self.mask, tokens)
         else:
             positions = self.mask.sum(dim=1, keepdim=True) + torch.arange(count, device=tokens.device)
             inputs = {
@@ -182,21 +205,33 @@ def _read_by_decoder(model: Module, input_ids: Tensor, mask: Tensor) -> _Read | 
     return _Read(model, output.logits[:, -1], cache, mask, None)
 
 
-def _read_by_encoder(model: Module, input_ids: Tensor, mask: Tensor) -> _Read:
+def _read_by_encoder(model: Module, encoded: ModelOutput, mask: Tensor) -> _Read | None:
+    """None where the decoder keeps nothing that a label could be taken off again."""
     forward: Any = model
+    output = forward(**_behind_encoder(encoded, mask, _start(model, mask)), use_cache=True)
+    cache = output.past_key_values
+    if not isinstance(cache, Cache) or not cache.is_croppable:
+        return None
+    cache.activate_past_recording()
+    return _Read(model, output.logits[:, -1], cache, mask, encoded)
+
+
+def _encode(model: Module, input_ids: Tensor, mask: Tensor) -> ModelOutput:
+    """The encoder's output for the prompts; asked by itself, since some encoders refuse the word `use_cache`."""
+    inner: Any = without_peft(model)
+    return inner.get_encoder()(input_ids=input_ids, attention_mask=mask, return_dict=True)
+
+
+def _behind_encoder(encoded: ModelOutput, mask: Tensor, tokens: Tensor) -> dict[str, Any]:
+    return {"encoder_outputs": encoded, "attention_mask": mask, "decoder_input_ids": tokens}
+
+
+def _start(model: Module, mask: Tensor) -> Tensor:
+    """The token that every answer of a decoder behind an encoder follows, B x 1."""
     start = getattr(model.config, "decoder_start_token_id", None)
     if start is None:
         raise ModelError("config.decoder_start_token_id is not set, so the decoder cannot begin. Set it on the model.")
-    first = torch.full_like(input_ids[:, :1], start)
-    output = forward(input_ids=input_ids, attention_mask=mask, decoder_input_ids=first, use_cache=True)
-    cache = output.past_key_values
-    if not isinstance(cache, Cache) or not cache.is_croppable:
-        raise ModelError(
-            f"the model's decoder keeps {type(cache).__name__} of what it has read, and no label can be taken off "
-            "that again. Score this task with metric `exact_match`."
-        )
-    cache.activate_past_recording()
-    return _Read(model, output.logits[:, -1], cache, mask, output.encoder_last_hidden_state)
+    return torch.full_like(mask[:, :1], start)
 
 
 def _understood(model: Module, **arguments: Any) -> dict[str, Any]:
