@@ -46,15 +46,7 @@ def check_folder(folder: Path, *, trust_remote_code: bool) -> None:
     Raises:
         ModelError: It says what is there instead, and what to do.
     """
-    if adapters := [name for name in ADAPTER_FILES if (folder / name).exists()]:
-        raise ModelError(
-            f"{folder}: holds `{adapters[0]}`, so this is a LoRA adapter (PEFT), alone or beside the weights. Merge it "
-            "into its base model first (`model.merge_and_unload().save_pretrained(folder)`), or remove the adapter's "
-            "files to use the base model alone."
-        )
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json; wanted a folder written by `save_pretrained`.")
-    read_config(folder, trust_remote_code=trust_remote_code)
+    check_description(folder, trust_remote_code=trust_remote_code)
     for path in sorted(folder.glob("*.safetensors")):
         if not path.exists():
             raise ModelError(f"{path}: a link to `{path.readlink()}`, which is not there. Fetch the model again.")
@@ -73,6 +65,23 @@ def check_folder(folder: Path, *, trust_remote_code: bool) -> None:
         f"{folder}: no *.safetensors. Pickled weights are not loaded; convert them with "
         "`model.save_pretrained(folder)` of transformers."
     )
+
+
+def check_description(folder: Path, *, trust_remote_code: bool) -> None:
+    """Refuse a folder that does not describe a base model, whatever weights lie in it.
+
+    Raises:
+        ModelError: For an adapter, and where config.json is missing, damaged, or needs code that may not run.
+    """
+    if adapters := [name for name in ADAPTER_FILES if (folder / name).exists()]:
+        raise ModelError(
+            f"{folder}: holds `{adapters[0]}`, so this is a LoRA adapter (PEFT), alone or beside the weights. Merge it "
+            "into its base model first (`model.merge_and_unload().save_pretrained(folder)`), or remove the adapter's "
+            "files to use the base model alone."
+        )
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; wanted a folder written by `save_pretrained`.")
+    read_config(folder, trust_remote_code=trust_remote_code)
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> dict[str, Any]:

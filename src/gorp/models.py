@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 
 from gorp.behaviour import ordinary_tokens, sees_later_tokens
 from gorp.errors import ConfigError, ModelError, nearest
-from gorp.model_files import check_folder, check_loading, check_quantization, read_config
+from gorp.model_files import check_description, check_folder, check_loading, check_quantization, read_config
 
 
 SHIPPED = ("gorp-tiny-t5", "gorp-tiny-llama")
@@ -36,6 +36,9 @@ SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.spm", "*.tiktoken", "*.txt", "*.jinja")
 """What is fetched of a hub model: weights, configuration, tokenizer. No pickles."""
+
+DESCRIPTION = ("config.json", "adapter_config.json")
+"""What is fetched of a hub model for its shapes alone."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model")
 """A folder with none of these has no tokenizer."""
@@ -66,17 +69,7 @@ def locate(config: ModelConfig) -> Path:
     Raises:
         ModelError: If there is no such model, or its folder is no whole base model in safetensors.
     """
-    if config.path in SHIPPED:
-        folder = SHIPPED_FOLDER / config.path
-        if not folder.is_dir():
-            raise ModelError(
-                f"model.path: this installation of gorp does not contain `{config.path}` (no folder {folder}). Install "
-                "the released package, or give the folder or hub id of a model."
-            )
-    elif Path(config.path).is_dir():
-        folder = Path(config.path)
-    else:
-        folder = _fetch(config)
+    folder = _folder(config, FILES)
     check_folder(folder, trust_remote_code=config.trust_remote_code)
     return folder
 
@@ -163,21 +156,41 @@ def skeleton(config: ModelConfig) -> PreTrainedModel:
     """The model's shapes, on the meta device, in training mode. Reads (of a hub model, fetches) `config.json` alone.
 
     Raises:
-        ModelError: If there is no such model, or it generates no text.
+        ModelError: If there is no such model, it generates no text, or it could not be trained whatever its weights.
     """
-    local = SHIPPED_FOLDER / config.path if config.path in SHIPPED else Path(config.path)
-    auto, architecture = _auto_class(config, local if local.is_dir() else config.path)
+    folder = _folder(config, DESCRIPTION)
+    check_description(folder, trust_remote_code=config.trust_remote_code)
+    auto, architecture = _auto_class(config, folder)
+    check_quantization(folder, architecture)
     dtype = architecture.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    with torch.device("meta"):
-        model = auto.from_config(architecture, dtype=dtype or torch.float32, trust_remote_code=config.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(
+                architecture, dtype=dtype or torch.float32, trust_remote_code=config.trust_remote_code
+            )
+    except Exception as error:  # values that fit no model, missing packages
+        raise ModelError(f"{folder}: no model can be made from its config.json ({_first_line(error)}).") from error
     return model.train()
 
 
-def _fetch(config: ModelConfig) -> Path:
-    """A snapshot of a hub model in the local cache."""
+def _folder(config: ModelConfig, files: tuple[str, ...]) -> Path:
+    """Where the model lies here. Of a hub model only what `files` name is fetched."""
+    if config.path in SHIPPED:
+        folder = SHIPPED_FOLDER / config.path
+        if not folder.is_dir():
+            raise ModelError(
+                f"model.path: this installation of gorp does not contain `{config.path}` (no folder {folder}). Install "
+                "the released package, or give the folder or hub id of a model."
+            )
+        return folder
+    return Path(config.path) if Path(config.path).is_dir() else _fetch(config, files)
+
+
+def _fetch(config: ModelConfig, files: tuple[str, ...]) -> Path:
+    """A snapshot of a hub model in the local cache, of what `files` name at least."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.path) or config.path.startswith("."):
         raise ModelError(f"model.path: {config.path}: no such folder, and no hub id either.")
-    patterns: list[str] = [*FILES, "*.py"] if config.trust_remote_code else [*FILES]
+    patterns: list[str] = [*files, "*.py"] if config.trust_remote_code else [*files]
     try:
         return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
     except Exception as error:  # network, hub and cache: each has errors of its own
@@ -189,12 +202,10 @@ def _fetch(config: ModelConfig) -> Path:
         ) from error
 
 
-def _auto_class(config: ModelConfig, folder: Path | str) -> tuple[Any, Any]:
-    revision = "main" if isinstance(folder, Path) else config.revision or "main"
-    if isinstance(folder, Path):
-        read_config(folder, trust_remote_code=config.trust_remote_code)
+def _auto_class(config: ModelConfig, folder: Path) -> tuple[Any, Any]:
+    read_config(folder, trust_remote_code=config.trust_remote_code)
     try:
-        architecture = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=config.trust_remote_code)
+        architecture = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # unknown model types, damaged JSON
         raise ModelError(
             f"{folder}: its config.json cannot be used ({_first_line(error)}). "

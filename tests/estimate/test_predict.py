@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 
 import pytest
@@ -15,7 +16,7 @@ from gorp.estimate import Device, SavedTensors, predict
 from gorp.estimate.shapes import batch_of, forward_and_backward
 from gorp.method import TaskContext
 from gorp.methods.gorp import Gorp
-from gorp.models import load_model, skeleton
+from gorp.models import ModelConfig, load_model, skeleton
 from gorp.targets import resolve
 from gorp.workspace import build_method, load_config
 from tests.models_small import tiny_moe
@@ -109,6 +110,38 @@ def test_shapes_alone_are_enough(project, tmp_path):
     config = load_config(tmp_path / "run.yaml")
     assert all(p.is_meta for p in skeleton(config.model).parameters())
     assert predict(config_of(tmp_path / "run.yaml"), DEVICE) == predicted(project, bf16=False)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_shapes_are_refused_where_the_model_would_be(project, tmp_path, number):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(project.parent / "model/config.json", folder)
+
+    def change(**values):
+        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | values))
+
+    spoil, message = [
+        (lambda: (folder / "adapter_config.json").write_text("{}"), "this is a LoRA adapter"),
+        (lambda: (folder / "config.json").unlink(), "model: no config.json"),
+        (lambda: change(quantization_config={"quant_method": "gptq", "bits": 4}), "its weights are quantized (gptq)"),
+        (lambda: change(vocab_size=-1), "no model can be made from its config.json"),
+        (lambda: shutil.rmtree(folder), "model: no such folder, and no hub id either"),
+        (lambda: folder.rename(tmp_path / "modle") and folder.write_text(""), "no such folder, and no hub id either"),
+    ][number]
+    spoil()
+    with pytest.raises(ModelError, match=re.escape(message)):
+        skeleton(ModelConfig(path=str(folder)))
+
+
+def test_of_a_hub_model_its_description_alone_is_fetched(project, tmp_path, monkeypatch):
+    shutil.copy(project.parent / "model/config.json", tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        "gorp.models.snapshot_download", lambda path, **options: asked.append((path, options)) or str(tmp_path)
+    )
+    assert skeleton(ModelConfig(path="org/name", revision="v1"))
+    assert asked == [("org/name", {"revision": "v1", "allow_patterns": ["config.json", "adapter_config.json"]})]
 
 
 def test_another_method_is_compared_with_gorp_as_it_comes(tmp_path):
