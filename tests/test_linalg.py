@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gorp.linalg import (
     extend_basis,
+    extend_basis_above,
     left_singular,
     orthonormality_error,
     orthonormalize,
@@ -175,3 +176,25 @@ class TestMeasures:
 
     def test_an_empty_basis_is_perfect(self):
         assert orthonormality_error(torch.zeros(4, 0)) == 0.0
+
+
+class TestExtendBasisAbove:
+    @given(basis_and_matrix(), st.floats(1e-3, 10))
+    def test_what_is_left_has_no_direction_above_the_bound(self, case, threshold):
+        basis, matrix = case
+        moment = matrix @ matrix.mT
+        grown, values = extend_basis_above(basis, moment, threshold=threshold)
+        n, all_of_it = len(moment), torch.linalg.eigvalsh(moment)
+        bound = threshold * float(all_of_it[:-1].sum()) / max(n - 1, 1)
+        slack = 1e-9 * float(moment.trace())
+        left = project_out(project_out(moment, grown).mT, grown)
+        assert float(torch.linalg.eigvalsh((left + left.mT) / 2)[-1]) <= bound + slack
+        assert all(float(value) >= bound - slack for value in values)
+        assert orthonormality_error(grown) < 1e-12
+        assert_close(grown[:, : basis.shape[1]], basis, scale=1)
+
+    def test_one_large_common_direction_hides_no_other(self):
+        moment = torch.diag(torch.tensor([1000.0, 1.0, 1.0, 0.05, 0.0], dtype=torch.float64))
+        grown, values = extend_basis_above(torch.zeros(5, 0, dtype=torch.float64), moment, threshold=0.1)
+        assert values.tolist() == [1000.0, 1.0, 1.0]  # the bound is 0.1 · 2.05 / 4 = 0.05125
+        assert extend_basis(torch.zeros(5, 0, dtype=torch.float64), moment.sqrt(), energy=0.99)[0].shape[1] == 1

@@ -144,6 +144,35 @@ def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tenso
     return torch.cat([basis, orthonormalize(directions, away_from=basis)], dim=1), sigma.square()
 
 
+def extend_basis_above(basis: Tensor, moment: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
+    """Grow `basis` by every direction along which the task has much, by the second moment M of its vectors.
+
+        R = (I - S Sᵀ) M (I - S Sᵀ) = U Λ Uᵀ                 in float64
+        S ← [ S, u_i : λ_i > τ · (tr M - λ_max(M)) / (n - 1) ]
+
+    The bound is τ times what an average direction has, the largest left out: inputs of language models have one
+    direction that is common to all and holds most of the energy, and a share of the whole would hide the others.
+
+    Args:
+        basis: S, n x s.
+        moment: M = Σ x xᵀ, n x n, symmetric.
+        threshold: τ, without dimension.
+
+    Returns:
+        The new basis, whose first s columns are those of `basis`, and λ_i of the new directions.
+    """
+    wide, held = moment.double(), basis.double()
+    n, total = len(wide), wide.trace()
+    largest = torch.linalg.eigvalsh(wide)[-1] if basis.shape[1] else None
+    rest = project_out(project_out(wide, held).mT, held)
+    values, vectors = eigen((rest + rest.mT) / 2)
+    largest = values[0] if largest is None else largest
+    bound = max(threshold * (total - largest) / max(n - 1, 1), torch.finfo(moment.dtype).eps * n * total)
+    k = min(int((values > bound).sum()), n - basis.shape[1])
+    new = orthonormalize(vectors[:, :k].to(basis), away_from=basis)
+    return torch.cat([basis, new], dim=1), values[:k].to(basis)
+
+
 def eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, none below zero, and eigenvectors (columns) of a Gram matrix, in descending order."""
     values, vectors = torch.linalg.eigh(gram)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gorp.errors import ModelError
-from gorp.linalg import extend_basis, project_out_rows
+from gorp.linalg import extend_basis, extend_basis_above, project_out_rows
 
 
 class SubspaceMemory:
@@ -120,6 +120,24 @@ class SubspaceMemory:
             return 0
         basis, added = extend_basis(before, matrix, energy=self.energy)
         held = held + (before.mT @ matrix).square().sum(dim=1) / total  # old directions gain what this task used
+        self._cut(name, basis, torch.cat([held, added / total]), held=len(held))
+        return self.size(name) - before.shape[1]
+
+    def extend_above(self, name: str, moment: Tensor, *, threshold: float) -> int:
+        """The same by the second moment of the finished task's inputs, by `gorp.linalg.extend_basis_above`.
+
+        Args:
+            name: The weight's name in the base model.
+            moment: M = Σ x xᵀ, n x n, from `gorp.inputs`.
+            threshold: τ: a direction with more than this times what an average direction has is protected.
+        """
+        before, total = self.basis(name, moment), moment.trace()
+        held = self._energy.get(name, moment.new_zeros(0)).to(moment)
+        if total == 0:
+            self._keep(name, before, held)
+            return 0
+        basis, added = extend_basis_above(before, moment, threshold=threshold)
+        held = held + ((before.mT @ moment) * before.mT).sum(dim=1) / total  # diag(Sᵀ M S): what this task used of S
         self._cut(name, basis, torch.cat([held, added / total]), held=len(held))
         return self.size(name) - before.shape[1]
 

@@ -23,6 +23,7 @@ from gorp.distributed import sum_over_ranks
 from gorp.errors import ConfigError
 from gorp.frame import Pairs, Seen, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
+from gorp.inputs import input_moments
 from gorp.layers import LowRankUpdate, unwrap
 from gorp.linalg import coarsest, project_out, stands_out
 from gorp.memory import SubspaceMemory
@@ -34,6 +35,10 @@ from gorp.moments import check_moments
 from gorp.targets import left_out_line, resolve
 from gorp.trainable import check_rank
 from gorp.watch import GradientProbe, GradientTap
+
+
+BATCH = 16
+"""Rows in a pass at the task's end that reads inputs."""
 
 
 @final
@@ -172,16 +177,24 @@ class Gorp(Method):
                 basis = self.memory.basis(name, parameter, dtype=wide)
                 self.report.leak[name] = leak(change, basis)
                 self.report.served[name] = self.weights.served_leak(name, before, self.deltas[name], basis)
-            self._summary.remember(self.memory, name, optimizer, self._pairs.get(name), self._cores.get(name))
+            if self.config.memory_source != "inputs":
+                self._summary.remember(self.memory, name, optimizer, self._pairs.get(name), self._cores.get(name))
         self._fold(changes)
         self._take_out(model)
         self.weights.load(self.deltas)
+        if self.config.memory_source == "inputs":
+            layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in changes}
+            batches = list(task.batches(BATCH, self.config.memory_rows))
+            for name, moment in input_moments(model, layers, batches):
+                self.memory.extend_above(name, moment, threshold=self.config.threshold)
+        self._before = None
 
     @override
     def abandon(self, model: nn.Module) -> None:
         if self._before is not None:
             memory, self.report = self._before
             self.memory.load_state_dict(memory)
+        self._before = None
         self._take_out(model)
         super().abandon(model)
 
@@ -192,7 +205,6 @@ class Gorp(Method):
         unwrap(model)
         remove_lora(model)
         self._pairs, self._full, self._taps, self._summary, self._probes = {}, None, {}, None, {}
-        self._before = None
 
     @override
     def memory_tensors(self) -> dict[str, Tensor]:

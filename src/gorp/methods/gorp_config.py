@@ -54,9 +54,14 @@ class GorpConfig(MethodConfig):
     """ε: fraction of a task's squared norm that the shared space holds afterwards, in [0, 1). (Paper: not stated.)"""
     budget: Annotated[float, Range(0, 1, open_low=True)] | None = None
     """Largest share of a weight's inputs that may be protected, in (0, 1]."""
-    memory_source: Literal["moment", "sketch"] | None = None
-    """What of a task is remembered: Adam's first moment at its end (paper), or a sketch of its gradients,
-    fed at each refresh."""
+    memory_source: Literal["moment", "sketch", "inputs"] | None = None
+    """What of a task is remembered: Adam's first moment at its end (paper), a sketch of its gradients, fed at each
+    refresh, or its inputs, read once more at its end."""
+    memory_rows: Annotated[int, Range(1, WIDEST)] = 96
+    """With `memory_source: inputs`: rows of the task that are read, drawn at random."""
+    threshold: Annotated[float, POSITIVE] = 0.1
+    """τ, with `memory_source: inputs`: a direction is protected if the task's inputs have more along it than τ times
+    what they have along an average direction."""
     sketch_size: Annotated[int, Range(1, WIDEST)] = 128
     """Rows that the sketch keeps for a weight."""
     projection: Literal["gradient", "both"] | None = None

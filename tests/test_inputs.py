@@ -1,0 +1,96 @@
+"""The second moment of a layer's inputs, over the tokens that an answer depends on and no others."""
+
+import pytest
+import torch
+from torch import nn
+
+import gorp.inputs
+from gorp.inputs import input_moments
+from gorp.targets import resolve
+from tests.runs import tiny
+
+
+def batch_of(family: str, *, rows: int = 3) -> dict[str, torch.Tensor]:
+    """Rows of different lengths; decoders are padded on the right, and their prompts have no label."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 90, (rows, 12), generator=generator)
+    lengths = torch.tensor([12, 9, 5])[:rows]
+    mask = (torch.arange(12)[None] < lengths[:, None]).long()
+    ids = ids.where(mask.bool(), 0)
+    if family == "t5":
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.randint(5, 90, (rows, 4), generator=generator)}
+    labels = ids.where(mask.bool() & (torch.arange(12)[None] >= lengths[:, None] - 2), -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    return {f"{name}.weight": model.get_submodule(name) for name in resolve(model, "all-linear", role="lora")}
+
+
+def by_hand(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Σ x xᵀ over the tokens whose output changes the loss, each found by a gradient of its own weight's rows."""
+    found, kept = {}, {}
+    handles = []
+    for name, layer in layers_of(model).items():
+
+        def note(_, args, output, name=name):
+            output.retain_grad()
+            kept[name] = args[0], output
+
+        handles.append(layer.register_forward_hook(note))
+    for p in model.parameters():
+        p.requires_grad_(True)
+    model.eval()
+    model(**batch).loss.backward()
+    for handle in handles:
+        handle.remove()
+    model.requires_grad_(False)
+    model.zero_grad()
+    for name, (x, y) in kept.items():
+        x, d = x.detach().reshape(-1, x.shape[-1]), y.grad.reshape(-1, y.shape[-1])
+        found[name] = sum(torch.outer(one, one) for one, grad in zip(x, d, strict=True) if grad.abs().sum() > 0)
+    return found
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_it_is_the_sum_over_the_tokens_that_reach_an_answer(family):
+    model = tiny(family)
+    model.requires_grad_(False)
+    batch = batch_of(family)
+    expected = by_hand(model, batch)
+    found = dict(input_moments(model, layers_of(model), [batch]))
+    assert found.keys() == expected.keys()
+    for name, moment in found.items():
+        torch.testing.assert_close(moment, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_and_tokens_behind_the_last_answer_do_not_count():
+    model = tiny("llama")
+    model.requires_grad_(False)
+    batch = batch_of("llama")
+    before = dict(input_moments(model, layers_of(model), [batch]))
+    batch["input_ids"] = batch["input_ids"].where(batch["attention_mask"].bool(), 77)
+    for name, moment in input_moments(model, layers_of(model), [batch]):
+        torch.testing.assert_close(moment, before[name])
+
+
+def test_two_batches_add_up_and_layers_in_groups_are_layers_together(monkeypatch):
+    model = tiny("t5")
+    model.requires_grad_(False)
+    first, second = batch_of("t5"), batch_of("t5", rows=2)
+    together = dict(input_moments(model, layers_of(model), [first, second]))
+    monkeypatch.setattr(gorp.inputs, "BYTES", 1)  # a pass for each layer
+    one = dict(input_moments(model, layers_of(model), [first]))
+    two = dict(input_moments(model, layers_of(model), [second]))
+    for name, moment in together.items():
+        torch.testing.assert_close(moment, one[name] + two[name])
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny("llama")
+    model.requires_grad_(False)
+    model.train()
+    dict(input_moments(model, layers_of(model), [batch_of("llama")]))
+    assert model.training
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
