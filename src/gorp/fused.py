@@ -9,8 +9,8 @@ Written branch by branch, every branch reads X and D once more and adds a tensor
 Here the branches of a layer share one thin product on each side, the results are accumulated into what the frozen
 product wrote, and nothing is computed that nobody trains:
 
-    forward    N·(2·m·n + 2·(r + k)·(m + n)) flops       stores X V (N x k); X and X A' as well where there is LoRA
-    backward   as much, and 2·N·r·(m + n) for A and B; no gradient of W, U or V
+    forward    N·(2·m·n + 2·(r + k)·(m + n)) flops       stores X V and X Aᵀ (N x (r + k)); X as well where A is trained
+    backward   as much, and 2·N·r·n for A, 2·N·r·m for B; no gradient of W, U or V
 """
 
 from typing import Any
@@ -42,7 +42,8 @@ class FusedBranches(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         y, hidden = forward_products(rows, weight, bias, core, left, right, down, up, scale)
-        ctx.save_for_backward(None if down is None else x, weight, hidden, core, left, right, down, up)
+        trained = ctx.needs_input_grad[6]  # A: without its gradient X is not needed again
+        ctx.save_for_backward(x if trained else None, weight, hidden, core, left, right, down, up)
         ctx.scale, ctx.shape = scale, x.shape
         # Not a view: some models (Gemma 3n) write into it in place, which autograd refuses for a view made here.
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
@@ -104,8 +105,9 @@ def backward_products(
     d_scaled, d_inside = scale * outside[:, :r], outside[:, r:].to(core.dtype)
     d_core = d_inside.mT @ hidden[:, r:].to(core.dtype)  # dL/dC = (D U)ᵀ X V
     d_down = d_up = d_x = None
-    if down is not None and up is not None and rows is not None:
+    if down is not None and rows is not None:
         d_down = (d_scaled.mT @ rows).to(down.dtype)  # s (D B)ᵀ X
+    if up is not None:
         d_up = (d.mT @ hidden[:, :r]).to(up.dtype).mul_(scale)  # s Dᵀ X Aᵀ
     if need_input:
         d_x = d @ weight

@@ -173,6 +173,23 @@ def extend_basis_above(basis: Tensor, moment: Tensor, *, threshold: float) -> tu
     return torch.cat([basis, new], dim=1), values[:k].to(basis)
 
 
+def leading_outside(moment: Tensor, basis: Tensor, *, count: int) -> Tensor:
+    """Directions outside span(S) along which there is most: leading eigenvectors of (I - S Sᵀ) M (I - S Sᵀ).
+
+    Args:
+        moment: M, n x n, symmetric.
+        basis: S, n x s.
+        count: r; at most n - s.
+
+    Returns:
+        r x n, orthonormal rows, orthogonal to S.
+    """
+    wide, held = moment.double(), basis.double()
+    rest = project_out(project_out(wide, held).mT, held)
+    _, vectors = eigen((rest + rest.mT) / 2)
+    return orthonormalize(vectors[:, :count].to(basis), away_from=basis).mT
+
+
 def eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, none below zero, and eigenvectors (columns) of a Gram matrix, in descending order."""
     values, vectors = torch.linalg.eigh(gram)

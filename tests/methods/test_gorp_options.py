@@ -2,6 +2,7 @@
 
 import itertools
 import types
+from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
@@ -25,6 +26,8 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
     "energy": (None, 0.5),
     "budget": (None, 1.0),
     "sketch_size": (128, 2),
+    "memory_rows": (96, 2),
+    "threshold": (0.1, 3.0),
     "oversampling": (8, 0),
     "power_steps": (None, 2),
     "recompress": (1e-6, 0.3),
@@ -83,7 +86,13 @@ def covered(chosen: dict[str, Any]) -> list[tuple[tuple[str, Any], ...]]:
 def learn(method: Gorp, model: torch.nn.Module, index: int, steps: int = 6) -> None:
     """One task of random rows, through the seams, with AdamW and much weight decay."""
     generator = torch.Generator().manual_seed(index)
-    task = TaskContext(name=str(index), index=index, seed=0, num_steps=steps, batches=lambda *_: iter(()))
+
+    def batches(size: int, limit: int | None) -> Iterator[dict[str, torch.Tensor]]:
+        drawn = torch.Generator().manual_seed(100 + index)
+        ids = torch.randint(5, 60, (min(4, limit or 4), 8), generator=drawn) + 40 * index
+        yield {"input_ids": ids, "labels": ids}
+
+    task = TaskContext(name=str(index), index=index, seed=0, num_steps=steps, batches=batches)
     method.begin_task(model, task)
     optimizer = torch.optim.AdamW(method.parameter_groups(model, 5e-3), lr=5e-3, weight_decay=0.5)
     for _ in range(steps):

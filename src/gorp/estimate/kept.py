@@ -93,11 +93,15 @@ def cap(n: int, config: GorpConfig) -> int:
 def directions(weight: Weight, config: GorpConfig, r: int, *, refreshes: int | None, tasks: int) -> int:
     """s: the most directions that `tasks` tasks can bring, within the budget.
 
-    A task brings the rows of its first moments, r of A and k of C; or those of its sketch.
+    A task brings the rows of its first moments, r of A and k of C; or those of its sketch; or as many directions as its
+    inputs have, which nobody knows before, and the budget allows.
     """
     brought = r * weight.lora + config.rank * weight.core
-    if config.resolved().memory_source == "sketch":
+    source = config.resolved().memory_source
+    if source == "sketch":
         brought = _sketch_rows(config, weight.n, refreshes)
+    elif source == "inputs":
+        brought = weight.n
     return min(cap(weight.n, config), tasks * min(brought, weight.n))
 
 

@@ -230,7 +230,7 @@ class _Step:
         power = config.power_steps or 0
         for w in weights:
             s = sizes[w.name]
-            if w.lora:
+            if w.lora and config.adapter_rows == "trained":
                 work, moved = 2 * 4 * r * w.n * s, 2 * 2 * 4 * w.n * s
                 flops, seconds = flops + work, seconds + self.device.seconds(work, moved)
             if products := (2 + 2 * power) * w.core + (w.core or sketched):

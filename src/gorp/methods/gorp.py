@@ -10,7 +10,7 @@ guarantee: the change ΔW of any later task satisfies ‖ΔW S‖ <= 1e-5 ‖ΔW
 x in span(S), whatever the optimizer. `paper` mode is literal. `docs/equations.md` maps every equation to its line.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -25,7 +25,7 @@ from gorp.frame import Pairs, Seen, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
 from gorp.inputs import input_moments
 from gorp.layers import LowRankUpdate, unwrap
-from gorp.linalg import coarsest, project_out, stands_out
+from gorp.linalg import coarsest, leading_outside, project_out, stands_out
 from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
@@ -93,9 +93,10 @@ class Gorp(Method):
         self._period = min(self.config.refresh_every, task.num_steps)
         if self._folded is not self.deltas:  # those are in the weights already
             self.weights.load(self._folded)
+        starts = self._aligned_rows(model, task) if self.config.adapter_rows == "aligned" else {}
         self._pairs = add_lora(model, self._lora_layers, self.lora) if self._lora_layers else {}
         for name, pair in self._pairs.items():
-            self._place(name, pair)
+            self._place(name, pair, starts.get(name))
         self._full = FullRankBranch(
             model,
             self._full_layers,
@@ -122,7 +123,7 @@ class Gorp(Method):
 
     @override
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        factors = [p for pair in self._pairs.values() for p in (pair.down, pair.up)]
+        factors = [p for pair in self._pairs.values() for p in (pair.down, pair.up) if p.requires_grad]
         cores = [layer.core for layer in self._cores.values()]
         own = self.config.core_learning_rate
         core_rate = (learning_rate if own is None else own) * self.config.scale  # η α
@@ -183,9 +184,7 @@ class Gorp(Method):
         self._take_out(model)
         self.weights.load(self.deltas)
         if self.config.memory_source == "inputs":
-            layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in changes}
-            batches = list(task.batches(BATCH, self.config.memory_rows))
-            for name, moment in input_moments(model, layers, batches):
+            for name, moment in self._inputs(model, task, list(changes)):
                 self.memory.extend_above(name, moment, threshold=self.config.threshold)
         self._before = None
 
@@ -258,6 +257,8 @@ class Gorp(Method):
             state |= prefixed("folded", pack_deltas(self._folded))
         if self._full and self._summary:  # in the middle of a task
             state |= prefixed("sketch", self._summary.state_dict()) | prefixed("full", self._full.state_dict())
+            fixed = {name: pair.down.detach() for name, pair in self._pairs.items() if not pair.down.requires_grad}
+            state |= prefixed("aligned", fixed)
         return state
 
     @override
@@ -272,12 +273,32 @@ class Gorp(Method):
         if self._full and self._summary:
             self._summary.load_state_dict(without_prefix("sketch", state))
             self._full.load_state_dict(without_prefix("full", state))
+            for name, rows in without_prefix("aligned", state).items():
+                self._pairs[name].down.data.copy_(rows)
         self._open_taps()
 
-    def _place(self, name: str, pair: LoraPair) -> None:
+    def _inputs(self, model: nn.Module, task: TaskContext, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """M of the named weights' inputs, over rows of the task."""
+        layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
+        return input_moments(model, layers, list(task.batches(BATCH, self.config.memory_rows)))
+
+    def _aligned_rows(self, model: nn.Module, task: TaskContext) -> dict[str, Tensor]:
+        """A of each weight that S protects: the task's leading inputs outside S, r x n, orthonormal."""
+        names = [f"{name}.weight" for name in self._lora_layers if self.memory.size(f"{name}.weight")]
+        rows = {}
+        for name, moment in self._inputs(model, task, names) if names else ():
+            basis = self.memory.basis(name, moment)
+            found = leading_outside(moment, basis, count=self.lora.r)
+            rows[name] = torch.cat([found, found.new_zeros(self.lora.r - len(found), found.shape[1])])
+        return rows
+
+    def _place(self, name: str, pair: LoraPair, aligned: Tensor | None) -> None:
         """Put A where it may be: the shared pair where it stopped, a fresh one into the complement of S."""
         if name in self._shared:
             pair.load(*self._shared[name])
+        elif aligned is not None:
+            pair.down.data = aligned.to(pair.down) * pair.down.data.norm(dim=1, keepdim=True)
+            pair.down.requires_grad_(False)
         elif self.config.projection == "both":
             size = pair.down.data.norm(dim=1, keepdim=True)
             inside = self.memory.project_rows(name, pair.down.data)
@@ -285,7 +306,8 @@ class Gorp(Method):
 
     def _project_factors(self) -> None:
         for name, pair in self._pairs.items():
-            pair.down.data = self._project_factor(name, pair.down.data)  # A ← A (I - S Sᵀ)
+            if pair.down.requires_grad:
+                pair.down.data = self._project_factor(name, pair.down.data)  # A ← A (I - S Sᵀ)
 
     def _project_factor(self, name: str, rows: Tensor) -> Tensor:
         """G_A - G_A S Sᵀ in the input coordinates of A; or S on the side of its r rows."""

@@ -12,7 +12,8 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
     "strict": {
         "projection": "both",
         "adapter": "fresh",
-        "memory_source": "sketch",
+        "adapter_rows": "aligned",
+        "memory_source": "inputs",
         "energy": 0.995,
         "moments": "rotate",
         "staggered": True,
@@ -22,6 +23,7 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
     "paper": {
         "projection": "gradient",
         "adapter": "shared",
+        "adapter_rows": "trained",
         "memory_source": "moment",
         "energy": 0.97,
         "moments": "keep",
@@ -51,7 +53,8 @@ class GorpConfig(MethodConfig):
     scale: Annotated[float, POSITIVE] = 1.0
     """α in W ← W - η α U N Vᵀ. (Paper: not stated.)"""
     energy: Annotated[float, BELOW_ONE] | None = None
-    """ε: fraction of a task's squared norm that the shared space holds afterwards, in [0, 1). (Paper: not stated.)"""
+    """ε, where gradients are remembered: fraction of a task's squared norm that the shared space holds afterwards, in
+    [0, 1). (Paper: not stated.)"""
     budget: Annotated[float, Range(0, 1, open_low=True)] | None = None
     """Largest share of a weight's inputs that may be protected, in (0, 1]."""
     memory_source: Literal["moment", "sketch", "inputs"] | None = None
@@ -68,6 +71,9 @@ class GorpConfig(MethodConfig):
     """What is projected in the LoRA branch: A's gradient (paper mode only), or A's gradient and A after the step."""
     adapter: Literal["fresh", "shared"] | None = None
     """A fresh LoRA pair for each task, folded at its end, or one pair for all tasks. (Paper: not stated.)"""
+    adapter_rows: Literal["aligned", "trained"] | None = None
+    """The rows of A from the second task on. `aligned`: the task's leading inputs outside S, fixed, and B alone is
+    trained. `trained`: random ones outside S, trained with B, each step projected. (Paper: trained.)"""
     adapter_side: Literal["input", "rank"] = "input"
     """Paper mode: coordinates of S for A, n input dimensions or r rows. (Paper: not stated; r leaves no room.)"""
     moments: Literal["rotate", "keep", "reset"] | None = None
@@ -95,6 +101,16 @@ class GorpConfig(MethodConfig):
                 "method.adapter: shared is for paper mode: with one pair, B moves old inputs whatever A does. "
                 "Use `adapter: fresh`, or `mode: paper`."
             )
+        if self.mode == "paper" and self.adapter_rows == "aligned":
+            raise ConfigError(
+                "method.adapter_rows: aligned is for strict mode: paper mode trains one pair A, B through all tasks. "
+                "Use `adapter_rows: trained`, or `mode: strict`."
+            )
+        if self.memory_source == "moment" and self.adapter_rows == "aligned":
+            raise ConfigError(
+                "method.memory_source: moment remembers a task by the optimizer's first moment of A, and with "
+                "adapter_rows: aligned A is not trained. Use `adapter_rows: trained`, or `memory_source: inputs`."
+            )
         if self.mode == "strict" and self.adapter_side == "rank":
             raise ConfigError(
                 "method.adapter_side: rank is for paper mode: what it protects are rows of A, not inputs, and those of "
@@ -104,4 +120,7 @@ class GorpConfig(MethodConfig):
     def resolved(self) -> "GorpConfig":
         """The same with every None that the mode decides filled in."""
         open_fields = {f.name for f in fields(self) if getattr(self, f.name) is None}
-        return replace(self, **{k: v for k, v in MODE_DEFAULTS[self.mode].items() if k in open_fields})
+        defaults = dict(MODE_DEFAULTS[self.mode])
+        if self.memory_source == "moment":  # which is A's
+            defaults["adapter_rows"] = "trained"
+        return replace(self, **{k: v for k, v in defaults.items() if k in open_fields})
