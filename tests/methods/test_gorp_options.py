@@ -27,7 +27,7 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
     "budget": (None, 1.0),
     "sketch_size": (128, 2),
     "memory_rows": (96, 2),
-    "threshold": (0.1, 3.0),
+    "threshold": (0.3, 3.0),
     "oversampling": (8, 0),
     "power_steps": (None, 2),
     "recompress": (1e-6, 0.3),

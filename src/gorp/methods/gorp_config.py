@@ -18,7 +18,7 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
         "moments": "rotate",
         "staggered": True,
         "power_steps": 0,
-        "budget": 0.5,
+        "budget": 0.75,
     },
     "paper": {
         "projection": "gradient",
@@ -62,7 +62,7 @@ class GorpConfig(MethodConfig):
     refresh, or its inputs, read once more at its end."""
     memory_rows: Annotated[int, Range(1, WIDEST)] = 96
     """With `memory_source: inputs`: rows of the task that are read, drawn at random."""
-    threshold: Annotated[float, POSITIVE] = 0.1
+    threshold: Annotated[float, POSITIVE] = 0.3
     """τ, with `memory_source: inputs`: a direction is protected if the task's inputs have more along it than τ times
     what they have along an average direction."""
     sketch_size: Annotated[int, Range(1, WIDEST)] = 128
