@@ -18,7 +18,8 @@ def batch_of(family: str, *, rows: int = 3) -> dict[str, torch.Tensor]:
     mask = (torch.arange(12)[None] < lengths[:, None]).long()
     ids = ids.where(mask.bool(), 0)
     if family == "t5":
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.randint(5, 90, (rows, 4), generator=generator)}
+        answers = torch.randint(5, 90, (rows, 4), generator=generator)
+        return {"input_ids": ids, "attention_mask": mask, "labels": answers}
     labels = ids.where(mask.bool() & (torch.arange(12)[None] >= lengths[:, None] - 2), -100)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 

@@ -195,6 +195,6 @@ class TestExtendBasisAbove:
 
     def test_one_large_common_direction_hides_no_other(self):
         moment = torch.diag(torch.tensor([1000.0, 1.0, 1.0, 0.05, 0.0], dtype=torch.float64))
-        grown, values = extend_basis_above(torch.zeros(5, 0, dtype=torch.float64), moment, threshold=0.1)
+        _, values = extend_basis_above(torch.zeros(5, 0, dtype=torch.float64), moment, threshold=0.1)
         assert values.tolist() == [1000.0, 1.0, 1.0]  # the bound is 0.1 · 2.05 / 4 = 0.05125
         assert extend_basis(torch.zeros(5, 0, dtype=torch.float64), moment.sqrt(), energy=0.99)[0].shape[1] == 1

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gorp.method import Batch
 from gorp.watch import Watch
 
 
@@ -48,7 +47,7 @@ class InputMoment(Watch):
 
 
 def input_moments(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[dict[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
     """M of each layer that an answer of `batches` depends on, one after another, so that few are held at a time.
 

@@ -1,0 +1,218 @@
+"""Short sequences that are built to forget: other label words each time, one output format overwritten by the next.
+
+    python benchmarks/forgetting.py run   --data DATA --out DIR [--half dev] [--variants gorp ...] [--seeds 0 1]
+    python benchmarks/forgetting.py table --out DIR [--half dev]
+
+On gorp-tiny-t5, LoRA (and gorp's cores) on every linear layer, 192 rows a task, three epochs. A prompt is the text and
+a short question, without the list of answers. DATA holds `cl15` and `unseen`, as the manifest of the benchmark data
+names them. Choices are made on the tasks of `dev`; those of `test` are for what is reported, and share no row and no
+set of labels with them. All rows are cut from the train files, so that both halves leave the test files alone.
+
+A task is scored twice: exact match of what the model generates, and the likeliest of the task's labels. The second
+still knows an answer whose words the model no longer says by itself.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from quality import say
+from torch import nn
+
+from gorp.benchmark import Cell, collect, learn_in_turn, run_grid
+from gorp.benchmark.cell import load
+from gorp.data import Encoding, Task
+from gorp.data.split import row_hash
+from gorp.evaluation import AccuracyMatrix, EvalConfig, score_task, summary
+from gorp.method import Method
+from gorp.training import TaskResult, train_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a task's rows come from."""
+
+    folder: str
+    question: str
+    labels: Mapping[str, str] | None = None
+    """The answers that are taken, and what they are called here; None: all, by their own names."""
+
+
+def same(*labels: str) -> dict[str, str]:
+    """Labels that keep their names."""
+    return {label: label for label in labels}
+
+
+KINDS = ("Company", "Educational Institution", "Artist", "Athlete", "Office Holder", "Building")
+OTHER_KINDS = ("Natural Place", "Village", "Animal", "Plant", "Album", "Film", "Written Work")
+TOPICS = ("Sports", "Health", "Computers & Internet", "Politics & Government", "Business & Finance")
+UTILITY = ("alarm", "calculator", "definition", "find phone", "roll dice", "spelling", "timer", "weather")
+TRAVEL = ("book flight", "car rental", "carry on", "exchange rate", "lost luggage", "plug type", "timezone", "vaccines")
+
+SOURCES = {
+    "news": Source(folder="cl15/agnews", question="What is this news about?"),
+    "utility": Source(folder="unseen/clinc150", question="What is asked for?", labels=same(*UTILITY)),
+    "questions": Source(
+        folder="cl15/yahoo", question="Which category does this question belong to?", labels=same(*TOPICS)
+    ),
+    "kinds": Source(folder="cl15/dbpedia", question="What kind of thing is described?", labels=same(*KINDS)),
+    "products": Source(
+        folder="cl15/amazon",
+        question="Is the review positive or negative?",
+        labels={"very negative": "negative", "very positive": "positive"},
+    ),
+    "snips": Source(folder="unseen/snips", question="What does the user want?"),
+    "places": Source(
+        folder="cl15/yelp",
+        question="Did the guest like it?",
+        labels={"very negative": "no", "very positive": "yes"},
+    ),
+    "things": Source(folder="cl15/dbpedia", question="What is this text about?", labels=same(*OTHER_KINDS)),
+    "travel": Source(folder="unseen/clinc150", question="What does the traveller ask for?", labels=same(*TRAVEL)),
+    "emotion": Source(
+        folder="unseen/SuperNI/task875_emotion_classification", question="Which emotion is expressed?"
+    ),
+}
+
+ORDERS = {
+    "dev": (
+        ("news", "utility", "questions", "kinds", "products"),
+        ("products", "kinds", "questions", "utility", "news"),
+    ),
+    "test": (
+        ("snips", "things", "travel", "places", "emotion"),
+        ("emotion", "travel", "snips", "things", "places"),
+        ("places", "things", "emotion", "travel", "snips"),
+    ),
+}
+WORDS = 22
+"""Of a text; what follows is cut."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sequential_lora": ("sequential_lora", {}),
+    "incremental_lora": ("incremental_lora", {}),
+    "ewc": ("ewc", {}),
+    "olora": ("olora", {}),
+    "gorp": ("gorp", {}),
+    "gorp, S from gradients": ("gorp", {"memory_source": "sketch", "adapter_rows": "trained", "budget": 0.5}),
+    "gorp, rows trained": ("gorp", {"adapter_rows": "trained"}),
+    "gorp, paper mode": ("gorp", {"mode": "paper"}),
+}
+
+
+def read(name: str, data: Path, *, train: int, scored: int) -> Task:
+    """One task: `train` rows to learn and `scored` others, the same ones whatever the method and the seed."""
+    source, rows = SOURCES[name], {}
+    for line in (data / source.folder / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        label = str(row["label"])
+        if source.labels is not None and label not in source.labels:
+            continue
+        text = row.get("sentence", row.get("input"))
+        for heading in ("Title:", "Text:", "Question:"):
+            text = text.replace(heading, "")
+        text = " ".join(text.split()[:WORDS])
+        if text and label:
+            rows[f"{text}\n{source.question}"] = label if source.labels is None else source.labels[label]
+    drawn = sorted(rows.items(), key=lambda row: row_hash(0, *row))
+    parts = [drawn[:train], drawn[train : train + scored]]
+    learned, judged = ({"prompt": [p for p, _ in x], "completion": [c for _, c in x]} for x in parts)
+    return Task(
+        name=name,
+        train=Dataset.from_dict(learned),
+        dev=None,
+        eval=Dataset.from_dict(judged),
+        labels=tuple(sorted(set(rows.values()))),
+        metric="exact_match",
+        source=source.folder,
+    )
+
+
+def run(cell: Cell, data: Path) -> dict[str, Any]:
+    """One cell; beside what `gorp.benchmark.run_cell` gives: `ranked`, the summary by label ranking."""
+    started = time.perf_counter()
+    tasks = [read(name, data, train=cell.train_rows, scored=cell.eval_rows) for name in cell.order]
+    model, tokenizer = load(cell)
+    encoding, config = Encoding(max_prompt_tokens=cell.max_prompt_tokens), EvalConfig(batch_size=50, max_new_tokens=12)
+    ranked = AccuracyMatrix([task.name for task in tasks])
+    learned: list[str] = []
+
+    def train(method: Method, task: Task, rows: Dataset, **where: Any) -> TaskResult:
+        learned.append(task.name)
+        return train_task(model, tokenizer, method, rows, encoding=encoding, **where)
+
+    def score(served: nn.Module, task: Task) -> tuple[float, int]:
+        by_rank = replace(task, metric="label_ranking")
+        known = score_task(served, tokenizer, by_rank, encoding=encoding, config=config)
+        ranked.set(len(learned), task.name, known.score, known.rows)
+        said = score_task(served, tokenizer, task, encoding=encoding, config=config)
+        return said.score, said.rows
+
+    return learn_in_turn(cell, model, tasks, train=train, score=score, started=started) | {
+        "ranked": summary(ranked) | {"matrix": ranked.to_dict()}
+    }
+
+
+def cells(name: str, half: str, rate: float, seeds: list[int], lora: Mapping[str, Any]) -> list[Cell]:
+    """All orders and seeds of one variant."""
+    method, options = VARIANTS[name]
+    if method == "gorp" and options.get("mode") != "paper":
+        options = {"full_modules": "all-linear", **options}
+    return [
+        Cell(
+            method=method,
+            options=options,
+            lora=lora,
+            training={"learning_rate": rate, "num_train_epochs": 3, "per_device_train_batch_size": 16},
+            model="gorp-tiny-t5",
+            order=order,
+            train_rows=192,
+            eval_rows=100,
+            cells="ends",
+            max_prompt_tokens=64,
+            seed=seed,
+        )
+        for seed in seeds
+        for order in ORDERS[half]
+    ]
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["run", "table"])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--half", choices=list(ORDERS), default="dev")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--rates", type=float, nargs="*", default=[2e-3])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--r", type=int, default=8)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    lora = {"target_modules": "all-linear", "r": args.r, "lora_alpha": 4.0 * args.r}
+    wanted = {
+        (name, rate): cells(name, args.half, rate, args.seeds, lora) for name in args.variants for rate in args.rates
+    }
+    if args.stage == "run":
+        run_grid([cell for group in wanted.values() for cell in group], args.out, args.data, report=say, run=run)
+        return
+    print("| | rate | runs | AP | BWT | LA | AP, ranked | BWT, ranked | capacity |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (name, rate), group in wanted.items():
+        if results := collect(group, args.out):
+            tables = [*((r[key] for r in results) for key in ("ap", "bwt", "la"))]
+            tables += [*((r["ranked"][key] for r in results) for key in ("ap", "bwt"))]
+            means = [f"{sum(x) / len(results):.1f}" for x in map(list, tables)]
+            held = [r["facts"].get("capacity_mean") or 0.0 for r in results]
+            print(f"| {name} | {rate:g} | {len(results)} | {' | '.join(means)} | {sum(held) / len(held):.2f} |")
+
+
+if __name__ == "__main__":
+    main()
