@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gorp.linalg import (
     extend_basis,
     extend_basis_above,
+    leading_outside,
     left_singular,
     orthonormality_error,
     orthonormalize,
@@ -176,6 +177,20 @@ class TestMeasures:
 
     def test_an_empty_basis_is_perfect(self):
         assert orthonormality_error(torch.zeros(4, 0)) == 0.0
+
+
+class TestLeadingOutside:
+    @given(basis_and_matrix())
+    def test_nothing_outside_the_basis_has_more_along_as_many_directions(self, case):
+        basis, matrix = case
+        moment = matrix @ matrix.mT
+        count = min(2, len(moment) - basis.shape[1])
+        rows = leading_outside(moment, basis, count=count)
+        assert orthonormality_error(rows.mT) < 1e-12
+        assert_close(rows @ basis, torch.zeros(count, basis.shape[1], dtype=rows.dtype), scale=1)
+        outside = project_out(matrix, basis)
+        expected = torch.linalg.svdvals(outside)[:count].square().sum()
+        assert_close(((rows @ moment) * rows).sum(), expected, scale=moment.trace())
 
 
 class TestExtendBasisAbove:
