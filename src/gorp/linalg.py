@@ -147,7 +147,7 @@ def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tenso
 def extend_basis_above(basis: Tensor, moment: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
     """Grow `basis` by every direction along which the task has much, by the second moment M of its vectors.
 
-        R = (I - S Sᵀ) M (I - S Sᵀ) = U Λ Uᵀ                 in float64
+        R = (I - S Sᵀ) M (I - S Sᵀ) = U Λ Uᵀ
         S ← [ S, u_i : λ_i > τ · (tr M - λ_max(M)) / (n - 1) ]
 
     The bound is τ times what an average direction has, the largest left out: inputs of language models have one
@@ -155,19 +155,18 @@ def extend_basis_above(basis: Tensor, moment: Tensor, *, threshold: float) -> tu
 
     Args:
         basis: S, n x s.
-        moment: M = Σ x xᵀ, n x n, symmetric.
+        moment: M = Σ x xᵀ, n x n, symmetric. In its dtype all is computed: the bound is far above its rounding.
         threshold: τ, without dimension.
 
     Returns:
         The new basis, whose first s columns are those of `basis`, and λ_i of the new directions.
     """
-    wide, held = moment.double(), basis.double()
-    n, total = len(wide), wide.trace()
-    largest = torch.linalg.eigvalsh(wide)[-1] if basis.shape[1] else None
-    rest = project_out(project_out(wide, held).mT, held)
+    held = basis.to(moment)
+    n, total = len(moment), moment.trace()
+    rest = project_out_rows(project_out(moment, held), held)
     values, vectors = eigen((rest + rest.mT) / 2)
-    largest = values[0] if largest is None else largest
-    bound = max(threshold * (total - largest) / max(n - 1, 1), torch.finfo(moment.dtype).eps * n * total)
+    bound = threshold * (total - _largest(moment)) / max(n - 1, 1)
+    bound = max(bound, torch.finfo(moment.dtype).eps * n * total)
     k = min(int((values > bound).sum()), n - basis.shape[1])
     new = orthonormalize(vectors[:, :k].to(basis), away_from=basis)
     return torch.cat([basis, new], dim=1), values[:k].to(basis)
@@ -176,18 +175,39 @@ def extend_basis_above(basis: Tensor, moment: Tensor, *, threshold: float) -> tu
 def leading_outside(moment: Tensor, basis: Tensor, *, count: int) -> Tensor:
     """Directions outside span(S) along which there is most: leading eigenvectors of (I - S Sᵀ) M (I - S Sᵀ).
 
+    By subspace iteration, Z ← qr((I - S Sᵀ) M Z), 2·n²·q operations each time, q = r + 8; exact when q reaches n - s.
+
     Args:
         moment: M, n x n, symmetric.
-        basis: S, n x s.
-        count: r; at most n - s.
+        basis: S, n x s, of the same dtype.
+        count: r.
 
     Returns:
-        r x n, orthonormal rows, orthogonal to S.
+        r x n, orthonormal rows, orthogonal to S; n - s rows where there are no more.
     """
-    wide, held = moment.double(), basis.double()
-    rest = project_out(project_out(wide, held).mT, held)
-    _, vectors = eigen((rest + rest.mT) / 2)
-    return orthonormalize(vectors[:, :count].to(basis), away_from=basis).mT
+    n, s = basis.shape
+    count, width = min(count, n - s), min(count + 8, n - s)
+    start = torch.randn(n, width, generator=torch.Generator().manual_seed(0), dtype=moment.dtype).to(moment)
+    z = orthonormalize(project_out(start, basis), away_from=basis)
+    for _ in range(ITERATIONS):
+        # With a little of Z itself, so that columns beyond the rank of what is left stay independent.
+        z = orthonormalize(project_out(moment @ z, basis) + TINY * moment.trace() * z, away_from=basis)
+    _, turn = eigen(z.mT @ moment @ z)  # q x q
+    return orthonormalize(z @ turn[:, :count], away_from=basis).mT
+
+
+ITERATIONS = 12
+"""Of subspace and power iterations. Where two eigenvalues are so near that these do not part them, either will do."""
+
+TINY = 1e-12
+
+
+def _largest(moment: Tensor) -> Tensor:
+    """λ_max of a symmetric matrix without negative eigenvalues, by power iteration; at most a little too small."""
+    x = moment.sum(dim=1) + moment.diagonal()
+    for _ in range(ITERATIONS):
+        x = moment @ (x / x.norm().clamp(min=1e-30))
+    return x.norm()
 
 
 def eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
