@@ -75,9 +75,7 @@ SOURCES = {
     ),
     "things": Source(folder="cl15/dbpedia", question="What is this text about?", labels=same(*OTHER_KINDS)),
     "travel": Source(folder="unseen/clinc150", question="What does the traveller ask for?", labels=same(*TRAVEL)),
-    "emotion": Source(
-        folder="unseen/SuperNI/task875_emotion_classification", question="Which emotion is expressed?"
-    ),
+    "emotion": Source(folder="unseen/SuperNI/task875_emotion_classification", question="Which emotion is expressed?"),
 }
 
 ORDERS = {

@@ -77,7 +77,8 @@ def main() -> None:
     shares: dict[str, list[float]] = {}
     for index, task in enumerate(tasks, 1):
         rows = encode(task.train, tokenizer, encoder_decoder=True, encoding=Encoding(max_prompt_tokens=args.tokens))
-        method.begin_task(model, task_of(index))
+        known = {key: value.to(args.device) for key, value in collate([rows[i] for i in range(args.rows)]).items()}
+        method.begin_task(model, task_of(index, batch=known))
         optimizer = torch.optim.AdamW(method.parameter_groups(model, RATE), lr=RATE)
         peer, model_layers = Peer(model, optimizer, method), dict(model.named_modules())
         cores = {f"{n}.weight": layer for n, layer in model_layers.items() if type(layer).__name__ == "LowRankUpdate"}
@@ -92,7 +93,7 @@ def main() -> None:
                     shares.setdefault(name, []).append(captured(pair, basis, method.config, seed=step))
             catch.pairs.clear()
             peer.update()
-        method.end_task(model, optimizer, task_of(index))
+        method.end_task(model, optimizer, task_of(index, batch=known))
     median = statistics.median(share for of in shares.values() for share in of)
     worst = min(shares, key=lambda name: statistics.median(shares[name]))
     result: dict[str, Any] = {

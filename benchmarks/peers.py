@@ -74,14 +74,15 @@ class Peer:
         self.optimizer.zero_grad()
 
 
-def task_of(index: int, num_steps: int = 1000) -> TaskContext:
-    """A task of random rows."""
-    return TaskContext(name=f"task{index}", index=index, seed=0, num_steps=num_steps, batches=lambda *_: iter(()))
+def task_of(index: int, num_steps: int = 1000, batch: Batch | None = None) -> TaskContext:
+    """A task; `batch` is what a method sees that asks for the task's rows at its beginning or end."""
+    rows = [] if batch is None else [dict(batch)]
+    return TaskContext(name=f"task{index}", index=index, seed=0, num_steps=num_steps, batches=lambda *_: iter(rows))
 
 
-def attach(method: Method, model: nn.Module, index: int, num_steps: int = 1000) -> Peer:
+def attach(method: Method, model: nn.Module, index: int, num_steps: int = 1000, batch: Batch | None = None) -> Peer:
     """A peer at the beginning of task `index`, through the seams that the Trainer glue calls."""
-    method.begin_task(model, task_of(index, num_steps))
+    method.begin_task(model, task_of(index, num_steps, batch))
     return Peer(model, torch.optim.AdamW(method.parameter_groups(model, RATE), lr=RATE, fused=True), method)
 
 
@@ -90,11 +91,11 @@ def gorp(model: nn.Module, batch: Batch, **options: Any) -> Peer:
     config = GorpConfig(**({"full_modules": "all-linear", "rank": RANK} | options))
     method = Gorp(config, LoraSettings(r=RANK, target_modules=queries_and_values(model)))
     method.setup(model)
-    peer = attach(method, model, 1, num_steps=config.refresh_every)
+    peer = attach(method, model, 1, num_steps=config.refresh_every, batch=batch)
     for _ in range(config.refresh_every + 1):  # each layer has its turn, and its core a moment
         peer.step(batch)
-    method.end_task(model, peer.optimizer, task_of(1))
-    return attach(method, model, 2)
+    method.end_task(model, peer.optimizer, task_of(1, batch=batch))
+    return attach(method, model, 2, batch=batch)
 
 
 def lora(model: nn.Module, batch: Batch) -> Peer:

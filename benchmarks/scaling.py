@@ -121,10 +121,12 @@ def over_tasks(args: Any, timer: Timer, *, tasks: int, periods: int) -> dict[str
     kept, states = [], {}
     for index in range(1, tasks):
         batch = random_batch(model, rows=2, tokens=32, seed=index)
-        peer = attach(method, mine, index, num_steps=PERIOD)
+        peer = attach(method, mine, index, num_steps=PERIOD, batch=batch)
         for _ in range(PERIOD + 1):
             peer.step(batch)
-        boundary = timer.seconds(lambda i=index, p=peer: method.end_task(mine, p.optimizer, task_of(i)))
+        boundary = timer.seconds(
+            lambda i=index, p=peer, b=batch: method.end_task(mine, p.optimizer, task_of(i, batch=b))
+        )
         memory = footprint(method.memory.state_dict())
         total = footprint(method.state_dict())
         capacity = statistics.fmean(method.memory.capacity(name) for name in method.memory)
@@ -137,7 +139,7 @@ def over_tasks(args: Any, timer: Timer, *, tasks: int, periods: int) -> dict[str
         again, _ = _method(model)
         again.setup(copied := twin(model))
         again.load_state_dict(state)
-        peers[index] = attach(again, copied, index)
+        peers[index] = attach(again, copied, index, batch=batch)
     actions = {str(index): partial(peer.step, batch) for index, peer in peers.items()}
     timer.interleaved(actions, PERIOD)
     times = timer.interleaved(actions, periods * PERIOD)
@@ -160,12 +162,13 @@ def boundary(args: Any, timer: Timer, *, rows: int, repeats: int) -> dict[str, A
     method, _ = _method(model)
     method.setup(model)
     steps, shares, parts = -(-rows // args.rows), [], []
-    peer = attach(method, model, 1, num_steps=steps)
+    batch = random_batch(model, rows=args.rows, tokens=args.tokens, seed=0)
+    peer = attach(method, model, 1, num_steps=steps, batch=batch)
     for index in range(1, repeats + 2):
         batch = random_batch(model, rows=args.rows, tokens=args.tokens, seed=index)
         task = timer.seconds(lambda p=peer, b=batch: [p.step(b) for _ in range(steps)])
-        end = timer.seconds(lambda i=index, p=peer: method.end_task(model, p.optimizer, task_of(i)))
-        begin = timer.seconds(lambda i=index: parts.append(attach(method, model, i + 1, num_steps=steps)))
+        end = timer.seconds(lambda i=index, p=peer, b=batch: method.end_task(model, p.optimizer, task_of(i, batch=b)))
+        begin = timer.seconds(lambda i=index, b=batch: parts.append(attach(method, model, i + 1, steps, b)))
         peer = parts.pop()
         shares.append({"task_seconds": task, "end_seconds": end, "begin_seconds": begin, "share": (end + begin) / task})
     shares = shares[1:]  # the first has no S yet

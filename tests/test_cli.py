@@ -27,7 +27,13 @@ def gorp(*arguments: object) -> Result:
 
 def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen:
     command = [sys.executable, "-m", "gorp", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def hears_ctrl_c() -> None:  # a shell's background job, and what it starts, would ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c
+    )
 
 
 def plain(text: str) -> str:

@@ -65,7 +65,7 @@ def test_the_effective_configuration_gives_the_same_run_again(method):
 
 def test_the_effective_configuration_states_what_the_mode_decided():
     method = effective(parse_config(BASE, Path("/nowhere")))["method"]
-    assert (method["mode"], method["projection"], method["budget"]) == ("strict", "both", 0.5)
+    assert (method["mode"], method["projection"], method["budget"]) == ("strict", "both", 0.75)
 
 
 def test_a_published_order_is_a_list_of_tasks(tmp_path):

@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
     path = write_config(
         folder,
         model={"path": "model", "dtype": "bfloat16"},
-        method={"name": "gorp", "rank": 4, "refresh_every": 3, "budget": 0.25},
+        method={"name": "gorp", "rank": 4, "refresh_every": 3, "memory_source": "sketch", "budget": 0.25},
         training={"per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_strategy": "no"},
         tasks=[task(name) for name in ("one", "two", "three")],
     )

@@ -74,7 +74,13 @@ def test_the_memory_is_orthonormal_and_says_what_it_is(finished):
     for name, basis in tensors.items():
         assert basis.dtype == torch.float32 and basis.shape[0] == shapes[name][1]
         torch.testing.assert_close(basis.mT @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
-    assert (header["mode"], header["side"], header["energy"], header["budget"]) == ("strict", "input", 0.995, 0.5)
+    assert [header[key] for key in ("mode", "side", "memory_source", "threshold", "budget")] == [
+        "strict",
+        "input",
+        "inputs",
+        0.3,
+        0.75,
+    ]
     with safe_open(work / "versions/v2/delta.safetensors", framework="pt") as delta:
         assert {key.removesuffix("::left").removesuffix("::right") for key in delta.keys()} <= set(shapes)
 

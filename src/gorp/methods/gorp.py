@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
 from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
-from gorp.distributed import sum_over_ranks
+from gorp.distributed import broadcast_from_owner, sum_over_ranks
 from gorp.errors import ConfigError
 from gorp.frame import Pairs, Seen, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
@@ -38,7 +38,7 @@ from gorp.watch import GradientProbe, GradientTap
 
 
 BATCH = 16
-"""Rows in a pass at the task's end that reads inputs."""
+"""Rows in a pass that reads inputs, before a task and after it."""
 
 
 @final
@@ -280,7 +280,8 @@ class Gorp(Method):
     def _inputs(self, model: nn.Module, task: TaskContext, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """M of the named weights' inputs, over rows of the task."""
         layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
-        return input_moments(model, layers, list(task.batches(BATCH, self.config.memory_rows)))
+        for name, moment in input_moments(model, layers, list(task.batches(BATCH, self.config.memory_rows))):
+            yield name, broadcast_from_owner(moment)  # every rank reads the same rows; this makes the bits the same too
 
     def _aligned_rows(self, model: nn.Module, task: TaskContext) -> dict[str, Tensor]:
         """A of each weight that S protects: the task's leading inputs outside S, r x n, orthonormal."""

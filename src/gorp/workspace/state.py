@@ -29,7 +29,9 @@ def write_state(folder: Path, method: "Method", base_sha256: str) -> None:
     from gorp.delta import pack_deltas
     from gorp.method import prefixed
 
-    options = {name: getattr(method.config, name, None) for name in ("mode", "energy", "budget")}
+    options = {
+        name: getattr(method.config, name, None) for name in ("mode", "memory_source", "energy", "threshold", "budget")
+    }
     header = {**options, "side": SIDE, "base_sha256": base_sha256, "gorp_version": gorp.__version__}
     bases = method.memory_tensors()
     elsewhere = {*prefixed("delta", pack_deltas(method.deltas)), *prefixed("memory", bases)}

@@ -6,6 +6,8 @@ TUNABLE: dict[str, tuple[str, ...]] = {
         "scale",
         "refresh_every",
         "energy",
+        "threshold",
+        "memory_rows",
         "budget",
         "strength",
         "decay",
