@@ -9,7 +9,7 @@ sum of the allocator's events in torch.profiler. `resident` is the largest resid
 included. The parts are counted from the tensors themselves:
 
     weights, trained, gradients, optimizer     of the model, of what is trained beside it, .grad, the optimizer's state
-    frames, S                                  gorp's buffers and its memory
+    frames, S                                  gorp's buffers and the fixed rows of A, and its memory
     other                                      held between steps beside these: W₀ of the trained weights
     activations                                what autograd saved in the forward pass, each storage once
 """
@@ -80,12 +80,14 @@ def measure(name: str, args: Any) -> dict[str, Any]:
     allocator.run(lambda: [peer.step(batch) for _ in range(PERIOD)])
     with SavedTensors(peer.model) as saved:
         peer.backward(batch)
+    added = [p for p in peer.model.parameters() if id(p) not in base]
+    buffers = [b for b in peer.model.buffers() if id(b) not in base]
     parts = {
         "weights": weights,
-        "trained": storage_bytes(p for p in peer.model.parameters() if id(p) not in base),
+        "trained": storage_bytes(p for p in added if p.requires_grad),
         "gradients": storage_bytes(p.grad for p in peer.model.parameters() if p.grad is not None),
         "optimizer": storage_bytes(_state(peer.optimizer)),
-        "frames": storage_bytes(b for b in peer.model.buffers() if id(b) not in base),
+        "frames": storage_bytes([*(p for p in added if not p.requires_grad), *buffers]),
         "S": 0 if peer.method is None else storage_bytes(peer.method.memory_tensors().values()),
         "activations": saved.bytes,
     }
