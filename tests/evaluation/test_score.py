@@ -121,13 +121,13 @@ class TestExactMatch:
         assert score(model, tokenizer, of, split="dev").score == 0.0
         assert score(model, tokenizer, of, split="train").rows == 2
 
-    def test_a_limit_takes_rows_at_even_distances(self):
-        """Rows sorted by answer, as many files are: a limit of 4 must still meet all four answers."""
+    @pytest.mark.parametrize("answer", [lambda index: index // 25, lambda index: index % 4], ids=["sorted", "in turn"])
+    def test_a_limit_meets_every_answer_as_often_as_all_rows_do(self, answer):
+        """A file may be sorted by answer, or have its answers in turn: rows at even distances would meet one alone."""
         tokenizer = llama_tokenizer()
-        rows = [(f"Is the light red {index}?", f"answer {index // 25}") for index in range(100)]
-        result = score(Memorised(rows, tokenizer), tokenizer, task(rows, labels=None), limit=4)
-        assert [sample["index"] for sample in result.samples] == [0, 25, 50, 75]
-        assert result.rows == 4
+        rows = [(f"Is the light red {index}?", f"answer {answer(index)}") for index in range(100)]
+        result = score(Memorised(rows, tokenizer), tokenizer, task(rows, labels=None), limit=8)
+        assert sorted(sample["expected"] for sample in result.samples) == sorted(2 * [f"answer {i}" for i in range(4)])
         assert score(Memorised(rows, tokenizer), tokenizer, task(rows, labels=None), limit=1000).rows == 100
 
 

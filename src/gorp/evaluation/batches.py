@@ -42,7 +42,7 @@ class EvalConfig:
     max_new_tokens: Annotated[int, Range(1, LONGEST_ANSWER)] | None = None
     """Tokens an answer in free text may have, its end included; None: as many as `encoding.max_completion_tokens`."""
     limit: Annotated[int, COUNT] | None = None
-    """Rows scored per task, taken at even distances over the task; None: all."""
+    """Rows scored per task, drawn once for all, with answers mixed as in all; None: all."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gorp.data import Encoding, Form, Task, forms_of
 from gorp.data.cl_benchmark import NO_LABEL
-from gorp.data.split import columns
+from gorp.data.split import columns, draw_stratified
 from gorp.errors import DataError, nearest
 from gorp.evaluation.batches import EvalConfig, Progress
 from gorp.evaluation.compare import comparison, is_right
@@ -89,7 +89,7 @@ def score_task(
 
 
 def _rows(task: Task, split: str, limit: int | None) -> tuple[list[dict[str, Any]], list[Form]]:
-    """The rows to score: all, or `limit` of them at even distances, so that a sorted file still gives every class."""
+    """The rows to score: all, or `limit` of them, their answers mixed as in all, whatever the order of the file."""
     if split not in SPLITS:
         raise DataError(f"split: got `{split}`; wanted one of {', '.join(SPLITS)}." + nearest(split, SPLITS))
     dataset = getattr(task, split)
@@ -97,9 +97,7 @@ def _rows(task: Task, split: str, limit: int | None) -> tuple[list[dict[str, Any
         raise DataError(
             f"task `{task.name}`: it has no `{split}` rows; score another split, or read it with `dev_rows`."
         )
-    total = len(dataset)
-    count = total if limit is None else min(limit, total)
-    chosen = [position * total // count for position in range(count)]
+    chosen = draw_stratified(dataset, len(dataset) if limit is None else limit, seed=0)
     part = dataset.select(chosen, keep_in_memory=True)
     return [
         {"index": index, "prompt": prompt, "expected": completion}
