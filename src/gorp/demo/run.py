@@ -39,7 +39,7 @@ COMPARED = ("sequential_lora", "gorp")
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """How much is trained and scored. The defaults take less than five minutes on two cores."""
+    """How much is trained and scored. The defaults take about five minutes on two cores."""
 
     model: str = "gorp-tiny-t5"
     """A shipped model, a folder, or a hub id."""
