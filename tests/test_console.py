@@ -14,6 +14,11 @@ from tests.report.matrices import matrix
 MONTHS = ["october", "november", "december", "january", "february", "march"]
 
 
+def earlier(names: list[str]) -> dict:
+    """What gorp says of each task: less protected and further moved the older it is."""
+    return {name: {"coverage": 0.9875 - 0.01 * i, "output_change": 0.052 * i} for i, name in enumerate(reversed(names))}
+
+
 def state(count: int, *, names=MONTHS) -> dict:
     """A workspace that has learned `count` tasks, each of which lost two points with every task after it."""
     names = names[:count]
@@ -49,9 +54,12 @@ def shown(state: dict, **options: bool) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
 
 
+@pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("count", [1, 3, 4, 6])
-def test_fits_a_terminal_of_80_columns_and_24_lines(count):
-    lines = shown(state(count) | {"notes": {}}).splitlines()
+def test_fits_a_terminal_of_80_columns_and_24_lines(count, told):
+    full = state(count) | {"notes": {}}
+    full["versions"][-1]["earlier"] = earlier(MONTHS[:count]) if told else None
+    lines = shown(full).splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
 
 
@@ -64,6 +72,27 @@ def test_the_worst_loss_comes_first_and_the_rest_below():
         "  december: 90.0, just learned",
         "pending: may",
     ]
+
+
+def test_each_task_says_how_much_of_it_is_protected_and_how_far_its_outputs_have_moved():
+    full = state(3)
+    full["versions"][2]["earlier"] = {"october": {"coverage": 0.5, "output_change": 0.5}}  # not of the current one
+    full["versions"][3]["earlier"] = earlier(MONTHS[:3]) | {"december": {"coverage": None, "output_change": None}}
+    lines = [line.split("  ") for line in shown(full).splitlines()[1:5]]
+    assert [[cell.strip() for cell in line if cell.strip()] for line in lines] == [
+        ["protected", "outputs moved"],
+        ["october: 86.0, lost 4.0 since it was learned", "96.8 %", "10.4 %"],
+        ["november: 88.0, lost 2.0 since it was learned", "97.8 %", "5.2 %"],
+        ["december: 90.0, just learned", "–", "–"],
+    ]
+
+
+def test_many_tasks_that_lost_nothing_share_a_line_and_have_their_own_with_explain():
+    full = state(6)
+    full["matrix"]["R"] = [[90.0] * 6 for _ in full["matrix"]["R"]]
+    full["versions"][-1]["earlier"] = earlier(MONTHS)
+    assert "protected" not in shown(full) and "not lower than when learned: october" in shown(full)
+    assert re.search(r"february: 90\.0, as when it was learned +97\.8 % +5\.2 %", shown(full, explain=True))
 
 
 def test_what_is_unusual_is_told_once():

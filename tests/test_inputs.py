@@ -61,8 +61,8 @@ def test_it_is_the_sum_over_the_tokens_that_reach_an_answer(family):
     expected = by_hand(model, batch)
     found = dict(input_moments(model, layers_of(model), [batch]))
     assert found.keys() == expected.keys()
-    for name, moment in found.items():
-        torch.testing.assert_close(moment, expected[name], rtol=1e-4, atol=1e-5)
+    for name, inputs in found.items():
+        torch.testing.assert_close(inputs.total, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_padding_and_tokens_behind_the_last_answer_do_not_count():
@@ -71,8 +71,10 @@ def test_padding_and_tokens_behind_the_last_answer_do_not_count():
     batch = batch_of("llama")
     before = dict(input_moments(model, layers_of(model), [batch]))
     batch["input_ids"] = batch["input_ids"].where(batch["attention_mask"].bool(), 77)
-    for name, moment in input_moments(model, layers_of(model), [batch]):
-        torch.testing.assert_close(moment, before[name])
+    for name, inputs in input_moments(model, layers_of(model), [batch]):
+        torch.testing.assert_close(inputs.total, before[name].total)
+        torch.testing.assert_close(inputs.projected, before[name].projected)
+        assert inputs.count == before[name].count
 
 
 def test_two_batches_add_up_and_layers_in_groups_are_layers_together(monkeypatch):
@@ -83,8 +85,10 @@ def test_two_batches_add_up_and_layers_in_groups_are_layers_together(monkeypatch
     monkeypatch.setattr(gorp.inputs, "BYTES", 1)  # a pass for each layer
     one = dict(input_moments(model, layers_of(model), [first]))
     two = dict(input_moments(model, layers_of(model), [second]))
-    for name, moment in together.items():
-        torch.testing.assert_close(moment, one[name] + two[name])
+    for name, inputs in together.items():
+        torch.testing.assert_close(inputs.total, one[name].total + two[name].total)
+        torch.testing.assert_close(inputs.first, one[name].first + two[name].first)
+        assert inputs.count == one[name].count + two[name].count
 
 
 def test_the_model_is_left_as_it_was():

@@ -17,7 +17,7 @@ class About(NamedTuple):
 CATALOGUE: dict[str, About] = {
     "gorp": About(
         title="LoRA and full matrices in the complement of a shared gradient space",
-        keeps="a basis S per weight, at most budget·n x n floats: constant once the budget is reached",
+        keeps="a basis S per weight, at most budget·n x n floats; per weight and task 16·(m + n) bytes of readings",
         paper="Wang et al. 2025, arXiv:2507.02503",
     ),
     "sequential_full": About(

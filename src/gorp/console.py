@@ -15,7 +15,7 @@ from rich.text import Text
 
 from gorp.evaluation import FORMULAS, MEANINGS, AccuracyMatrix
 from gorp.printable import printable
-from gorp.report import in_one_line, in_one_sentence, matrix_table, verdicts
+from gorp.report import TaskVerdict, in_one_line, in_one_sentence, matrix_table, verdicts
 from gorp.report.wording import MATRIX_READING, number
 
 
@@ -28,13 +28,19 @@ NEWEST = 3
 FEW = 4
 """Tasks that get a line each; of more, those that lost nothing share one."""
 
-LEAK_READING = (
-    "Leak covers inputs in S of each trained layer; not other inputs, nor layers fed by changed ones: scores can drop "
-    "at a leak of 1e-7."
-)
+LEAK_READING = "Leak covers inputs in S alone; scores can drop at a leak of 1e-7."
 """Stands under every table with a leak in it: a small leak is not the same as nothing forgotten."""
 
 WORDS = {
+    "protected": (
+        "the share of a task's inputs that S holds, the mean over the trained layers; where directions were released, "
+        "at least that much"
+    ),
+    "outputs moved": (
+        "how far later tasks have moved the answers of the trained layers to a task's tokens, beside how much those "
+        "answers differ; an estimate to a few percent of itself, with the inputs that the layers had when the task "
+        "ended. Embeddings, norms and what changed inputs do further on are not in it"
+    ),
     "leak": (
         "share of a task's change that acts on the protected inputs (S) of each trained layer; strict mode keeps it at "
         "rounding, 1e-7. Inputs outside S, and layers fed by changed layers, are not covered: a task can lose points "
@@ -45,11 +51,11 @@ WORDS = {
         "the leak on what each earlier task protected, the worst of them; above the leak once directions were released"
     ),
     "capacity": (
-        "how full S is, in the fullest layer; at `method.budget` (default 50 %) the weakest directions give way"
+        "how full S is, in the fullest layer; at `method.budget` (default 75 %) the weakest directions give way"
     ),
     "kept": "what this version carries on to the next task",
 }
-"""The columns of the versions, each in one line."""
+"""The columns of the tasks and of the versions, each in one line."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -66,7 +72,7 @@ def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = F
         state: As `gorp.workspace.status` gives it.
         explain: Also what the numbers mean, the notes on the rows, and all versions.
     """
-    show_verdict(console, state)
+    show_verdict(console, state, each=explain)
     matrix = AccuracyMatrix.from_dict(state["matrix"])
     _say(console, "")
     console.print(matrix_table(matrix))
@@ -89,24 +95,49 @@ def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = F
         _say(console, f"{count} note{'s' * (count > 1)} on the data; --explain shows them", style="dim")
 
 
-def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = True) -> None:
-    """Print what the current version knows on average, then of each of the `tasks`, and what is pending."""
+def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = True, each: bool = False) -> None:
+    """Print what the current version knows on average, then of each of the `tasks`, and what is pending.
+
+    Of a task with a line of its own also how much of it is protected and how far its outputs have moved, where the
+    version says so. With `each` every task has one; otherwise many that lost nothing share one.
+    """
     found = verdicts(AccuracyMatrix.from_dict(state["matrix"]), len(state["contains"]))
     sentence = in_one_sentence(found) or "the base model, nothing learned yet"
     _say(console, f"{state['current']} ({state['method']}): {sentence}", style="bold")
     dropped = sorted((item for item in found if item.dropped), key=lambda item: item.change)
     held = [item for item in found if not item.dropped]
     if tasks:
-        for item in dropped:
-            _say(console, f"  {item}", style="red")
-        for line in map(str, held) if len(found) <= FEW else [in_one_line(held)] if held else []:
-            _say(console, f"  {line}")
+        alone = each or len(found) <= FEW
+        lines = [*dropped, *(held if alone else [])]
+        told = next(item.get("earlier") for item in state["versions"] if item["version"] == state["current"]) or {}
+        if any(item.task in told for item in lines):
+            console.print(tasks_table(lines, told))
+        else:
+            for item in lines:
+                _say(console, f"  {item}", style="red" if item.dropped else "")
+        if held and not alone:
+            _say(console, f"  {in_one_line(held)}")
     if state["problem"]:
         _say(console, f"the YAML is not used: {state['problem']}; tasks are those that `gorp train` took last")
     pending = [f"{task} (begun)" if task in state["begun"] else task for task in state["pending"]]
     _say(console, f"pending: {', '.join(pending) or 'nothing'}")
     for line in state["remarks"] + state["warnings"]:
         _say(console, line, style="yellow")
+
+
+def tasks_table(found: Sequence[TaskVerdict], told: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What became of each task, how much of it S holds, and how far its outputs have moved.
+
+    Args:
+        found: The tasks, in order.
+        told: By task, what a method says of it: `coverage` and `output_change`, shares.
+    """
+    table = empty_table("", [""], ["protected", "outputs moved"])
+    for item in found:
+        numbers = (told.get(item.task, {}).get(key) for key in ("coverage", "output_change"))
+        cells = [f" {item}", *("–" if value is None else f"{100 * value:.1f} %" for value in numbers)]
+        table.add_row(*(Text(printable(cell)) for cell in cells), style="red" if item.dropped else None)
+    return table
 
 
 def measures_table(measures: Mapping[str, float | None]) -> Table:

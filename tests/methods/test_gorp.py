@@ -82,7 +82,8 @@ def test_s_holds_most_of_what_a_finished_task_reads(tmp_path):
     train(model, method, 1, tmp_path)
     layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in method.memory}
     batch = batch_of_task_one()
-    for name, moment in input_moments(model, layers, [batch]):
+    for name, inputs in input_moments(model, layers, [batch]):
+        moment = inputs.total
         basis = method.memory.basis(name, moment)
         held = ((basis.mT @ moment) * basis.mT).sum() / moment.trace()
         assert held > 0.9, name

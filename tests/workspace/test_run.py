@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from typer.testing import CliRunner
 
+from gorp.cli import app
 from gorp.data import load_task
 from gorp.delta import unpack_deltas
 from gorp.errors import CheckpointError, ConfigError, DataError, GorpError, ModelError, TrainingError
@@ -15,7 +18,7 @@ from gorp.evaluation import AccuracyMatrix, TaskScore, score_task
 from gorp.model_files import base_digests
 from gorp.models import load_model
 from gorp.progress import Progress
-from gorp.storage import read_tensors
+from gorp.storage import read_json, read_tensors
 from gorp.weights import BaseWeights
 from gorp.workspace import Workspace, effective, evaluate_version, load_config, plan, run_sequence, status
 from gorp.workspace import run as run_module
@@ -202,6 +205,32 @@ def test_status_reads_without_a_model(finished):
     assert state["measures"]["ap"] == R[2].mean() and state["measures"]["bwt"] == R[2, 0] - R[1, 0]
     assert state["measures"]["fwt"] == R[1, 1] - R[0, 1]
     assert [version["version"] for version in state["versions"]] == ["v0", "v1", "v2"]
+
+
+def test_status_says_of_each_task_how_much_is_protected_and_how_far_its_outputs_have_moved(finished):
+    _, work = finished
+    state = status(work)
+    told = [version["earlier"] and list(version["earlier"]) for version in state["versions"]]
+    assert told == [None, ["one"], ["one", "two"]]
+    last = state["versions"][-1]["earlier"]
+    result = CliRunner().invoke(app, ["status", str(work)])
+    assert result.exit_code == 0, result.output
+    for name, entry in last.items():
+        cells = f"{100 * entry['coverage']:.1f} % +{100 * entry['output_change']:.1f} %"
+        assert re.search(f"{name}: .* {cells} *\n", result.stdout)
+    assert last["one"]["output_change"] > 0.0 == last["two"]["output_change"]
+
+
+def test_status_of_a_workspace_from_before_there_were_these_numbers_shows_none(finished, monkeypatch):
+    _, work = finished
+
+    def as_then(path):
+        return {key: value for key, value in read_json(path).items() if key != "earlier"}
+
+    monkeypatch.setattr("gorp.workspace.version.read_json", as_then)
+    assert [version["earlier"] for version in status(work)["versions"]] == [None] * 3
+    result = CliRunner().invoke(app, ["status", str(work)])
+    assert result.exit_code == 0 and "outputs moved" not in result.stdout and "just learned" in result.stdout
 
 
 @pytest.mark.parametrize("method", ["sequential_lora", "ewc", "olora", "sequential_full", "gorp"])

@@ -2,7 +2,8 @@
 
 Between tasks a weight of m x n leaves  4·s·(n + 1)  bytes of S, and of delta  4·min(R·(m + n), m·n). How many
 directions s the energy rule takes depends on the gradients, so what is predicted is the most: all that a task can
-bring. At the budget and with dense deltas the sum stops growing: `kept_limit`.
+bring. At the budget and with dense deltas the sum stops growing: `kept_limit`. Each task that `memory_source: inputs`
+reads leaves  2·k·(m + n) + 16  bytes of its own for each weight (`gorp.coverage`), which go on being added.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from gorp.inputs import PROJECTIONS
 from gorp.layers import linear_of
 from gorp.methods.gorp import Gorp
 from gorp.methods.gorp_config import GorpConfig
@@ -57,7 +59,7 @@ def kept_bytes(weights: Sequence[Weight], config: GorpConfig, r: int, *, tasks: 
         steps: Of each; None where it is not known: deltas of cores then count as dense.
     """
     config = config.resolved()
-    total = 8  # the step counter
+    total = 8 + tasks * reading_bytes(weights, config)  # 8: the step counter
     for weight, refreshes in refreshes_of(weights, config, steps):
         s = directions(weight, config, r, refreshes=refreshes, tasks=tasks)
         total += 4 * s * (weight.n + 1) + delta_bytes(weight, config, r, refreshes=refreshes, tasks=tasks)
@@ -65,8 +67,14 @@ def kept_bytes(weights: Sequence[Weight], config: GorpConfig, r: int, *, tasks: 
 
 
 def kept_limit(weights: Sequence[Weight], config: GorpConfig) -> int:
-    """What `kept_bytes` grows to and never beyond: S at its budget, dense deltas."""
+    """What `kept_bytes` without readings grows to and never beyond: S at its budget, dense deltas."""
     return 8 + sum(4 * cap(w.n, config) * (w.n + 1) + 4 * w.m * w.n for w in weights)
+
+
+def reading_bytes(weights: Sequence[Weight], config: GorpConfig) -> int:
+    """What each task leaves to tell later how far its outputs have moved: R and Y in bfloat16, two float64."""
+    read = config.resolved().memory_source == "inputs"
+    return sum(2 * PROJECTIONS * (w.m + w.n) + 16 for w in weights) if read else 0
 
 
 def refreshes_of(

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from gorp.adapters import LoraSettings, add_lora
 from gorp.errors import ModelError
 from gorp.estimate.device import Device
-from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, kept_limit, refreshes_of
+from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, kept_limit, reading_bytes, refreshes_of
 from gorp.estimate.ledger import Ledger, SavedTensors, held_tensors, storage_bytes
 from gorp.estimate.shapes import batch_of, check_static, forward_and_backward, make_fake
 from gorp.method import TaskContext
@@ -63,7 +63,9 @@ class Estimate:
     kept: int
     """Carried from task to task, after the last task, at most."""
     kept_limit: int
-    """Which it never exceeds, however many tasks."""
+    """Which it never exceeds, however many tasks, but for `kept_each`."""
+    kept_each: int
+    """Which every task adds to that."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -121,6 +123,7 @@ class _Step:
         kept = {
             "kept": kept_bytes(weights, method.config, r, tasks=self.tasks, steps=self.steps),
             "kept_limit": kept_limit(weights, method.config),
+            "kept_each": reading_bytes(weights, method.config),
         }
         protection = storage_bytes(memory.values()) + frames
         return self._estimate(model, protection=protection, base=base, seconds=seconds, flops=flops, sent=sent, **kept)
@@ -149,6 +152,7 @@ class _Step:
         *,
         kept: int,
         kept_limit: int,
+        kept_each: int = 0,
         protection: int = 0,
         base: int = 0,
         seconds: float = 0.0,
@@ -161,6 +165,7 @@ class _Step:
             model: On the meta device, with adapters; what is trained requires a gradient.
             kept: See `Estimate`.
             kept_limit: See `Estimate`.
+            kept_each: See `Estimate`.
             protection: Bytes of S and frames.
             base: Bytes of W₀ in main memory.
             seconds: Of a step, beside passes, optimizer and all-reduce.
@@ -193,6 +198,7 @@ class _Step:
             seconds=self.accumulation * ledger.seconds + optimizing + exchange + seconds,
             kept=kept,
             kept_limit=kept_limit,
+            kept_each=kept_each,
         )
 
     def _run(self, model: PreTrainedModel) -> tuple[Ledger, SavedTensors]:

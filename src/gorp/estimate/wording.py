@@ -19,6 +19,7 @@ BYTES = {
     "main_memory": "W₀ in main memory",
     "kept": "kept after the last task, at most",
     "kept_limit": "kept after any number of tasks, at most",
+    "kept_each": "and readings, for each task",
 }
 """Field -> what the line says."""
 

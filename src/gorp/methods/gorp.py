@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
+from gorp.coverage import Coverage
 from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
-from gorp.distributed import broadcast_from_owner, sum_over_ranks
+from gorp.distributed import sum_over_ranks
 from gorp.errors import ConfigError
 from gorp.frame import Pairs, Seen, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
-from gorp.inputs import input_moments
+from gorp.inputs import InputSums, input_moments
 from gorp.layers import LowRankUpdate, unwrap
 from gorp.linalg import coarsest, leading_outside, project_out, stands_out
 from gorp.memory import SubspaceMemory
@@ -48,7 +49,7 @@ class Gorp(Method):
     name = "gorp"
     title = "LoRA and full matrices in the complement of a shared gradient space"
     paper = "Wang et al. 2025, arXiv:2507.02503"
-    keeps = "a basis S per weight, at most budget·n x n floats: constant once the budget is reached"
+    keeps = "a basis S per weight, at most budget·n x n floats; per weight and task 16·(m + n) bytes of readings"
     Config = GorpConfig
     uses_lora = True
 
@@ -56,6 +57,7 @@ class Gorp(Method):
         super().__init__((config or GorpConfig()).resolved())
         self.lora = lora or LoraSettings()
         self.memory = SubspaceMemory(energy=self.config.energy, budget=self.config.budget)
+        self.coverage = Coverage()
         self.report = TaskReport()
         """Of the last finished task."""
         self._task = 0  # index of the task at hand, or of the last one
@@ -67,7 +69,8 @@ class Gorp(Method):
         self._taps: dict[str, GradientTap] = {}
         self._probes: dict[str, GradientProbe] = {}
         self._summary: TaskSummary | None = None
-        self._before: tuple[dict[str, Tensor], TaskReport] | None = None  # S and report as the task found them
+        # S, readings and report as the task found them:
+        self._before: tuple[dict[str, Tensor], dict[str, Tensor], TaskReport] | None = None
 
     @override
     def choose(self, model: nn.Module) -> list[str]:
@@ -86,7 +89,7 @@ class Gorp(Method):
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
-        self._before = self.memory.state_dict(), self.report
+        self._before = self.memory.state_dict(), self.coverage.state_dict(), self.report
         self.memory.begin_task()
         self._seed, self._task, self.report = task.seed, task.index, TaskReport()
         # No longer than the task, so that in a short one too each layer has a turn.
@@ -172,6 +175,7 @@ class Gorp(Method):
         for name, change in changes.items():
             before = self.deltas.get(name, WeightDelta(change.shape)).to("cpu")
             self._keep(name, change)
+            self.coverage.move(name, change)
             if self.memory.size(name):
                 parameter = self.weights.parameter(name)
                 wide = torch.promote_types(parameter.dtype, torch.float32)
@@ -184,15 +188,19 @@ class Gorp(Method):
         self._take_out(model)
         self.weights.load(self.deltas)
         if self.config.memory_source == "inputs":
-            for name, moment in self._inputs(model, task, list(changes)):
-                self.memory.extend_above(name, moment, threshold=self.config.threshold)
+            for name, inputs in self._inputs(model, task, list(changes)):
+                self.memory.extend_above(name, inputs.total, threshold=self.config.threshold)
+                basis, weight = self.memory.basis(name, inputs.total), self.weights.parameter(name)
+                self.coverage.enter(task.name, name, inputs, basis=basis, weight=weight)
+            self.coverage.release(self.memory.released, newest=task.name)
         self._before = None
 
     @override
     def abandon(self, model: nn.Module) -> None:
         if self._before is not None:
-            memory, self.report = self._before
+            memory, readings, self.report = self._before
             self.memory.load_state_dict(memory)
+            self.coverage.load_state_dict(readings)
         self._before = None
         self._take_out(model)
         super().abandon(model)
@@ -212,6 +220,7 @@ class Gorp(Method):
     @override
     def facts(self) -> dict[str, Any]:
         told = self.report.facts(self.memory, self._trained) | {"mode": self.config.mode}
+        told["earlier"] = self.coverage.facts()
         dtypes = [str(self.weights.parameter(name).dtype).removeprefix("torch.") for name in self.report.served]
         done = self.report.warnings(self.memory, dtypes) if self.config.mode == "strict" else []
         return super().facts() | told | {"warnings": [*done, *self._outlook(self._task)]}
@@ -253,6 +262,7 @@ class Gorp(Method):
     def state_dict(self) -> dict[str, Tensor]:
         shared = {f"{name}::{i}": x for name, pair in self._shared.items() for i, x in zip("ab", pair, strict=True)}
         state = super().state_dict() | prefixed("memory", self.memory.state_dict()) | prefixed("shared", shared)
+        state |= prefixed("coverage", self.coverage.state_dict())
         if self.config.adapter == "shared":
             state |= prefixed("folded", pack_deltas(self._folded))
         if self._full and self._summary:  # in the middle of a task
@@ -265,6 +275,7 @@ class Gorp(Method):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict(state)
         self.memory.load_state_dict(without_prefix("memory", state))
+        self.coverage.load_state_dict(without_prefix("coverage", state))
         shared = without_prefix("shared", state)
         names = [key.removesuffix("::a") for key in shared if key.endswith("::a")]
         self._shared = {name: (shared[f"{name}::a"], shared[f"{name}::b"]) for name in names}
@@ -277,19 +288,17 @@ class Gorp(Method):
                 self._pairs[name].down.data.copy_(rows)
         self._open_taps()
 
-    def _inputs(self, model: nn.Module, task: TaskContext, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """M of the named weights' inputs, over rows of the task."""
+    def _inputs(self, model: nn.Module, task: TaskContext, names: Sequence[str]) -> Iterator[tuple[str, InputSums]]:
+        """M and more of the named weights' inputs, over rows of the task."""
         layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
-        for name, moment in input_moments(model, layers, list(task.batches(BATCH, self.config.memory_rows))):
-            yield name, broadcast_from_owner(moment)  # every rank reads the same rows; this makes the bits the same too
+        return input_moments(model, layers, list(task.batches(BATCH, self.config.memory_rows)))
 
     def _aligned_rows(self, model: nn.Module, task: TaskContext) -> dict[str, Tensor]:
         """A of each weight that S protects: the task's leading inputs outside S, r x n, orthonormal."""
         names = [f"{name}.weight" for name in self._lora_layers if self.memory.size(f"{name}.weight")]
         rows = {}
-        for name, moment in self._inputs(model, task, names) if names else ():
-            basis = self.memory.basis(name, moment)
-            found = leading_outside(moment, basis, count=self.lora.r)
+        for name, inputs in self._inputs(model, task, names) if names else ():
+            found = leading_outside(inputs.total, self.memory.basis(name, inputs.total), count=self.lora.r)
             rows[name] = torch.cat([found, found.new_zeros(self.lora.r - len(found), found.shape[1])])
         return rows
 

@@ -17,7 +17,7 @@ PROMISE = (
     *("leak", "leak_median", "leak_served", "leak_served_median", "leak_unmeasured"),
     *("capacity_mean", "capacity_max", "core_capacity_mean", "core_capacity_max"),
     *("rank_capacity_mean", "rank_capacity_max"),
-    *("released", "released_energy", "left_out", "left_out_energy"),
+    *("released", "released_energy", "left_out", "left_out_energy", "earlier"),
 )
 """What a version's record says of protected directions, from the method's facts; None where it has none."""
 
