@@ -94,12 +94,14 @@ WORDS = 22
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequential_lora": ("sequential_lora", {}),
+    "sequential_full": ("sequential_full", {}),
     "incremental_lora": ("incremental_lora", {}),
     "ewc": ("ewc", {}),
     "olora": ("olora", {}),
     "gorp": ("gorp", {}),
     "gorp, S from gradients": ("gorp", {"memory_source": "sketch", "adapter_rows": "trained", "budget": 0.5}),
     "gorp, rows trained": ("gorp", {"adapter_rows": "trained"}),
+    "gorp, adapters alone": ("gorp", {"full_modules": "none"}),
     "gorp, paper mode": ("gorp", {"mode": "paper"}),
 }
 
@@ -157,7 +159,7 @@ def run(cell: Cell, data: Path) -> dict[str, Any]:
     }
 
 
-def cells(name: str, half: str, rate: float, seeds: list[int], lora: Mapping[str, Any]) -> list[Cell]:
+def cells(name: str, rate: float, args: argparse.Namespace) -> list[Cell]:
     """All orders and seeds of one variant."""
     method, options = VARIANTS[name]
     if method == "gorp" and options.get("mode") != "paper":
@@ -166,9 +168,13 @@ def cells(name: str, half: str, rate: float, seeds: list[int], lora: Mapping[str
         Cell(
             method=method,
             options=options,
-            lora=lora,
-            training={"learning_rate": rate, "num_train_epochs": 3, "per_device_train_batch_size": 16},
-            model="gorp-tiny-t5",
+            lora={"target_modules": "all-linear", "r": args.r, "lora_alpha": 4.0 * args.r},
+            training={
+                "learning_rate": rate,
+                "num_train_epochs": args.epochs,
+                "per_device_train_batch_size": args.batch,
+            },
+            model=args.model,
             order=order,
             train_rows=192,
             eval_rows=100,
@@ -176,8 +182,8 @@ def cells(name: str, half: str, rate: float, seeds: list[int], lora: Mapping[str
             max_prompt_tokens=64,
             seed=seed,
         )
-        for seed in seeds
-        for order in ORDERS[half]
+        for seed in args.seeds
+        for order in [ORDERS[args.half][index] for index in args.orders or range(len(ORDERS[args.half]))]
     ]
 
 
@@ -191,13 +197,14 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
     parser.add_argument("--rates", type=float, nargs="*", default=[2e-3])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--orders", type=int, nargs="*", help="of the half, by number from 0; all where left out")
     parser.add_argument("--r", type=int, default=8)
+    parser.add_argument("--model", default="gorp-tiny-t5", help="a folder, or a name on the hub")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lora = {"target_modules": "all-linear", "r": args.r, "lora_alpha": 4.0 * args.r}
-    wanted = {
-        (name, rate): cells(name, args.half, rate, args.seeds, lora) for name in args.variants for rate in args.rates
-    }
+    wanted = {(name, rate): cells(name, rate, args) for name in args.variants for rate in args.rates}
     if args.stage == "run":
         run_grid([cell for group in wanted.values() for cell in group], args.out, args.data, report=say, run=run)
         return

@@ -183,16 +183,17 @@ def leading_outside(moment: Tensor, basis: Tensor, *, count: int) -> Tensor:
         count: r.
 
     Returns:
-        r x n, orthonormal rows, orthogonal to S; n - s rows where there are no more.
+        At most r x n, orthonormal rows, orthogonal to S, only those along which M has more than its rounding.
     """
     n, s = basis.shape
-    count, width = min(count, n - s), min(count + 8, n - s)
+    width = min(count + 8, n - s)
     start = torch.randn(n, width, generator=torch.Generator().manual_seed(0), dtype=moment.dtype).to(moment)
     z = orthonormalize(project_out(start, basis), away_from=basis)
     for _ in range(ITERATIONS):
         # With a little of Z itself, so that columns beyond the rank of what is left stay independent.
         z = orthonormalize(project_out(moment @ z, basis) + TINY * moment.trace() * z, away_from=basis)
-    _, turn = eigen(z.mT @ moment @ z)  # q x q
+    values, turn = eigen(z.mT @ moment @ z)  # q x q
+    count = min(count, int((values > 4 * torch.finfo(moment.dtype).eps * moment.trace()).sum()))
     return orthonormalize(z @ turn[:, :count], away_from=basis).mT
 
 

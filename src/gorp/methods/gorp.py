@@ -117,7 +117,8 @@ class Gorp(Method):
         self._summary = TaskSummary(self.config, {name: self.weights.parameter(name).shape[1] for name in watched})
         self._open_taps()
         if self.config.projection == "both":
-            protected = [name for name in self._pairs if name in self.memory]
+            # Rows of A that are not trained were chosen where the task's inputs are, so that rounding moves no B.
+            protected = [n for n, pair in self._pairs.items() if n in self.memory and pair.down.requires_grad]
             self._probes = {n: GradientProbe(model.get_submodule(n.removesuffix(".weight"))) for n in protected}
 
     @property
