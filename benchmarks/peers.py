@@ -75,9 +75,15 @@ class Peer:
 
 
 def task_of(index: int, num_steps: int = 1000, batch: Batch | None = None) -> TaskContext:
-    """A task; `batch` is what a method sees that asks for the task's rows at its beginning or end."""
-    rows = [] if batch is None else [dict(batch)]
-    return TaskContext(name=f"task{index}", index=index, seed=0, num_steps=num_steps, batches=lambda *_: iter(rows))
+    """A task. A method that asks for rows of it sees those of `batch`, again and again until they are as many."""
+
+    def batches(size: int, limit: int) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, 0 if batch is None else limit, size):
+            assert batch is not None
+            rows = torch.arange(start, min(start + size, limit))
+            yield {name: value[rows.to(value.device) % len(value)] for name, value in batch.items()}
+
+    return TaskContext(name=f"task{index}", index=index, seed=0, num_steps=num_steps, batches=batches)
 
 
 def attach(method: Method, model: nn.Module, index: int, num_steps: int = 1000, batch: Batch | None = None) -> Peer:
