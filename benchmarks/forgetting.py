@@ -2,6 +2,7 @@
 
     python benchmarks/forgetting.py run   --data DATA --out DIR [--half dev] [--variants gorp ...] [--seeds 0 1]
     python benchmarks/forgetting.py table --out DIR [--half dev]
+    python benchmarks/forgetting.py picture --out DIR --to docs/output-change.svg
 
 On gorp-tiny-t5, LoRA (and gorp's cores) on every linear layer, 192 rows a task, three epochs. A prompt is the text and
 a short question, without the list of answers. DATA holds `cl15` and `unseen`, as the manifest of the benchmark data
@@ -22,7 +23,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from matplotlib.figure import Figure
 from quality import say
+from scipy.stats import spearmanr
 from torch import nn
 
 from gorp.benchmark import Cell, collect, learn_in_turn, run_grid
@@ -31,6 +34,7 @@ from gorp.data import Encoding, Task
 from gorp.data.split import row_hash
 from gorp.evaluation import AccuracyMatrix, EvalConfig, score_task, summary
 from gorp.method import Method
+from gorp.storage import read_json
 from gorp.training import TaskResult, train_task
 
 
@@ -187,12 +191,33 @@ def cells(name: str, rate: float, args: argparse.Namespace) -> list[Cell]:
     ]
 
 
+def draw(folder: Path, to: Path) -> None:
+    """What each earlier task lost, over what gorp says of its outputs: every run in the folder that says it."""
+    points = []
+    for path in sorted(folder.glob("gorp-*.json")):
+        result = read_json(path)
+        scores, earlier = result["ranked"]["matrix"]["R"], result["facts"].get("earlier", {})
+        for index, name in enumerate(result["cell"]["order"][:-1]):
+            if name in earlier:
+                points.append((100 * earlier[name]["output_change"], scores[index + 1][index] - scores[-1][index]))
+    x, y = zip(*points, strict=True)
+    found = spearmanr(x, y)
+    print(f"{len(points)} earlier tasks: rank correlation {found.statistic:.2f} (p {found.pvalue:.1g})")
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter(x, y, s=14, color="#0072b2")
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(xscale="log", xlabel="output change of the task, %", ylabel="points lost, label ranking")
+    figure.savefig(to, metadata={"Date": None})
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["run", "table"])
+    parser.add_argument("stage", choices=["run", "table", "picture"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--to", type=Path, help="the picture")
     parser.add_argument("--half", choices=list(ORDERS), default="dev")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
     parser.add_argument("--rates", type=float, nargs="*", default=[2e-3])
@@ -205,6 +230,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     wanted = {(name, rate): cells(name, rate, args) for name in args.variants for rate in args.rates}
+    if args.stage == "picture":
+        draw(args.out, args.to)
+        return
     if args.stage == "run":
         run_grid([cell for group in wanted.values() for cell in group], args.out, args.data, report=say, run=run)
         return
