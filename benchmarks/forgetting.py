@@ -102,6 +102,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "incremental_lora": ("incremental_lora", {}),
     "ewc": ("ewc", {}),
     "olora": ("olora", {}),
+    "protected_full": ("protected_full", {}),
     "gorp": ("gorp", {}),
     "gorp, S from gradients": ("gorp", {"memory_source": "sketch", "adapter_rows": "trained", "budget": 0.5}),
     "gorp, rows trained": ("gorp", {"adapter_rows": "trained"}),

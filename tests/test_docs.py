@@ -35,6 +35,7 @@ START = (DOCS / "getting-started.md").read_text(encoding="utf-8")
 
 SECTIONS: dict[str, Any] = {
     "model": ModelConfig,
+    "protected_full": METHODS["protected_full"].Config,
     "ewc": METHODS["ewc"].Config,
     "olora": METHODS["olora"].Config,
     "lora": LoraSettings,

@@ -20,6 +20,11 @@ CATALOGUE: dict[str, About] = {
         keeps="a basis S per weight, at most budget·n x n floats; per weight and task 16·(m + n) bytes of readings",
         paper="Wang et al. 2025, arXiv:2507.02503",
     ),
+    "protected_full": About(
+        title="full fine-tuning outside the directions of earlier tasks' inputs",
+        keeps="a basis S per weight, at most budget·n x n floats: constant once the budget is reached",
+        paper="Wang et al. 2021, arXiv:2103.07113",
+    ),
     "sequential_full": About(
         title="full fine-tuning, task after task",
         keeps="nothing",

@@ -236,7 +236,7 @@ def estimate(
     with _errors():
         console, _ = _start()
         from gorp.console import plain_table
-        from gorp.estimate import HEADINGS, device_for, lines_of, predict
+        from gorp.estimate import device_for, headings_of, lines_of, predict
         from gorp.workspace import load_config
 
         if (tflops is None) != (gbps is None):
@@ -247,7 +247,7 @@ def estimate(
         if as_json:
             _print_json({"device": device.name, "ranks": ranks, **{n: e.to_dict() for n, e in estimates.items()}})
             return
-        console.print(plain_table(f"one rank of {ranks}, {device.name}", HEADINGS, lines_of(estimates)))
+        console.print(plain_table(f"one rank of {ranks}, {device.name}", headings_of(estimates), lines_of(estimates)))
 
 
 def _start() -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ the rows are gone (`gorp.coverage`):
     R = Xᵀ Ω / √k        n x k, Ω random signs, N x k, so that E ‖ΔW R‖² = ‖ΔW Xᵀ‖²
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,9 @@ from typing_extensions import override
 from gorp.distributed import broadcast_from_owner
 from gorp.watch import Watch
 
+
+BATCH = 16
+"""Rows in a pass that reads inputs, before a task and after it."""
 
 BYTES = 2**30
 """Second moments that are gathered in one pass over the rows; more layers take further passes."""
@@ -138,6 +141,25 @@ def input_moments(
                     yield name, sums
     finally:
         model.train(training)
+
+
+def weight_inputs(
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Callable[[int, int | None], Iterable[dict[str, Tensor]]],
+    *,
+    rows: int,
+) -> Iterator[tuple[str, InputSums]]:
+    """M and more of the named weights' inputs over rows of a task; see `input_moments`.
+
+    Args:
+        model: As it serves.
+        names: Of weights of linear layers.
+        batches: `TaskContext.batches` of the task: every rank reads the same rows.
+        rows: How many are read.
+    """
+    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
+    return input_moments(model, layers, list(batches(BATCH, rows)))
 
 
 def _groups(layers: Mapping[str, nn.Module]) -> Iterable[list[str]]:

@@ -68,8 +68,24 @@ def stands_out(rows: Tensor, basis: Tensor, *, made_in: torch.dtype | None = Non
     Returns:
         p booleans, on the device of `rows`.
     """
+    return _above_rounding(project_out_rows(rows, basis), rows, made_in)
+
+
+def project_gradient(rows: Tensor, basis: Tensor, *, made_in: torch.dtype | None = None) -> Tensor:
+    """G (I - S Sᵀ), and zeros in the rows of which that leaves no more than rounding, as `stands_out` tells.
+
+    Args:
+        rows: G, p x n.
+        basis: S, n x s, of the same dtype.
+        made_in: See `stands_out`.
+    """
+    rest = project_out_rows(rows, basis)
+    return rest * _above_rounding(rest, rows, made_in)[:, None]
+
+
+def _above_rounding(rest: Tensor, rows: Tensor, made_in: torch.dtype | None) -> Tensor:
     floor = rounding_floor(rows.dtype, rows.dtype if made_in is None else made_in)
-    return project_out_rows(rows, basis).norm(dim=1) > floor * rows.norm(dim=1)
+    return rest.norm(dim=1) > floor * rows.norm(dim=1)
 
 
 def orthonormalize(x: Tensor, away_from: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 import gorp.methods.gorp
 from gorp.adapters import LoraSettings
 from gorp.coverage import Coverage, covered
-from gorp.inputs import InputSums, input_moments
+from gorp.inputs import InputSums, weight_inputs
 from gorp.method import Method
 from tests.runs import assert_equal, fresh, rows, through_a_file, tiny, train
 
@@ -43,14 +43,14 @@ def trained(budget: float = 0.75) -> Run:
     method = fresh("gorp", model, lora=LoraSettings(target_modules="all-linear"), budget=budget, refresh_every=4)
     run, read = Run(method, [], [], []), []
 
-    def spy(*args):
+    def spy(*args, **options):
         read.append({})
-        for name, sums in input_moments(*args):
+        for name, sums in weight_inputs(*args, **options):
             read[-1][name] = sums
             yield name, sums
 
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr(gorp.methods.gorp, "input_moments", spy)
+        patch.setattr(gorp.methods.gorp, "weight_inputs", spy)
         for index in (1, 2, 3):
             run.facts.append(train(model, method, index, Path(folder), data=rows(2 - index % 2)).facts)
             run.sums.append(read[-1])  # the last is the one at the task's end

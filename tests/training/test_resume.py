@@ -104,6 +104,8 @@ def check(variant: str, family: str, kind: str, cut: Kill, folder: Path) -> None
         ("gorp small sketch", "llama", "bfloat16", 4),
         ("gorp lora only", "llama", "float32", 5),
         ("gorp slow", "t5", "float32", 2),
+        ("protected_full", "t5", "float32", 4),
+        ("protected_full", "llama", "bfloat16", 3),
         ("sequential_full", "llama", "bfloat16", 3),
         ("sequential_lora", "t5", "float32", 1),
         ("incremental_lora", "llama", "autocast", 5),

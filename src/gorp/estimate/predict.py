@@ -5,6 +5,7 @@ outside it is written out here, with N tokens a step, S n x s, q = k + oversampl
 
     optimizer    p, g, m, v read, p, m, v written, g read twice more by clipping
     project A    2 · 4·r·n·s flops: A's gradient before the step, A after it
+    project W    2 · 4·m·n·s flops with protected_full: likewise
     refresh      (3 + 2p) · 2·N·q·(m + n) flops in one step of T, and one fold, 2·m·n·k; without a core one product
     ranks        all-reduce of the gradients; at a refresh n·q numbers, with a core (1 + p)·(m + n)·q more
 """
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
@@ -23,10 +24,12 @@ from gorp.errors import ModelError
 from gorp.estimate.device import Device
 from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, kept_limit, reading_bytes, refreshes_of
 from gorp.estimate.ledger import Ledger, SavedTensors, held_tensors, storage_bytes
+from gorp.estimate.protected import ProtectedShapes
 from gorp.estimate.shapes import batch_of, check_static, forward_and_backward, make_fake
 from gorp.method import TaskContext
 from gorp.methods.gorp import Gorp
 from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.protected_full import ProtectedFull
 from gorp.models import skeleton
 from gorp.targets import resolve
 from gorp.training.settings import DEFAULTS
@@ -45,7 +48,7 @@ class Estimate:
     trained: int
     """Adapters and cores beside the model."""
     protection: int
-    """S on the device, and frames."""
+    """S on the device, and frames; with protected_full W at the task's start."""
     gradients: int
     """Of what is trained, and once more as buckets where there are several ranks."""
     optimizer: int
@@ -75,7 +78,8 @@ class Estimate:
 def predict(config: RunConfig, device: Device, *, ranks: int = 1) -> dict[str, Estimate]:
     """Estimates of `gorp`, of `lora` on every linear layer as PEFT does it, and of `full` AdamW.
 
-    gorp is as the YAML has it; with its defaults where the YAML asks for another method.
+    gorp is as the YAML has it; with its defaults where the YAML asks for another method. Where that is
+    `protected_full`, its estimate comes first.
 
     Raises:
         ModelError: If there is no such model, a target pattern matches none of its layers, or the shapes of a step
@@ -84,7 +88,8 @@ def predict(config: RunConfig, device: Device, *, ranks: int = 1) -> dict[str, E
     """
     check_static(skeleton(config.model))
     step = _Step(config, device, ranks)
-    return {"gorp": step.gorp(), "lora": step.lora(), "full": step.full()}
+    own = {"protected_full": step.protected_full()} if config.method == ProtectedFull.name else {}
+    return own | {"gorp": step.gorp(), "lora": step.lora(), "full": step.full()}
 
 
 class _Step:
@@ -111,11 +116,7 @@ class _Step:
             for w, refreshes in refreshes_of(weights, method.config, self.steps)
         }
         memory = {w.name: torch.empty(w.n, sizes[w.name], device="meta") for w in weights}
-        energies = {f"{name}::energy": torch.empty(basis.shape[1]) for name, basis in memory.items()}
-        method.memory.load_state_dict(memory | energies)
-        method.begin_task(
-            model, TaskContext(name="", index=self.tasks, seed=0, num_steps=self.steps or 1000, batches=_no_rows)
-        )
+        self._begin(model, method, memory)
         base = sum(4 * w.m * w.n if w.core else 0 for w in weights) * _item(model) // 4
         frames = storage_bytes(b for name, b in model.named_buffers() if name.endswith((".left", ".right")))
         r = method.lora.r
@@ -127,6 +128,31 @@ class _Step:
         }
         protection = storage_bytes(memory.values()) + frames
         return self._estimate(model, protection=protection, base=base, seconds=seconds, flops=flops, sent=sent, **kept)
+
+    def protected_full(self) -> Estimate:
+        """At the last task of the YAML, S as large as the tasks before it can make it."""
+        method, model = build_method(self.config), skeleton(self.config.model)
+        assert isinstance(method, ProtectedFull)
+        method.setup(model)
+        shapes, before = ProtectedShapes(model, method), self.tasks - 1
+        base = storage_bytes(model.get_parameter(name) for name in shapes.shapes)
+        own = model.dtype == torch.bfloat16 and not {"bf16", "fp16"} & set(self.config.training)
+        autocast = torch.bfloat16 if own else None  # as training sets it where a method widens
+        sizes = shapes.directions(before)
+        memory = {name: torch.empty(n, sizes[name], device="meta") for name, (_, n) in shapes.shapes.items()}
+        self._begin(model, method, memory)
+        seconds, flops = shapes.step(before, self.device)
+        protection = storage_bytes(memory.values()) + shapes.starts(before)
+        costs = {"kept": shapes.kept(), "kept_limit": shapes.kept(), "seconds": seconds, "flops": flops}
+        return self._estimate(model, protection=protection, base=base, autocast=autocast, **costs)
+
+    def _begin(self, model: nn.Module, method: Gorp | ProtectedFull, memory: dict[str, Tensor]) -> None:
+        """The last task of the YAML, with the bases of `memory`."""
+        energies = {f"{name}::energy": torch.empty(basis.shape[1]) for name, basis in memory.items()}
+        method.memory.load_state_dict(memory | energies)
+        method.begin_task(
+            model, TaskContext(name="", index=self.tasks, seed=0, num_steps=self.steps or 1000, batches=_no_rows)
+        )
 
     def lora(self) -> Estimate:
         """PEFT's LoRA on all linear layers."""
@@ -158,6 +184,7 @@ class _Step:
         seconds: float = 0.0,
         flops: int = 0,
         sent: float = 0.0,
+        autocast: torch.dtype | None = None,
     ) -> Estimate:
         """Run the micro-batch on shapes, and add what was computed beside it.
 
@@ -171,13 +198,14 @@ class _Step:
             seconds: Of a step, beside passes, optimizer and all-reduce.
             flops: Likewise.
             sent: Bytes that each rank sends, beside its gradients.
+            autocast: Of the forward pass, where the YAML does not say.
         """
         trained = [p for p in model.parameters() if p.requires_grad]
         held = storage_bytes(held_tensors(model))
         trained_bytes = storage_bytes(trained)
         beside = storage_bytes(p for n, p in model.named_parameters() if ".lora_" in n or n.endswith(".core"))
         buffers = storage_bytes(b for name, b in model.named_buffers() if name.endswith((".left", ".right")))
-        ledger, saved = self._run(model)
+        ledger, saved = self._run(model, self.autocast or autocast)
         gradients = trained_bytes * (2 if self.ranks > 1 else 1)
         optimizer = 2 * trained_bytes
         resident = held + protection - buffers + optimizer + (gradients - trained_bytes)
@@ -201,7 +229,7 @@ class _Step:
             kept_each=kept_each,
         )
 
-    def _run(self, model: PreTrainedModel) -> tuple[Ledger, SavedTensors]:
+    def _run(self, model: PreTrainedModel, autocast: torch.dtype | None) -> tuple[Ledger, SavedTensors]:
         """One micro-batch on shapes."""
         check_budgets(model, self.config.encoding)
         model.config.use_cache = False  # as the Trainer sets it
@@ -218,7 +246,7 @@ class _Step:
             )
             with Ledger(self.device) as ledger, SavedTensors(model) as saved:
                 try:
-                    forward_and_backward(model, batch, autocast=self.autocast)
+                    forward_and_backward(model, batch, autocast=autocast)
                 except Exception as error:  # what a model does with tensors without data is its own affair
                     kind = type(error).__name__
                     raise ModelError(

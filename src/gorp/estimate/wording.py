@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from gorp.estimate.predict import Estimate
 
 
-HEADINGS = ("per rank", "gorp", "LoRA on all linear layers", "full AdamW")
-"""Of the columns that `lines_of` fills."""
+HEADINGS = {
+    "protected_full": "protected_full",
+    "gorp": "gorp",
+    "lora": "LoRA on all linear layers",
+    "full": "full AdamW",
+}
+"""Way to train -> the heading of its column."""
 
 BYTES = {
     "weights": "weights",
     "trained": "adapters and cores",
-    "protection": "S and frames",
+    "protection": "S, frames, W at a task's start",
     "gradients": "gradients",
     "optimizer": "AdamW's moments",
     "activations": "activations kept for the backward pass",
@@ -22,6 +27,11 @@ BYTES = {
     "kept_each": "and readings, for each task",
 }
 """Field -> what the line says."""
+
+
+def headings_of(estimates: Mapping[str, Estimate]) -> list[str]:
+    """The headings of the columns that `lines_of` fills."""
+    return ["per rank", *(HEADINGS[way] for way in estimates)]
 
 
 def lines_of(estimates: Mapping[str, Estimate]) -> list[list[str]]:

@@ -24,22 +24,18 @@ from gorp.distributed import sum_over_ranks
 from gorp.errors import ConfigError
 from gorp.frame import Pairs, Seen, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
-from gorp.inputs import InputSums, input_moments
+from gorp.inputs import InputSums, weight_inputs
 from gorp.layers import LowRankUpdate, unwrap
 from gorp.linalg import coarsest, leading_outside, project_out, stands_out
 from gorp.memory import SubspaceMemory
 from gorp.method import Method, TaskContext, prefixed, without_prefix
 from gorp.methods.gorp_config import GorpConfig
-from gorp.methods.gorp_report import TaskReport, full_and_nearly_full
 from gorp.methods.gorp_summary import TaskSummary
 from gorp.moments import check_moments
 from gorp.targets import left_out_line, resolve
+from gorp.task_report import TaskReport, check_room, full_and_nearly_full
 from gorp.trainable import check_rank
 from gorp.watch import GradientProbe, GradientTap
-
-
-BATCH = 16
-"""Rows in a pass that reads inputs, before a task and after it."""
 
 
 @final
@@ -228,12 +224,7 @@ class Gorp(Method):
 
     @override
     def warnings(self, finished: int) -> list[str]:
-        if self._trained and len(self._stuck()) == len(self._trained):
-            raise ConfigError(
-                f"S is the whole space for every trained weight ({len(self._trained)} of them), so that another task "
-                "could change nothing. With a lower method.budget, below 1, the weakest directions of earlier tasks "
-                "make room, and inputs along them are no longer protected."
-            )
+        check_room(self._stuck(), self._trained)
         return self._outlook(finished)
 
     def _outlook(self, finished: int) -> list[str]:
@@ -291,8 +282,7 @@ class Gorp(Method):
 
     def _inputs(self, model: nn.Module, task: TaskContext, names: Sequence[str]) -> Iterator[tuple[str, InputSums]]:
         """M and more of the named weights' inputs, over rows of the task."""
-        layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
-        return input_moments(model, layers, list(task.batches(BATCH, self.config.memory_rows)))
+        return weight_inputs(model, names, task.batches, rows=self.config.memory_rows)
 
     def _aligned_rows(self, model: nn.Module, task: TaskContext) -> dict[str, Tensor]:
         """A of each weight that S protects: the task's leading inputs outside S, r x n, orthonormal."""

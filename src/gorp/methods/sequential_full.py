@@ -2,20 +2,20 @@
 
 W ← W - η · Adam(dL/dW)    for every parameter, in float32
 
-A model in bfloat16 or float16 is widened to float32 while it trains: a step of 1e-5 on a weight of 0.02 is a tenth of
-bfloat16's rounding, and in place almost none of the entries would move. Its forward pass runs under autocast in
-bfloat16 (`widens`), so products cost what they did. At the task's end W is round(W₀ + delta), as everywhere.
+A model in bfloat16 or float16 is widened to float32 while it trains (`gorp.widening`). The forward pass of a bfloat16
+model runs under autocast (`widens`), so products cost what they did. At the task's end W is round(W₀ + delta), as
+everywhere.
 """
 
 from typing import Any, final
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers.trainer_pt_utils import get_parameter_names
 from typing_extensions import override
 
 from gorp.method import Method, MethodConfig, TaskContext
+from gorp.widening import Widened
 
 
 NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
@@ -34,15 +34,14 @@ class SequentialFull(Method):
     def __init__(self, config: MethodConfig | None = None) -> None:
         super().__init__(config)
         # While a task runs:
-        self._dtypes: dict[nn.Parameter, torch.dtype] = {}
+        self._widened = Widened()
         self._trained: dict[str, nn.Parameter] = {}
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         for name, _ in model.named_parameters():
             self.weights.base(name)
-        self._dtypes = {p: p.dtype for p in model.parameters()}
-        _cast({p: torch.promote_types(dtype, torch.float32) for p, dtype in self._dtypes.items()})
+        self._widened = Widened(model.parameters())
         super().begin_task(model, task)
         model.requires_grad_(True)
         self._trained = dict(model.named_parameters())
@@ -70,13 +69,6 @@ class SequentialFull(Method):
 
     def _narrow(self, model: nn.Module) -> None:
         """Give every parameter its own dtype again; the weights themselves are loaded next."""
-        model.zero_grad(set_to_none=True)
         model.requires_grad_(False)
-        _cast(self._dtypes)
-        self._dtypes, self._trained = {}, {}
-
-
-def _cast(dtypes: dict[nn.Parameter, torch.dtype]) -> None:
-    """Change the dtype of each parameter in place: it stays the same object, in the model and in the optimizer."""
-    for parameter, dtype in dtypes.items():
-        parameter.data = parameter.data.to(dtype)
+        self._widened.narrow()
+        self._trained = {}

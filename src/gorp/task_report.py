@@ -1,4 +1,4 @@
-"""What GORP reports of a finished task: what its change did to protected inputs, what S holds, and what S gave up."""
+"""What is reported of a finished task: what its change did to protected inputs, what S holds, and what S gave up."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gorp.errors import ConfigError
 from gorp.memory import SubspaceMemory
 
 
 SERVED = 1e-3
-"""In strict mode a leak of the served weights above this is said: it is rounding, and no longer small."""
+"""Where the trained change has none, a leak of the served weights above this is said: it is rounding, and large."""
 
 
 class TaskReport:
@@ -48,7 +49,7 @@ class TaskReport:
         }
 
     def warnings(self, memory: SubspaceMemory, dtypes: Iterable[str]) -> list[str]:
-        """What the task at hand did that the promise of strict mode does not cover, in sentences."""
+        """What the task at hand did that the promise ΔW S = 0 does not cover, in sentences."""
         lines = []
         for lost, whose, effect in (
             (memory.released, "earlier tasks made", "inputs along them are no longer protected"),
@@ -82,6 +83,24 @@ class TaskReport:
             "left_out": len(left_out),
             "left_out_energy": left_out.sum().item(),
         }
+
+
+def check_room(stuck: Sequence[str], trained: Sequence[str]) -> None:
+    """Refuse a task that could change nothing.
+
+    Args:
+        stuck: The weights that cannot change any more.
+        trained: All that a task trains.
+
+    Raises:
+        ConfigError: If they are the same.
+    """
+    if trained and len(stuck) == len(trained):
+        raise ConfigError(
+            f"S is the whole space for every trained weight ({len(trained)} of them), so that another task "
+            "could change nothing. With a lower method.budget, below 1, the weakest directions of earlier tasks "
+            "make room, and inputs along them are no longer protected."
+        )
 
 
 def full_and_nearly_full(memory: SubspaceMemory, stuck: Sequence[str], trained: int, finished: int) -> list[str]:

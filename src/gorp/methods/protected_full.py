@@ -1,0 +1,203 @@
+"""Protected full fine-tuning: dense training of whole weights, and no change along the inputs of earlier tasks.
+
+    before a step    G ← G (I - S Sᵀ)                           so that moments and clipping see what will count
+    after it         W ← W - (W - W_begin) S Sᵀ                 whatever the optimizer made of it
+
+S, n x s, is grown at the end of each task from its inputs, as in GORP's strict mode (`gorp.inputs`, `gorp.memory`), and
+so ‖ΔW S‖ <= 1e-5 ‖ΔW‖ in float32 for the change ΔW of any later task, under any optimizer. The first line alone would
+not do: Adam divides the gradient entry by entry, which leads a good part of the step back into S, and decay shrinks
+W along S as well. Where S is empty, as in the first task, this is plain full fine-tuning of the chosen layers.
+
+Gradients outside the span of earlier inputs are those of Saha et al. 2021 (GPM, arXiv:2103.09762), Adam's step outside
+it that of Wang et al. 2021 (Adam-NSCL, arXiv:2103.07113); here it is the weight that is projected, after everything
+that moved it.
+
+Cost: two products with S before a step and two after it, 8·m·n·s flops a weight, beside 6·N·m·n of its forward and
+backward pass over N tokens; in memory S, and W as it was at the task's start.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, final
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from gorp.delta import WeightDelta, leak
+from gorp.errors import ConfigError
+from gorp.inputs import weight_inputs
+from gorp.linalg import project_gradient, project_out_rows
+from gorp.memory import SubspaceMemory
+from gorp.method import Method, MethodConfig, TaskContext, prefixed, without_prefix
+from gorp.ranges import POSITIVE, WIDEST, Range
+from gorp.targets import left_out_line, resolve
+from gorp.task_report import TaskReport, check_room, full_and_nearly_full
+from gorp.widening import WidenedLayer, made_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectedFullConfig(MethodConfig):
+    """Options of protected full fine-tuning; those of one name mean what they mean in GORP's strict mode."""
+
+    full_modules: tuple[str, ...] | str = "all-linear"
+    """Layers whose weight is trained: "all-linear", "auto" (the preset of the model's family), or patterns."""
+    budget: Annotated[float, Range(0, 1, open_low=True)] = 0.75
+    """Largest share of a weight's inputs that may be protected, in (0, 1]."""
+    memory_rows: Annotated[int, Range(1, WIDEST)] = 96
+    """Rows of a task that its inputs are read from at its end, drawn at random."""
+    threshold: Annotated[float, POSITIVE] = 0.3
+    """τ: a direction is protected if the task's inputs have more along it than τ times what they have along an average
+    direction."""
+
+
+@final
+class ProtectedFull(Method):
+    """Full fine-tuning of linear layers, S of each protected."""
+
+    name = "protected_full"
+    title = "full fine-tuning outside the directions of earlier tasks' inputs"
+    paper = "Wang et al. 2021, arXiv:2103.07113"
+    keeps = "a basis S per weight, at most budget·n x n floats: constant once the budget is reached"
+    Config = ProtectedFullConfig
+    widens = True
+
+    def __init__(self, config: ProtectedFullConfig | None = None) -> None:
+        super().__init__(config)
+        self.memory = SubspaceMemory(energy=0.0, budget=self.config.budget)  # grown by inputs, not by an energy
+        self.report = TaskReport()
+        """Of the last finished task."""
+        self._names: list[str] = []  # of the chosen weights
+        self._task = 0  # index of the task at hand, or of the last one
+        # While a task runs:
+        self._layers: dict[str, WidenedLayer] = {}  # of the weights that can change
+        self._starts: dict[str, Tensor] = {}  # W_begin of those among them that have an S
+        self._before: tuple[dict[str, Tensor], TaskReport] | None = None  # S and report as the task found them
+
+    @override
+    def choose(self, model: nn.Module) -> list[str]:
+        layers = resolve(model, self.config.full_modules, role="full")
+        if not layers:
+            raise ConfigError(
+                "protected_full has nothing to train: method.full_modules is `none`. Name layers, or take `all-linear`."
+            )
+        self._names = [f"{layer}.weight" for layer in layers]
+        return layers
+
+    @override
+    def notes(self, model: nn.Module) -> list[str]:
+        return [line for line in [left_out_line(model, self.config.full_modules)] if line]
+
+    @override
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        self._let_go()  # of a task that was neither ended nor abandoned
+        self._before = self.memory.state_dict(), self.report
+        self.memory.begin_task()
+        self._task, self.report = task.index, TaskReport()
+        for name in self._names:
+            if not self.memory.is_full(name):  # nothing is orthogonal to the whole space: such a weight is frozen
+                self.weights.base(name)
+                self._layers[name] = WidenedLayer(_layer(model, name))
+        super().begin_task(model, task)
+        for name in self._layers:
+            parameter = self.weights.parameter(name).requires_grad_(True)
+            if self.memory.size(name):
+                # All of W_begin, m x n, and not T = W_begin S, m x s, which would do in exact arithmetic:
+                # W ← W - (W S - T) Sᵀ. W S and T are a thousand times what they differ by: in float32 that leaves 1e-4
+                # of the change along S where this leaves 1e-5, and with TF32 products a tenth of it.
+                self._starts[name] = parameter.detach().clone()
+
+    @override
+    def edit_gradients(self, model: nn.Module, optimizer: Optimizer) -> None:
+        dtype = made_in(self._layers.values())
+        for name in self._starts:
+            gradient = self.weights.parameter(name).grad
+            if gradient is not None:  # G ← G (I - S Sᵀ), without the rows of which that leaves rounding
+                gradient.copy_(project_gradient(gradient, self.memory.basis(name, gradient), made_in=dtype))
+
+    @override
+    def after_step(self, model: nn.Module) -> None:
+        super().after_step(model)
+        for name, start in self._starts.items():
+            weight = self.weights.parameter(name).data
+            basis = self.memory.basis(name, start)
+            weight.addmm_((weight - start) @ basis, basis.mT, alpha=-1)  # (m, n) @ (n, s), (m, s) @ (s, n)
+
+    @override
+    def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
+        for name in self._names:
+            if name in self._starts:
+                self._take_in(name)
+            elif name in self._layers:
+                self.deltas[name] = self.weights.difference(name)
+            else:
+                self.report.leak[name] = self.report.served[name] = 0.0  # frozen
+        model.requires_grad_(False)
+        self._let_go()
+        self.weights.load(self.deltas)
+        for name, inputs in weight_inputs(model, self._names, task.batches, rows=self.config.memory_rows):
+            self.memory.extend_above(name, inputs.total, threshold=self.config.threshold)
+        self._before = None
+
+    def _take_in(self, name: str) -> None:
+        """Add the change of one protected weight to its delta, and say what it does along S."""
+        parameter, start = self.weights.parameter(name), self._starts.pop(name)
+        basis = self.memory.basis(name, start)
+        # Once more, and of the change itself: W is rounded at its own size, which is the larger share of a change the
+        # smaller that is; and an optimizer may end at an average that no step has projected.
+        change = WeightDelta.of(project_out_rows(parameter.detach() - start, basis))
+        before = self.deltas.get(name, WeightDelta(change.shape))
+        self.deltas[name] = WeightDelta.of(before.dense() + change.to("cpu").dense())
+        self.report.leak[name] = leak(change, basis)
+        self._layers[name].narrow()  # what is served has the model's dtype
+        self.report.served[name] = self.weights.served_leak(name, before, self.deltas[name], basis)
+
+    @override
+    def abandon(self, model: nn.Module) -> None:
+        if self._before is not None:
+            memory, self.report = self._before
+            self.memory.load_state_dict(memory)
+        self._before = None
+        self._let_go()
+        super().abandon(model)
+
+    def _let_go(self) -> None:
+        """Give the layers their dtype again, and drop all that belongs to the running task."""
+        for layer in self._layers.values():
+            layer.narrow()
+        self._layers, self._starts = {}, {}
+
+    @override
+    def memory_tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.memory.state_dict().items() if not name.endswith("::energy")}
+
+    @override
+    def facts(self) -> dict[str, Any]:
+        told = self.report.facts(self.memory, self._names)
+        dtypes = [str(self.weights.parameter(name).dtype).removeprefix("torch.") for name in self.report.served]
+        done = self.report.warnings(self.memory, dtypes)
+        return super().facts() | told | {"warnings": [*done, *self._outlook(self._task)]}
+
+    @override
+    def warnings(self, finished: int) -> list[str]:
+        check_room(self._stuck(), self._names)
+        return self._outlook(finished)
+
+    def _outlook(self, finished: int) -> list[str]:
+        return full_and_nearly_full(self.memory, self._stuck(), len(self._names), finished)
+
+    def _stuck(self) -> Sequence[str]:
+        return [name for name in self._names if self.memory.is_full(name)]
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | prefixed("memory", self.memory.state_dict())
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.memory.load_state_dict(without_prefix("memory", state))
+
+
+def _layer(model: nn.Module, name: str) -> nn.Linear:
+    return model.get_submodule(name.removesuffix(".weight"))  # pyright: ignore[reportReturnType]
