@@ -22,7 +22,7 @@ CATALOGUE: dict[str, About] = {
     ),
     "protected_full": About(
         title="full fine-tuning outside the directions of earlier tasks' inputs",
-        keeps="a basis S per weight, at most budget·n x n floats: constant once the budget is reached",
+        keeps="a basis S per weight, at most budget·n x n floats; per weight and task 16·(m + n) bytes of readings",
         paper="Wang et al. 2021, arXiv:2103.07113",
     ),
     "sequential_full": About(

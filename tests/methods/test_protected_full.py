@@ -50,7 +50,7 @@ def rows(seed: int, net: Net, count: int = 12, *, span: torch.Tensor | None = No
 
 
 def context(batch: dict[str, torch.Tensor], index: int = 1) -> TaskContext:
-    return TaskContext(name="t", index=index, seed=0, num_steps=6, batches=lambda size, limit: iter([batch]))
+    return TaskContext(name=f"t{index}", index=index, seed=0, num_steps=6, batches=lambda size, limit: iter([batch]))
 
 
 def protecting(net: Net, bases: dict[str, torch.Tensor], **options) -> ProtectedFull:
@@ -113,6 +113,21 @@ def test_is_the_slow_way(optimizer, dtype):
         expected = slow.get_parameter(name) - Net(dtype=dtype).get_parameter(name)
         assert expected.norm() > 0.01
         assert (method.deltas[name].dense() - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_earlier_tasks_are_told_of_as_by_gorp():
+    """How much of each S holds, and how far its outputs moved: nothing where S holds all, and less than without S."""
+    changes = {}
+    for threshold in (1e-3, 1e3):
+        net, span = Net(), orthonormal(8, 4)
+        method = protecting(net, {}, full_modules=("first",), threshold=threshold)
+        for index, batch in enumerate((rows(1, net, 40, span=span), rows(2, net)), 1):
+            learn(net, method, batch, "adamw", index=index)
+        told = method.facts()["earlier"]
+        assert list(told) == ["t1", "t2"] and told["t2"]["output_change"] == 0.0
+        changes[threshold] = told["t1"]
+    assert changes[1e-3]["coverage"] == pytest.approx(1.0) and changes[1e-3]["output_change"] < 5e-3  # R is bfloat16
+    assert changes[1e3]["coverage"] == 0.0 and changes[1e3]["output_change"] > 0.1
 
 
 @both_optimizers
@@ -189,13 +204,16 @@ def test_a_task_that_could_change_nothing_is_refused(tmp_path):
         train(model, method, 2, tmp_path)
 
 
-def test_what_rounding_leaves_of_a_gradient_in_s_moves_nothing():
-    """Adam would make full steps of it: all inputs of the new task are protected ones."""
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_rounding_leaves_of_a_gradient_in_s_moves_nothing(autocast):
+    """Adam would make full steps of it: all inputs of the new task are protected ones. bfloat16 products leave more."""
     net, span = Net(), orthonormal(8, 4)
     method = protecting(net, {"first.weight": span}, full_modules=("first",))
     method.begin_task(net, context(batch := rows(1, net, span=span)))
     made = torch.optim.AdamW(method.parameter_groups(net, 0.02), lr=0.02, weight_decay=0.0)
-    net(**batch).loss.backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        loss = net(**batch).loss
+    loss.backward()
     assert net.first.weight.grad.norm() > 0.01
     method.edit_gradients(net, made)
     assert (net.first.weight.grad == 0).all()

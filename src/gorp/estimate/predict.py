@@ -121,13 +121,17 @@ class _Step:
         frames = storage_bytes(b for name, b in model.named_buffers() if name.endswith((".left", ".right")))
         r = method.lora.r
         seconds, flops, sent = self._beside(weights, sizes, method.config, r)
-        kept = {
-            "kept": kept_bytes(weights, method.config, r, tasks=self.tasks, steps=self.steps),
-            "kept_limit": kept_limit(weights, method.config),
-            "kept_each": reading_bytes(weights, method.config),
-        }
-        protection = storage_bytes(memory.values()) + frames
-        return self._estimate(model, protection=protection, base=base, seconds=seconds, flops=flops, sent=sent, **kept)
+        return self._estimate(
+            model,
+            protection=storage_bytes(memory.values()) + frames,
+            base=base,
+            seconds=seconds,
+            flops=flops,
+            sent=sent,
+            kept=kept_bytes(weights, method.config, r, tasks=self.tasks, steps=self.steps),
+            kept_limit=kept_limit(weights, method.config),
+            kept_each=reading_bytes(weights, method.config),
+        )
 
     def protected_full(self) -> Estimate:
         """At the last task of the YAML, S as large as the tasks before it can make it."""
@@ -143,8 +147,17 @@ class _Step:
         self._begin(model, method, memory)
         seconds, flops = shapes.step(before, self.device)
         protection = storage_bytes(memory.values()) + shapes.starts(before)
-        costs = {"kept": shapes.kept(), "kept_limit": shapes.kept(), "seconds": seconds, "flops": flops}
-        return self._estimate(model, protection=protection, base=base, autocast=autocast, **costs)
+        return self._estimate(
+            model,
+            protection=protection,
+            base=base,
+            seconds=seconds,
+            flops=flops,
+            autocast=autocast,
+            kept=shapes.kept() + self.tasks * shapes.kept_each(),
+            kept_limit=shapes.kept(),
+            kept_each=shapes.kept_each(),
+        )
 
     def _begin(self, model: nn.Module, method: Gorp | ProtectedFull, memory: dict[str, Tensor]) -> None:
         """The last task of the YAML, with the bases of `memory`."""

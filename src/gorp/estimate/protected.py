@@ -4,12 +4,13 @@ For a weight of m x n with s protected directions, float32. S may be at the budg
 
     S and W_begin on the device      4·n·s + 4·m·n        W_begin where s > 0
     a step                           8·m·n·s flops        G and W, each times S and Sᵀ
-    kept between tasks               4·s·(n + 1) + 4·m·n  S with its energies, the delta
+    kept between tasks               4·s·(n + 1) + 4·m·n  S with its energies, the delta; each task's readings beside
 """
 
 from torch import nn
 
 from gorp.estimate.device import Device
+from gorp.inputs import PROJECTIONS
 from gorp.methods.protected_full import ProtectedFull
 
 
@@ -47,8 +48,12 @@ class ProtectedShapes:
         return seconds, flops
 
     def kept(self) -> int:
-        """Bytes of the method's `state_dict` after any number of tasks, at most."""
+        """Bytes of the method's `state_dict` without readings after any number of tasks, at most."""
         return 8 + sum(4 * self._cap(n) * (n + 1) + 4 * m * n for m, n in self.shapes.values())
+
+    def kept_each(self) -> int:
+        """Bytes of readings that every task adds (`gorp.coverage`): R and Y in bfloat16, two float64."""
+        return sum(2 * PROJECTIONS * (m + n) + 16 for m, n in self.shapes.values())
 
     def _cap(self, n: int) -> int:
         return max(1, int(self._budget * n))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from gorp.coverage import Coverage
 from gorp.delta import WeightDelta, leak
 from gorp.errors import ConfigError
 from gorp.inputs import weight_inputs
@@ -58,13 +59,14 @@ class ProtectedFull(Method):
     name = "protected_full"
     title = "full fine-tuning outside the directions of earlier tasks' inputs"
     paper = "Wang et al. 2021, arXiv:2103.07113"
-    keeps = "a basis S per weight, at most budget·n x n floats: constant once the budget is reached"
+    keeps = "a basis S per weight, at most budget·n x n floats; per weight and task 16·(m + n) bytes of readings"
     Config = ProtectedFullConfig
     widens = True
 
     def __init__(self, config: ProtectedFullConfig | None = None) -> None:
         super().__init__(config)
         self.memory = SubspaceMemory(energy=0.0, budget=self.config.budget)  # grown by inputs, not by an energy
+        self.coverage = Coverage()
         self.report = TaskReport()
         """Of the last finished task."""
         self._names: list[str] = []  # of the chosen weights
@@ -72,7 +74,8 @@ class ProtectedFull(Method):
         # While a task runs:
         self._layers: dict[str, WidenedLayer] = {}  # of the weights that can change
         self._starts: dict[str, Tensor] = {}  # W_begin of those among them that have an S
-        self._before: tuple[dict[str, Tensor], TaskReport] | None = None  # S and report as the task found them
+        # S, readings and report as the task found them:
+        self._before: tuple[dict[str, Tensor], dict[str, Tensor], TaskReport] | None = None
 
     @override
     def choose(self, model: nn.Module) -> list[str]:
@@ -91,7 +94,7 @@ class ProtectedFull(Method):
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         self._let_go()  # of a task that was neither ended nor abandoned
-        self._before = self.memory.state_dict(), self.report
+        self._before = self.memory.state_dict(), self.coverage.state_dict(), self.report
         self.memory.begin_task()
         self._task, self.report = task.index, TaskReport()
         for name in self._names:
@@ -129,7 +132,8 @@ class ProtectedFull(Method):
             if name in self._starts:
                 self._take_in(name)
             elif name in self._layers:
-                self.deltas[name] = self.weights.difference(name)
+                before, self.deltas[name] = self.deltas.get(name), self.weights.difference(name)
+                self.coverage.move(name, self.deltas[name].since(before) if before else self.deltas[name])
             else:
                 self.report.leak[name] = self.report.served[name] = 0.0  # frozen
         model.requires_grad_(False)
@@ -137,6 +141,9 @@ class ProtectedFull(Method):
         self.weights.load(self.deltas)
         for name, inputs in weight_inputs(model, self._names, task.batches, rows=self.config.memory_rows):
             self.memory.extend_above(name, inputs.total, threshold=self.config.threshold)
+            basis, weight = self.memory.basis(name, inputs.total), self.weights.parameter(name)
+            self.coverage.enter(task.name, name, inputs, basis=basis, weight=weight)
+        self.coverage.release(self.memory.released, newest=task.name)
         self._before = None
 
     def _take_in(self, name: str) -> None:
@@ -148,6 +155,7 @@ class ProtectedFull(Method):
         change = WeightDelta.of(project_out_rows(parameter.detach() - start, basis))
         before = self.deltas.get(name, WeightDelta(change.shape))
         self.deltas[name] = WeightDelta.of(before.dense() + change.to("cpu").dense())
+        self.coverage.move(name, change)
         self.report.leak[name] = leak(change, basis)
         self._layers[name].narrow()  # what is served has the model's dtype
         self.report.served[name] = self.weights.served_leak(name, before, self.deltas[name], basis)
@@ -155,8 +163,9 @@ class ProtectedFull(Method):
     @override
     def abandon(self, model: nn.Module) -> None:
         if self._before is not None:
-            memory, self.report = self._before
+            memory, readings, self.report = self._before
             self.memory.load_state_dict(memory)
+            self.coverage.load_state_dict(readings)
         self._before = None
         self._let_go()
         super().abandon(model)
@@ -173,7 +182,7 @@ class ProtectedFull(Method):
 
     @override
     def facts(self) -> dict[str, Any]:
-        told = self.report.facts(self.memory, self._names)
+        told = self.report.facts(self.memory, self._names) | {"earlier": self.coverage.facts()}
         dtypes = [str(self.weights.parameter(name).dtype).removeprefix("torch.") for name in self.report.served]
         done = self.report.warnings(self.memory, dtypes)
         return super().facts() | told | {"warnings": [*done, *self._outlook(self._task)]}
@@ -191,12 +200,14 @@ class ProtectedFull(Method):
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
-        return super().state_dict() | prefixed("memory", self.memory.state_dict())
+        state = super().state_dict() | prefixed("memory", self.memory.state_dict())
+        return state | prefixed("coverage", self.coverage.state_dict())
 
     @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict(state)
         self.memory.load_state_dict(without_prefix("memory", state))
+        self.coverage.load_state_dict(without_prefix("coverage", state))
 
 
 def _layer(model: nn.Module, name: str) -> nn.Linear:
