@@ -214,17 +214,26 @@ class TestExtendBasisAbove:
         moment = matrix @ matrix.mT
         grown, values = extend_basis_above(basis, moment, threshold=threshold)
         n, all_of_it = len(moment), torch.linalg.eigvalsh(moment)
-        bound = threshold * float(all_of_it[:-1].sum()) / max(n - 1, 1)
-        above = bound + threshold * 0.1 * float(all_of_it[-1]) / max(n - 1, 1)  # λ_max is found from below
+        average = float(all_of_it[:-1].sum()) / max(n - 1, 1)
+        price = threshold * (grown.shape[1] + 1) / n  # of the next direction
+        above = price * (average + 0.1 * float(all_of_it[-1]) / max(n - 1, 1))  # λ_max is found from below
         slack = 1e-9 * float(moment.trace())
         left = project_out(project_out(moment, grown).mT, grown)
         assert float(torch.linalg.eigvalsh((left + left.mT) / 2)[-1]) <= above + slack
-        assert all(float(value) >= bound - slack for value in values)
+        for place, value in enumerate(values, start=basis.shape[1] + 1):
+            assert float(value) >= threshold * place / n * average - slack
         assert orthonormality_error(grown) < 1e-12
         assert_close(grown[:, : basis.shape[1]], basis, scale=1)
 
     def test_one_large_common_direction_hides_no_other(self):
-        moment = torch.diag(torch.tensor([1000.0, 1.0, 1.0, 0.05, 0.0], dtype=torch.float64))
+        moment = torch.diag(torch.tensor([1000.0, 1.0, 1.0, 0.04, 0.0], dtype=torch.float64))
         _, values = extend_basis_above(torch.zeros(5, 0, dtype=torch.float64), moment, threshold=0.1)
-        assert values.tolist() == [1000.0, 1.0, 1.0]  # the bound is 0.1 · 2.05 / 4 = 0.05125
+        assert values.tolist() == [1000.0, 1.0, 1.0]  # the bound for the fourth is 0.1 · 4/5 · 2.04 / 4 = 0.0408
         assert extend_basis(torch.zeros(5, 0, dtype=torch.float64), moment.sqrt(), energy=0.99)[0].shape[1] == 1
+
+    def test_the_same_direction_is_dearer_where_s_holds_more(self):
+        moment = torch.diag(torch.tensor([1.0, 0.1, *[0.0] * 8], dtype=torch.float64))
+        small, large = (torch.eye(10, dtype=torch.float64)[:, -s:] for s in (1, 7))  # outside what the inputs are
+        # λ̄ = 0.1 / 9; for the direction of 0.1 the price is τ · 3/10 · λ̄ = 0.1 and τ · 9/10 · λ̄ = 0.3
+        taken = [len(extend_basis_above(basis, moment, threshold=29.0)[1]) for basis in (small, large)]
+        assert taken == [2, 1]

@@ -163,11 +163,13 @@ def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tenso
 def extend_basis_above(basis: Tensor, moment: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
     """Grow `basis` by every direction along which the task has much, by the second moment M of its vectors.
 
-        R = (I - S Sᵀ) M (I - S Sᵀ) = U Λ Uᵀ
-        S ← [ S, u_i : λ_i > τ · (tr M - λ_max(M)) / (n - 1) ]
+        R = (I - S Sᵀ) M (I - S Sᵀ) = U Λ Uᵀ,   λ_1 >= λ_2 >= ...
+        S ← [ S, u_i : λ_i > τ · (s + i)/n · λ̄ ],   λ̄ = (tr M - λ_max(M)) / (n - 1)
 
-    The bound is τ times what an average direction has, the largest left out: inputs of language models have one
-    direction that is common to all and holds most of the energy, and a share of the whole would hide the others.
+    λ̄ is what an average direction has, the largest left out: inputs of language models have one direction that is
+    common to all and holds most of the energy, and a share of the whole would hide the others. The factor (s + i)/n,
+    the share of the space that S holds with u_i, is the price of a direction: where S is small, as in a decoder that
+    sees a handful of answers, nearly all that there is gets protected; where it is large, what is strong.
 
     Args:
         basis: S, n x s.
@@ -181,9 +183,10 @@ def extend_basis_above(basis: Tensor, moment: Tensor, *, threshold: float) -> tu
     n, total = len(moment), moment.trace()
     rest = project_out_rows(project_out(moment, held), held)
     values, vectors = eigen((rest + rest.mT) / 2)
-    bound = threshold * (total - _largest(moment)) / max(n - 1, 1)
-    bound = max(bound, torch.finfo(moment.dtype).eps * n * total)
-    k = min(int((values > bound).sum()), n - basis.shape[1])
+    taken = torch.arange(basis.shape[1] + 1, basis.shape[1] + n + 1, device=moment.device) / n  # (s + i) / n
+    bound = threshold * taken * (total - _largest(moment)) / max(n - 1, 1)
+    bound = bound.clamp(min=torch.finfo(moment.dtype).eps * n * total)
+    k = min(int((values > bound).sum()), n - basis.shape[1])  # λ falls and the bound rises: the first k
     new = orthonormalize(vectors[:, :k].to(basis), away_from=basis)
     return torch.cat([basis, new], dim=1), values[:k].to(basis)
 

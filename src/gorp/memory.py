@@ -129,7 +129,8 @@ class SubspaceMemory:
         Args:
             name: The weight's name in the base model.
             moment: M = Σ x xᵀ, n x n, from `gorp.inputs`.
-            threshold: τ: a direction with more than this times what an average direction has is protected.
+            threshold: τ: a direction is protected if it has more than this times what an average direction has, times
+                the share of the space that S holds with it.
         """
         before, total = self.basis(name, moment), moment.trace()
         held = self._energy.get(name, moment.new_zeros(0)).to(moment)

@@ -62,9 +62,9 @@ class GorpConfig(MethodConfig):
     refresh, or its inputs, read once more at its end."""
     memory_rows: Annotated[int, Range(1, WIDEST)] = 96
     """With `memory_source: inputs`: rows of the task that are read, drawn at random."""
-    threshold: Annotated[float, POSITIVE] = 0.3
+    threshold: Annotated[float, POSITIVE] = 0.6
     """τ, with `memory_source: inputs`: a direction is protected if the task's inputs have more along it than τ times
-    what they have along an average direction."""
+    what they have along an average direction, times the share of the directions that is protected by then."""
     sketch_size: Annotated[int, Range(1, WIDEST)] = 128
     """Rows that the sketch keeps for a weight."""
     projection: Literal["gradient", "both"] | None = None

@@ -47,9 +47,9 @@ class ProtectedFullConfig(MethodConfig):
     """Largest share of a weight's inputs that may be protected, in (0, 1]."""
     memory_rows: Annotated[int, Range(1, WIDEST)] = 96
     """Rows of a task that its inputs are read from at its end, drawn at random."""
-    threshold: Annotated[float, POSITIVE] = 0.3
+    threshold: Annotated[float, POSITIVE] = 0.6
     """τ: a direction is protected if the task's inputs have more along it than τ times what they have along an average
-    direction."""
+    direction, times the share of the directions that is protected by then."""
 
 
 @final
