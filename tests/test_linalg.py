@@ -231,6 +231,18 @@ class TestExtendBasisAbove:
         assert values.tolist() == [1000.0, 1.0, 1.0]  # the bound for the fourth is 0.1 · 4/5 · 2.04 / 4 = 0.0408
         assert extend_basis(torch.zeros(5, 0, dtype=torch.float64), moment.sqrt(), energy=0.99)[0].shape[1] == 1
 
+    @pytest.mark.parametrize("share", [0.9, 0.99])
+    def test_a_large_common_direction_hides_no_other_in_float32_either(self, share):
+        n, s = 512, 20
+        basis = random_basis(n, n, dtype=torch.float64)
+        decay = 0.97 ** torch.arange(n - 1, dtype=torch.float64)
+        moment = (basis * torch.cat([torch.tensor([share]).double(), (1 - share) * decay / decay.sum()])) @ basis.mT
+        known = basis[:, [0, *range(n - s + 1, n)]].contiguous()  # an earlier task had the common one as well
+        for held in (basis[:, :0], known):
+            wanted = extend_basis_above(held, moment, threshold=0.6)[0].shape[1]
+            found = extend_basis_above(held.float(), moment.float(), threshold=0.6)[0].shape[1]
+            assert abs(found - wanted) <= 1 and wanted < n / 2
+
     def test_the_same_direction_is_dearer_where_s_holds_more(self):
         moment = torch.diag(torch.tensor([1.0, 0.1, *[0.0] * 8], dtype=torch.float64))
         small, large = (torch.eye(10, dtype=torch.float64)[:, -s:] for s in (1, 7))  # outside what the inputs are

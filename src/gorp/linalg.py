@@ -173,19 +173,20 @@ def extend_basis_above(basis: Tensor, moment: Tensor, *, threshold: float) -> tu
 
     Args:
         basis: S, n x s.
-        moment: M = Σ x xᵀ, n x n, symmetric. In its dtype all is computed: the bound is far above its rounding.
+        moment: M = Σ x xᵀ, n x n, symmetric. Its eigenvalues are found in float64: in float32 they are off by eps·λ_max,
+            which is more than the bound where one direction holds most. Below eps·tr M, in the dtype of M, is rounding.
         threshold: τ, without dimension.
 
     Returns:
         The new basis, whose first s columns are those of `basis`, and λ_i of the new directions.
     """
-    held = basis.to(moment)
-    n, total = len(moment), moment.trace()
-    rest = project_out_rows(project_out(moment, held), held)
+    wide, held = moment.double(), basis.to(moment).double()
+    n, total = len(wide), wide.trace()
+    rest = project_out_rows(project_out(wide, held), held)
     values, vectors = eigen((rest + rest.mT) / 2)
-    taken = torch.arange(basis.shape[1] + 1, basis.shape[1] + n + 1, device=moment.device) / n  # (s + i) / n
-    bound = threshold * taken * (total - _largest(moment)) / max(n - 1, 1)
-    bound = bound.clamp(min=torch.finfo(moment.dtype).eps * n * total)
+    taken = torch.arange(basis.shape[1] + 1, basis.shape[1] + n + 1, device=wide.device, dtype=wide.dtype) / n
+    bound = threshold * taken * (total - _largest(wide)) / max(n - 1, 1)  # taken: (s + i) / n
+    bound = bound.clamp(min=torch.finfo(moment.dtype).eps * total)
     k = min(int((values > bound).sum()), n - basis.shape[1])  # λ falls and the bound rises: the first k
     new = orthonormalize(vectors[:, :k].to(basis), away_from=basis)
     return torch.cat([basis, new], dim=1), values[:k].to(basis)
