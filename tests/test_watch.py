@@ -25,7 +25,8 @@ CHECKPOINTING = {"none": None, "reentrant": True, "not reentrant": False}
 def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tuple[int, dict[str, torch.Tensor]]:
     """Bytes of layer inputs held when the loss is there, and all gradients and probed rows after the backward pass."""
     model = tiny("llama")
-    method = fresh("gorp", model, lora=LoraSettings(target_modules="all-linear"), full_modules=cores, staggered=False)
+    options = {"full_modules": cores, "staggered": False, "adapter_rows": "trained"}
+    method = fresh("gorp", model, lora=LoraSettings(target_modules="all-linear"), **options)
     names = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     for name in names if index > 1 else []:  # as if a task had been learned
         n = model.get_parameter(name).shape[1] if name != "lm_head.weight" else 32
@@ -90,7 +91,8 @@ def moved(arithmetic: str, *, outside: float) -> dict[str, float]:
     torch.manual_seed(0)
     dtype, autocast = ARITHMETIC[arithmetic]
     model = nn.Sequential(nn.Linear(64, 48, bias=False), nn.Tanh(), nn.Linear(48, 32, bias=False)).to(dtype)
-    method = Gorp(GorpConfig(full_modules=("0",), rank=4, refresh_every=2), LoraSettings(r=4, target_modules=("0",)))
+    config = GorpConfig(full_modules=("0",), rank=4, refresh_every=2, adapter_rows="trained")
+    method = Gorp(config, LoraSettings(r=4, target_modules=("0",)))
     method.setup(model)
     known, new = torch.linalg.qr(torch.randn(64, 8)).Q.mT.to(dtype).float().split([5, 3])
     method.memory.energy = 1 - 1e-7

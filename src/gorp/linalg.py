@@ -173,8 +173,9 @@ def extend_basis_above(basis: Tensor, moment: Tensor, *, threshold: float) -> tu
 
     Args:
         basis: S, n x s.
-        moment: M = Σ x xᵀ, n x n, symmetric. Its eigenvalues are found in float64: in float32 they are off by eps·λ_max,
-            which is more than the bound where one direction holds most. Below eps·tr M, in the dtype of M, is rounding.
+        moment: M = Σ x xᵀ, n x n, symmetric. Its eigenvalues are found in float64: in float32 they are off by
+            eps·λ_max, which is more than the bound where one direction holds most. Below eps·tr M, eps of the dtype
+            of M, is rounding.
         threshold: τ, without dimension.
 
     Returns:

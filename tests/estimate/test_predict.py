@@ -60,7 +60,9 @@ def prepared(config, way):
         method.setup(model)
         for name in resolve(model, "all-linear", role="lora"):  # an earlier task, as `predict` takes it
             method.memory.extend(f"{name}.weight", torch.eye(model.get_submodule(name).in_features)[:2])
-        method.begin_task(model, TaskContext(name="", index=2, seed=0, num_steps=9, batches=lambda *_: iter(())))
+        rows = batch_of(model, rows=4, prompt=48, answer=8)  # read for the rows of A, which are fixed in this task
+        method.begin_task(model, TaskContext(name="", index=2, seed=0, num_steps=9, batches=lambda *_: iter([rows])))
+        assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_A" in name)
     return model
 
 

@@ -2,12 +2,13 @@
 
 Two branches train different weights, or the same ones:
 
-    LoRA        W x + s B A x              A's gradient is kept away from the shared space S
+    LoRA        W x + s B A x              the rows of A are orthogonal to the shared space S
     full rank   W x + U C Vᵀ x             C, k x k, in the gradient's own frame, refreshed every T steps
 
-and S grows at the end of each task from what the task's gradients were. `strict` mode turns the equations into a
-guarantee: the change ΔW of any later task satisfies ‖ΔW S‖ <= 1e-5 ‖ΔW‖ in float32, so W x stays what it was for every
-x in span(S), whatever the optimizer. `paper` mode is literal. `docs/equations.md` maps every equation to its line.
+and S grows at the end of each task from what the task's inputs were (paper: its gradients). `strict` mode turns the
+equations into a guarantee: the change ΔW of any later task satisfies ‖ΔW S‖ <= 1e-5 ‖ΔW‖ in float32, so W x stays what
+it was for every x in span(S), whatever the optimizer. `paper` mode is literal. `docs/equations.md` maps every equation
+to its line.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -285,9 +286,10 @@ class Gorp(Method):
         return weight_inputs(model, names, task.batches, rows=self.config.memory_rows)
 
     def _aligned_rows(self, model: nn.Module, task: TaskContext) -> dict[str, Tensor]:
-        """A of each weight that S protects: the task's leading inputs outside S, r x n, orthonormal."""
+        """A of each weight that S protects: the task's leading inputs outside S, r x n, orthonormal or zero."""
         names = [f"{name}.weight" for name in self._lora_layers if self.memory.size(f"{name}.weight")]
-        rows = {}
+        # A layer that no row has reached has no inputs to lead, and its A is zero.
+        rows = {name: torch.zeros(self.lora.r, self.memory.dimension(name)) for name in names}
         for name, inputs in self._inputs(model, task, names) if names else ():
             found = leading_outside(inputs.total, self.memory.basis(name, inputs.total), count=self.lora.r)
             rows[name] = torch.cat([found, found.new_zeros(self.lora.r - len(found), found.shape[1])])
