@@ -2,7 +2,7 @@
 
     python benchmarks/forgetting.py run   --data DATA --out DIR [--half dev] [--variants gorp ...] [--seeds 0 1]
     python benchmarks/forgetting.py table --out DIR [--half dev]
-    python benchmarks/forgetting.py picture --out DIR --to docs/output-change.svg
+    python benchmarks/forgetting.py picture --out DIR --to FILE [--half dev]
 
 On gorp-tiny-t5, LoRA on every linear layer, gorp's cores where its default puts them, 192 rows a task, three epochs. A
 prompt is the text and a short question, without the list of answers. DATA holds `cl15` and `unseen`, as the manifest of
@@ -35,7 +35,6 @@ from gorp.data import Encoding, Task
 from gorp.data.split import row_hash
 from gorp.evaluation import AccuracyMatrix, EvalConfig, score_task, summary
 from gorp.method import Method
-from gorp.storage import read_json
 from gorp.training import TaskResult, train_task
 
 
@@ -192,15 +191,17 @@ def cells(name: str, rate: float, args: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def draw(folder: Path, to: Path) -> None:
-    """What each earlier task lost, over what gorp says of its outputs: every run in the folder that says it."""
+def draw(results: list[dict[str, Any]], to: Path) -> None:
+    """What each earlier task lost, over what the method says of its outputs, in every run that says it."""
     points = []
-    for path in sorted(folder.glob("gorp-*.json")):
-        result = read_json(path)
+    for result in results:
         scores, earlier = result["ranked"]["matrix"]["R"], result["facts"].get("earlier", {})
         for index, name in enumerate(result["cell"]["order"][:-1]):
-            if name in earlier:
-                points.append((100 * earlier[name]["output_change"], scores[index + 1][index] - scores[-1][index]))
+            if moved := earlier.get(name, {}).get("output_change"):
+                points.append((100 * moved, scores[index + 1][index] - scores[-1][index]))
+    if len(points) < 2:
+        print("no run says how far outputs have moved")
+        return
     x, y = zip(*points, strict=True)
     found = spearmanr(x, y)
     print(f"{len(points)} earlier tasks: rank correlation {found.statistic:.2f} (p {found.pvalue:.1g})")
@@ -232,7 +233,9 @@ def main() -> None:
     torch.set_num_threads(1)
     wanted = {(name, rate): cells(name, rate, args) for name in args.variants for rate in args.rates}
     if args.stage == "picture":
-        draw(args.out, args.to)
+        if args.to is None:
+            parser.error("picture needs --to FILE")
+        draw([result for group in wanted.values() for result in collect(group, args.out)], args.to)
         return
     if args.stage == "run":
         run_grid([cell for group in wanted.values() for cell in group], args.out, args.data, report=say, run=run)

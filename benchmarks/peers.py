@@ -77,13 +77,18 @@ class Peer:
 def task_of(index: int, num_steps: int = 1000, batch: Batch | None = None) -> TaskContext:
     """A task. A method that asks for rows of it sees those of `batch`, again and again until they are as many."""
 
-    def batches(size: int, limit: int) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, 0 if batch is None else limit, size):
+    def batches(size: int, limit: int | None) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, count := _asked(batch, limit), size):
             assert batch is not None
-            rows = torch.arange(start, min(start + size, limit))
+            rows = torch.arange(start, min(start + size, count))
             yield {name: value[rows.to(value.device) % len(value)] for name, value in batch.items()}
 
     return TaskContext(name=f"task{index}", index=index, seed=0, num_steps=num_steps, batches=batches)
+
+
+def _asked(batch: Batch | None, limit: int | None) -> int:
+    """How many rows to give: as many as are asked for; where all are, those of the batch."""
+    return 0 if batch is None else len(next(iter(batch.values()))) if limit is None else limit
 
 
 def attach(method: Method, model: nn.Module, index: int, num_steps: int = 1000, batch: Batch | None = None) -> Peer:

@@ -112,7 +112,7 @@ class InputMoment(Watch):
 def input_moments(
     model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[dict[str, Tensor]]
 ) -> Iterator[tuple[str, InputSums]]:
-    """M and more of each layer that an answer of `batches` depends on, one after another, so that few are held at once.
+    """The sums of each layer that an answer of `batches` depends on, one after another, so that few are held at once.
 
     Forward and backward passes without dropout; no weight needs a gradient, and none is left. All ranks call it
     together, with the same rows.
@@ -150,7 +150,7 @@ def weight_inputs(
     *,
     rows: int,
 ) -> Iterator[tuple[str, InputSums]]:
-    """M and more of the named weights' inputs over rows of a task; see `input_moments`.
+    """The sums over the inputs of the named weights, over rows of a task; see `input_moments`.
 
     Args:
         model: As it serves.

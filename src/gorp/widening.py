@@ -47,7 +47,10 @@ class WidenedLayer:
         """The dtype of the last forward product, and so of the gradient's; None before the first."""
         self._dtype = layer.weight.dtype
         self._widened = Widened(layer.parameters())
-        self._handles = [layer.register_forward_pre_hook(self._enter), layer.register_forward_hook(self._leave)]
+        self._handles = [
+            layer.register_forward_pre_hook(self._enter, with_kwargs=True),
+            layer.register_forward_hook(self._leave),
+        ]
 
     @property
     def is_wider(self) -> bool:
@@ -60,14 +63,17 @@ class WidenedLayer:
             handle.remove()
         self._widened.narrow()
 
-    def _enter(self, layer: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not self.is_wider or torch.is_autocast_enabled(args[0].device.type):
+    def _enter(
+        self, layer: nn.Linear, args: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]] | None:
+        if not self.is_wider or torch.is_autocast_enabled(layer.weight.device.type):
             return None
-        return (args[0].to(layer.weight.dtype), *args[1:])
+        wide = layer.weight.dtype
+        return tuple(x.to(wide) for x in args), {name: x.to(wide) for name, x in named.items()}
 
     def _leave(self, layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         self.made_in = output.dtype
-        if not self.is_wider or torch.is_autocast_enabled(args[0].device.type):
+        if not self.is_wider or torch.is_autocast_enabled(layer.weight.device.type):
             return None
         return output.to(self._dtype)
 

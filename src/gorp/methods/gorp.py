@@ -282,7 +282,7 @@ class Gorp(Method):
         self._open_taps()
 
     def _inputs(self, model: nn.Module, task: TaskContext, names: Sequence[str]) -> Iterator[tuple[str, InputSums]]:
-        """M and more of the named weights' inputs, over rows of the task."""
+        """The sums over the named weights' inputs, on rows of the task."""
         return weight_inputs(model, names, task.batches, rows=self.config.memory_rows)
 
     def _aligned_rows(self, model: nn.Module, task: TaskContext) -> dict[str, Tensor]:
