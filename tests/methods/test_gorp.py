@@ -86,6 +86,19 @@ def test_an_adapter_whose_rows_are_fixed_leaves_no_input_to_be_kept(family, tmp_
     assert len(probes) >= 16 and not any(probes)
 
 
+def test_a_b_whose_a_is_fixed_has_twice_the_rate(tmp_path):
+    model = tiny("llama")
+    method = fresh("gorp", model, lora=LoraSettings(target_modules="all-linear"), full_modules="none")
+    for index, expected in ((1, 1e-2), (2, 2e-2)):
+        rates: set[float] = set()
+
+        def look(rates=rates):
+            rates.update(group.get("lr", 1e-2) for group in method.parameter_groups(model, 1e-2))
+
+        train(model, method, index, tmp_path, callbacks=(EachStep(look),))
+        assert rates == {expected}
+
+
 def test_s_holds_most_of_what_a_finished_task_reads(tmp_path):
     """Of the rows that S has grown from; not only of the gradients, which the answered ones leave no trace in."""
     model = tiny("llama")

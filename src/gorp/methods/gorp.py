@@ -39,6 +39,10 @@ from gorp.trainable import check_rank
 from gorp.watch import GradientProbe, GradientTap
 
 
+ALONE = 2.0
+"""Rate of a B whose A is fixed, as a multiple of the learning rate: where both are trained, both move B A."""
+
+
 @final
 class Gorp(Method):
     """Gradient low-rank projection, in `strict` or `paper` mode."""
@@ -124,11 +128,17 @@ class Gorp(Method):
 
     @override
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        factors = [p for pair in self._pairs.values() for p in (pair.down, pair.up) if p.requires_grad]
+        pairs = self._pairs.values()
+        factors = [p for pair in pairs if pair.down.requires_grad for p in (pair.down, pair.up)]
+        alone = [pair.up for pair in pairs if not pair.down.requires_grad]
         cores = [layer.core for layer in self._cores.values()]
         own = self.config.core_learning_rate
         core_rate = (learning_rate if own is None else own) * self.config.scale  # η α
-        groups = [{"params": factors}, {"params": cores, "lr": core_rate, "weight_decay": 0.0}]
+        groups = [
+            {"params": factors},
+            {"params": alone, "lr": ALONE * learning_rate},
+            {"params": cores, "lr": core_rate, "weight_decay": 0.0},
+        ]
         return [group for group in groups if group["params"]]
 
     @override

@@ -73,7 +73,8 @@ class GorpConfig(MethodConfig):
     """A fresh LoRA pair for each task, folded at its end, or one pair for all tasks. (Paper: not stated.)"""
     adapter_rows: Literal["aligned", "trained"] | None = None
     """The rows of A from the second task on. `aligned`: the task's leading inputs outside S, fixed, and B alone is
-    trained. `trained`: random ones outside S, trained with B, each step projected. (Paper: trained.)"""
+    trained, at twice the learning rate. `trained`: random ones outside S, trained with B, each step projected. (Paper:
+    trained.)"""
     adapter_side: Literal["input", "rank"] = "input"
     """Paper mode: coordinates of S for A, n input dimensions or r rows. (Paper: not stated; r leaves no room.)"""
     moments: Literal["rotate", "keep", "reset"] | None = None
