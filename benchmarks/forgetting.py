@@ -244,9 +244,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for (name, rate), group in wanted.items():
         if results := collect(group, args.out):
-            tables = [*((r[key] for r in results) for key in ("ap", "bwt", "la"))]
-            tables += [*((r["ranked"][key] for r in results) for key in ("ap", "bwt"))]
-            means = [f"{sum(x) / len(results):.1f}" for x in map(list, tables)]
+            tables = [[r[key] for r in results] for key in ("ap", "bwt", "la")]
+            tables += [[r["ranked"][key] for r in results] for key in ("ap", "bwt")]
+            means = [f"{sum(x) / len(results):.1f}" for x in tables]
             held = [r["facts"].get("capacity_mean") or 0.0 for r in results]
             print(f"| {name} | {rate:g} | {len(results)} | {' | '.join(means)} | {sum(held) / len(held):.2f} |")
 
