@@ -118,7 +118,7 @@ def main() -> None:
         print(f"{label}: old / new, median {ratios[len(ratios) // 2]:.3f}")
     ends = (1e-5, 1.0)
     right.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
-    right.set(xlabel="share of new inputs' energy that 8 rows of A read", ylabel="share of old inputs' energy")
+    right.set(xlabel="share of new inputs' energy along 8 rows", ylabel="share of old inputs' energy")
     right.plot(ends, ends, color="black", linewidth=0.8)
     right.legend(loc="upper left", frameon=False)
     figure.savefig(args.out, metadata={"Date": None})
