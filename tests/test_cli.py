@@ -144,7 +144,7 @@ def test_train_ends_with_what_became_of_each_task(finished, tmp_path):
     path, work = copied(finished, tmp_path)
     result = gorp("train", path)
     assert result.stdout.splitlines()[:1] == gorp("status", work).stdout.splitlines()[:1]
-    assert {line.split(":")[0] for line in result.stdout.splitlines()[1:3]} == {"  one", "  two"}
+    assert {line.split(":")[0] for line in result.stdout.splitlines()[2:4]} == {"  one", "  two"}
     assert "\npending: nothing\n" in result.stdout and "\n base " not in result.stdout
     assert result.stdout.splitlines()[-1] == f"`gorp status {work}` shows the matrix and the versions"
 

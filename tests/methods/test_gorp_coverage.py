@@ -97,11 +97,13 @@ def test_output_change_is_near_the_exact_one_of_the_rows_read():
 def test_at_the_budget_what_is_told_stays_below_what_s_holds():
     run = trained(budget=0.2)
     assert run.facts[1]["released"] > 0  # of the first task's directions
+    fell = []
     for index, sums in enumerate(run.sums, 1):
         held = [covered(run.method.memory.basis(name, one.total), one.total) for name, one in sums.items()]
         first, last = (facts["earlier"][f"task{index}"]["coverage"] for facts in (run.facts[index - 1], run.facts[-1]))
         assert last <= sum(held) / len(held) + 1e-5
-        assert last == first if index > 1 else last < first
+        fell.append(first - last)
+    assert fell[0] > 0 and min(fell) >= 0 and fell[-1] == 0
 
 
 def test_another_process_tells_the_same(tmp_path):

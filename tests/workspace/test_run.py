@@ -81,7 +81,7 @@ def test_the_memory_is_orthonormal_and_says_what_it_is(finished):
         "strict",
         "input",
         "inputs",
-        0.3,
+        0.6,
         0.75,
     ]
     with safe_open(work / "versions/v2/delta.safetensors", framework="pt") as delta:
