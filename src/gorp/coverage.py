@@ -35,6 +35,11 @@ ROUNDING = 1e-5
 """A share of ‖W Xᵀ‖² that the centred outputs must exceed; below it they are what float32 sums leave of equal ones."""
 
 
+def reading_bytes(m: int, n: int) -> int:
+    """What a task leaves of an m x n weight: R and Y in bfloat16, two float64."""
+    return 2 * PROJECTIONS * (m + n) + 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """What is kept of one task at one weight, in main memory."""

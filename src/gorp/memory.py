@@ -9,6 +9,11 @@ from gorp.errors import ModelError
 from gorp.linalg import extend_basis, extend_basis_above, project_out_rows
 
 
+def room(n: int, budget: float) -> int:
+    """The most directions of R^n that a budget, a share in (0, 1], allows; one at least."""
+    return max(1, int(budget * n))
+
+
 class SubspaceMemory:
     """The shared gradient space S of every protected weight, by the weight's name in the base model.
 
@@ -85,7 +90,7 @@ class SubspaceMemory:
 
     def cap(self, name: str) -> int:
         """The most directions that the budget allows `name`."""
-        return max(1, int(self.budget * self.dimension(name)))
+        return room(self.dimension(name), self.budget)
 
     def is_full(self, name: str) -> bool:
         """Whether S is the whole space, and stays it under the budget: nothing is orthogonal to it."""
@@ -155,7 +160,7 @@ class SubspaceMemory:
 
     def _cut(self, name: str, basis: Tensor, energies: Tensor, *, held: int) -> None:
         """Keep the strongest directions that the cap allows; the first `held` are those of earlier tasks."""
-        keep = self._strongest(energies, cap=max(1, int(self.budget * basis.shape[0])))
+        keep = self._strongest(energies, cap=room(len(basis), self.budget))
         gone = torch.ones(len(energies), dtype=torch.bool, device=energies.device)
         gone[keep] = False
         for part, record in ((slice(held), self.released), (slice(held, None), self.left_out)):

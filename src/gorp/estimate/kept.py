@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gorp.inputs import PROJECTIONS
+from gorp.coverage import reading_bytes
 from gorp.layers import linear_of
+from gorp.memory import room
 from gorp.methods.gorp import Gorp
 from gorp.methods.gorp_config import GorpConfig
 from gorp.targets import resolve
@@ -59,7 +60,7 @@ def kept_bytes(weights: Sequence[Weight], config: GorpConfig, r: int, *, tasks: 
         steps: Of each; None where it is not known: deltas of cores then count as dense.
     """
     config = config.resolved()
-    total = 8 + tasks * reading_bytes(weights, config)  # 8: the step counter
+    total = 8 + tasks * readings_of(weights, config)  # 8: the step counter
     for weight, refreshes in refreshes_of(weights, config, steps):
         s = directions(weight, config, r, refreshes=refreshes, tasks=tasks)
         total += 4 * s * (weight.n + 1) + delta_bytes(weight, config, r, refreshes=refreshes, tasks=tasks)
@@ -71,10 +72,10 @@ def kept_limit(weights: Sequence[Weight], config: GorpConfig) -> int:
     return 8 + sum(4 * cap(w.n, config) * (w.n + 1) + 4 * w.m * w.n for w in weights)
 
 
-def reading_bytes(weights: Sequence[Weight], config: GorpConfig) -> int:
-    """What each task leaves to tell later how far its outputs have moved: R and Y in bfloat16, two float64."""
+def readings_of(weights: Sequence[Weight], config: GorpConfig) -> int:
+    """Bytes that each task leaves to tell later how far its outputs have moved."""
     read = config.resolved().memory_source == "inputs"
-    return sum(2 * PROJECTIONS * (w.m + w.n) + 16 for w in weights) if read else 0
+    return sum(reading_bytes(w.m, w.n) for w in weights) if read else 0
 
 
 def refreshes_of(
@@ -95,7 +96,7 @@ def refreshes_of(
 
 def cap(n: int, config: GorpConfig) -> int:
     """The most directions of R^n that the budget allows."""
-    return max(1, int((config.resolved().budget or 1.0) * n))
+    return room(n, config.resolved().budget or 1.0)
 
 
 def directions(weight: Weight, config: GorpConfig, r: int, *, refreshes: int | None, tasks: int) -> int:

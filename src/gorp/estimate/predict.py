@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from gorp.adapters import LoraSettings, add_lora
 from gorp.errors import ModelError
 from gorp.estimate.device import Device
-from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, kept_limit, reading_bytes, refreshes_of
+from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, kept_limit, readings_of, refreshes_of
 from gorp.estimate.ledger import Ledger, SavedTensors, held_tensors, storage_bytes
 from gorp.estimate.protected import ProtectedShapes
 from gorp.estimate.shapes import batch_of, check_static, forward_and_backward, make_fake
@@ -130,7 +130,7 @@ class _Step:
             sent=sent,
             kept=kept_bytes(weights, method.config, r, tasks=self.tasks, steps=self.steps),
             kept_limit=kept_limit(weights, method.config),
-            kept_each=reading_bytes(weights, method.config),
+            kept_each=readings_of(weights, method.config),
         )
 
     def protected_full(self) -> Estimate:

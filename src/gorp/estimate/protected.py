@@ -9,8 +9,9 @@ For a weight of m x n with s protected directions, float32. S may be at the budg
 
 from torch import nn
 
+from gorp.coverage import reading_bytes
 from gorp.estimate.device import Device
-from gorp.inputs import PROJECTIONS
+from gorp.memory import room
 from gorp.methods.protected_full import ProtectedFull
 
 
@@ -33,7 +34,7 @@ class ProtectedShapes:
 
     def directions(self, tasks: int) -> dict[str, int]:
         """s of each weight in the task after `tasks` others, at most; at s = n it would be frozen and cost nothing."""
-        return {name: min(self._cap(n), n - 1) if tasks else 0 for name, (_, n) in self.shapes.items()}
+        return {name: min(room(n, self._budget), n - 1) if tasks else 0 for name, (_, n) in self.shapes.items()}
 
     def starts(self, tasks: int) -> int:
         """Bytes of W_begin on the device, in the task after `tasks` others."""
@@ -49,11 +50,8 @@ class ProtectedShapes:
 
     def kept(self) -> int:
         """Bytes of the method's `state_dict` without readings after any number of tasks, at most."""
-        return 8 + sum(4 * self._cap(n) * (n + 1) + 4 * m * n for m, n in self.shapes.values())
+        return 8 + sum(4 * room(n, self._budget) * (n + 1) + 4 * m * n for m, n in self.shapes.values())
 
     def kept_each(self) -> int:
-        """Bytes of readings that every task adds (`gorp.coverage`): R and Y in bfloat16, two float64."""
-        return sum(2 * PROJECTIONS * (m + n) + 16 for m, n in self.shapes.values())
-
-    def _cap(self, n: int) -> int:
-        return max(1, int(self._budget * n))
+        """Bytes of readings that every task adds."""
+        return sum(reading_bytes(m, n) for m, n in self.shapes.values())
