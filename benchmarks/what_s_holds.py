@@ -60,7 +60,7 @@ def inputs(model: nn.Module, tokenizer: Any, method: Gorp, rows: Dataset | None)
     collator, ids = Collator(pad_token_id=tokenizer.pad_token_id), encoded.to_list()
     batches = [collator(ids[start : start + 16]) for start in range(0, len(ids), 16)]
     layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in method.memory}
-    return {name: sums.total for name, sums in input_moments(model, layers, batches)}
+    return {name: sums.total for names, sums in input_moments(model, layers, batches) for name in names}
 
 
 def energy(rows: Tensor, moment: Tensor) -> Tensor:

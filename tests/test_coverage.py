@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gorp.coverage import Coverage, centred_outputs, covered
 from gorp.delta import WeightDelta
-from gorp.inputs import PROJECTIONS, InputMoment, InputSums
+from gorp.inputs import PROJECTIONS, InputMoment, InputSums, on_all_ranks
 from gorp.memory import SubspaceMemory
 from tests.matrices import basis
 
@@ -26,9 +26,7 @@ def sums_of(*batches: Tensor, seed: int = 0) -> InputSums:
     for x in batches:
         (layer(x) * (x != 0).any(dim=1, keepdim=True)).sum().backward()
     watch.remove()
-    sums = watch.sums()
-    assert sums is not None
-    return sums
+    return on_all_ranks(watch.sums)
 
 
 def factored(left: Tensor, right: Tensor) -> WeightDelta:
@@ -154,7 +152,7 @@ def test_after_releases_s_holds_at_least_what_is_told_and_without_them_the_newes
         memory.begin_task()
         spectrum = 10.0 ** randn(n, seed=seed + 1000 * int(task))
         sums = sums_of(randn(3 * n, n, seed=seed + int(task)) * spectrum)
-        memory.extend_above("w", sums.total, threshold=threshold)
+        memory.extend_above(["w"], sums.total, threshold=threshold)
         held = memory.basis("w", sums.total)
         coverage.enter(task, "w", sums, basis=held, weight=torch.eye(n))
         coverage.release(memory.released, newest=task)

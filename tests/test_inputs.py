@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gorp.inputs
-from gorp.inputs import input_moments
+from gorp.inputs import InputSums
 from gorp.targets import resolve
 from tests.runs import tiny
 
@@ -26,6 +26,11 @@ def batch_of(family: str, *, rows: int = 3) -> dict[str, torch.Tensor]:
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{name}.weight": model.get_submodule(name) for name in resolve(model, "all-linear", role="lora")}
+
+
+def by_layer(*args) -> dict[str, InputSums]:
+    """The sums of every layer, also where layers share them."""
+    return {name: sums for names, sums in gorp.inputs.input_moments(*args) for name in names}
 
 
 def by_hand(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -59,7 +64,7 @@ def test_it_is_the_sum_over_the_tokens_that_reach_an_answer(family):
     model.requires_grad_(False)
     batch = batch_of(family)
     expected = by_hand(model, batch)
-    found = dict(input_moments(model, layers_of(model), [batch]))
+    found = by_layer(model, layers_of(model), [batch])
     assert found.keys() == expected.keys()
     for name, inputs in found.items():
         torch.testing.assert_close(inputs.total, expected[name], rtol=1e-4, atol=1e-5)
@@ -69,9 +74,9 @@ def test_padding_and_tokens_behind_the_last_answer_do_not_count():
     model = tiny("llama")
     model.requires_grad_(False)
     batch = batch_of("llama")
-    before = dict(input_moments(model, layers_of(model), [batch]))
+    before = by_layer(model, layers_of(model), [batch])
     batch["input_ids"] = batch["input_ids"].where(batch["attention_mask"].bool(), 77)
-    for name, inputs in input_moments(model, layers_of(model), [batch]):
+    for name, inputs in by_layer(model, layers_of(model), [batch]).items():
         torch.testing.assert_close(inputs.total, before[name].total)
         torch.testing.assert_close(inputs.projected, before[name].projected)
         assert inputs.count == before[name].count
@@ -81,10 +86,10 @@ def test_two_batches_add_up_and_layers_in_groups_are_layers_together(monkeypatch
     model = tiny("t5")
     model.requires_grad_(False)
     first, second = batch_of("t5"), batch_of("t5", rows=2)
-    together = dict(input_moments(model, layers_of(model), [first, second]))
+    together = by_layer(model, layers_of(model), [first, second])
     monkeypatch.setattr(gorp.inputs, "BYTES", 1)  # a pass for each layer
-    one = dict(input_moments(model, layers_of(model), [first]))
-    two = dict(input_moments(model, layers_of(model), [second]))
+    one = by_layer(model, layers_of(model), [first])
+    two = by_layer(model, layers_of(model), [second])
     for name, inputs in together.items():
         torch.testing.assert_close(inputs.total, one[name].total + two[name].total)
         torch.testing.assert_close(inputs.first, one[name].first + two[name].first)
@@ -95,7 +100,22 @@ def test_the_model_is_left_as_it_was():
     model = tiny("llama")
     model.requires_grad_(False)
     model.train()
-    dict(input_moments(model, layers_of(model), [batch_of("llama")]))
+    by_layer(model, layers_of(model), [batch_of("llama")])
     assert model.training
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_layers_share_sums_where_they_read_one_input_for_the_same_tokens():
+    """Those of the last layer do not all: keys and values of a prompt reach the answer, its queries do not."""
+    model = tiny("llama")
+    model.requires_grad_(False)
+    groups = gorp.inputs.input_moments(model, layers_of(model), [batch_of("llama")] * 2)
+    found = {
+        frozenset(name.removesuffix("_proj.weight").removeprefix("model.") for name in names) for names, _ in groups
+    }
+    first = {("self_attn.q", "self_attn.k", "self_attn.v"), ("self_attn.o",), ("mlp.gate", "mlp.up"), ("mlp.down",)}
+    last = {("self_attn.q",), ("self_attn.k", "self_attn.v"), ("self_attn.o",), ("mlp.gate", "mlp.up"), ("mlp.down",)}
+    expected = [(0, first), (model.config.num_hidden_layers - 1, last)]
+    assert model.config.num_hidden_layers == 2
+    assert found == {frozenset(f"layers.{i}.{name}" for name in names) for i, groups in expected for names in groups}

@@ -1,6 +1,6 @@
 """What must not be forgotten: a basis of protected input directions per weight, each direction with its energy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -128,24 +128,28 @@ class SubspaceMemory:
         self._cut(name, basis, torch.cat([held, added / total]), held=len(held))
         return self.size(name) - before.shape[1]
 
-    def extend_above(self, name: str, moment: Tensor, *, threshold: float) -> int:
+    def extend_above(self, names: Sequence[str], moment: Tensor, *, threshold: float) -> None:
         """The same by the second moment of the finished task's inputs, by `gorp.linalg.extend_basis_above`.
 
         Args:
-            name: The weight's name in the base model.
+            names: Of the weights that have these inputs, in the base model. Where their S is one as well, the
+                eigenvectors are found once.
             moment: M = Σ x xᵀ, n x n, from `gorp.inputs`.
             threshold: τ: a direction is protected if it has more than this times what an average direction has, times
                 the share of the space that S holds with it.
         """
-        before, total = self.basis(name, moment), moment.trace()
-        held = self._energy.get(name, moment.new_zeros(0)).to(moment)
-        if total == 0:
-            self._keep(name, before, held)
-            return 0
-        basis, added = extend_basis_above(before, moment, threshold=threshold)
-        held = held + ((before.mT @ moment) * before.mT).sum(dim=1) / total  # diag(Sᵀ M S): what this task used of S
-        self._cut(name, basis, torch.cat([held, added / total]), held=len(held))
-        return self.size(name) - before.shape[1]
+        total = moment.trace()
+        last: tuple[Tensor, Tensor, Tensor] | None = None  # S before and after, and the energies of what was added
+        for name in names:
+            before, held = self.basis(name, moment), self._energy.get(name, moment.new_zeros(0)).to(moment)
+            if total == 0:
+                self._keep(name, before, held)
+                continue
+            if last is None or not torch.equal(last[0], before):
+                last = before, *extend_basis_above(before, moment, threshold=threshold)
+            _, basis, added = last
+            held = held + ((before.mT @ moment) * before.mT).sum(dim=1) / total  # diag(Sᵀ M S): the task's use of S
+            self._cut(name, basis, torch.cat([held, added / total]), held=len(held))
 
     def state_dict(self) -> dict[str, Tensor]:
         """`<name>` -> S and `<name>::energy` -> energies, float32 on the CPU."""

@@ -45,9 +45,9 @@ def trained(budget: float = 0.75) -> Run:
 
     def spy(*args, **options):
         read.append({})
-        for name, sums in weight_inputs(*args, **options):
-            read[-1][name] = sums
-            yield name, sums
+        for names, sums in weight_inputs(*args, **options):
+            read[-1] |= dict.fromkeys(names, sums)
+            yield names, sums
 
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
         patch.setattr(gorp.methods.gorp, "weight_inputs", spy)

@@ -11,7 +11,7 @@ it was for every x in span(S), whatever the optimizer. `paper` mode is literal. 
 to its line.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -25,7 +25,7 @@ from gorp.distributed import sum_over_ranks
 from gorp.errors import ConfigError
 from gorp.frame import Pairs, Seen, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
-from gorp.inputs import InputSums, weight_inputs
+from gorp.inputs import weight_inputs
 from gorp.layers import LowRankUpdate, unwrap
 from gorp.linalg import coarsest, leading_outside, project_out, stands_out
 from gorp.memory import SubspaceMemory
@@ -196,10 +196,12 @@ class Gorp(Method):
         self._take_out(model)
         self.weights.load(self.deltas)
         if self.config.memory_source == "inputs":
-            for name, inputs in self._inputs(model, task, list(changes)):
-                self.memory.extend_above(name, inputs.total, threshold=self.config.threshold)
-                basis, weight = self.memory.basis(name, inputs.total), self.weights.parameter(name)
-                self.coverage.enter(task.name, name, inputs, basis=basis, weight=weight)
+            rows = self.config.memory_rows
+            for names, inputs in weight_inputs(model, list(changes), task.batches, rows=rows):
+                self.memory.extend_above(names, inputs.total, threshold=self.config.threshold)
+                for name in names:
+                    basis, weight = self.memory.basis(name, inputs.total), self.weights.parameter(name)
+                    self.coverage.enter(task.name, name, inputs, basis=basis, weight=weight)
             self.coverage.release(self.memory.released, newest=task.name)
         self._before = None
 
@@ -291,18 +293,16 @@ class Gorp(Method):
                 self._pairs[name].down.data.copy_(rows)
         self._open_taps()
 
-    def _inputs(self, model: nn.Module, task: TaskContext, names: Sequence[str]) -> Iterator[tuple[str, InputSums]]:
-        """The sums over the named weights' inputs, on rows of the task."""
-        return weight_inputs(model, names, task.batches, rows=self.config.memory_rows)
-
     def _aligned_rows(self, model: nn.Module, task: TaskContext) -> dict[str, Tensor]:
         """A of each weight that S protects: the task's leading inputs outside S, r x n, orthonormal or zero."""
         names = [f"{name}.weight" for name in self._lora_layers if self.memory.size(f"{name}.weight")]
         # A layer that no row has reached has no inputs to lead, and its A is zero.
         rows = {name: torch.zeros(self.lora.r, self.memory.dimension(name)) for name in names}
-        for name, inputs in self._inputs(model, task, names) if names else ():
-            found = leading_outside(inputs.total, self.memory.basis(name, inputs.total), count=self.lora.r)
-            rows[name] = torch.cat([found, found.new_zeros(self.lora.r - len(found), found.shape[1])])
+        count = -(-self.config.memory_rows // 3)
+        for group, inputs in weight_inputs(model, names, task.batches, rows=count) if names else ():
+            for name in group:
+                found = leading_outside(inputs.total, self.memory.basis(name, inputs.total), count=self.lora.r)
+                rows[name] = torch.cat([found, found.new_zeros(self.lora.r - len(found), found.shape[1])])
         return rows
 
     def _place(self, name: str, pair: LoraPair, aligned: Tensor | None) -> None:

@@ -139,10 +139,11 @@ class ProtectedFull(Method):
         model.requires_grad_(False)
         self._let_go()
         self.weights.load(self.deltas)
-        for name, inputs in weight_inputs(model, self._names, task.batches, rows=self.config.memory_rows):
-            self.memory.extend_above(name, inputs.total, threshold=self.config.threshold)
-            basis, weight = self.memory.basis(name, inputs.total), self.weights.parameter(name)
-            self.coverage.enter(task.name, name, inputs, basis=basis, weight=weight)
+        for names, inputs in weight_inputs(model, self._names, task.batches, rows=self.config.memory_rows):
+            self.memory.extend_above(names, inputs.total, threshold=self.config.threshold)
+            for name in names:
+                basis, weight = self.memory.basis(name, inputs.total), self.weights.parameter(name)
+                self.coverage.enter(task.name, name, inputs, basis=basis, weight=weight)
         self.coverage.release(self.memory.released, newest=task.name)
         self._before = None
 
