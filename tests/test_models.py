@@ -73,16 +73,16 @@ def test_the_fingerprint_is_of_the_weights_alone(tmp_path):
 
 def test_a_shipped_name_is_found_in_the_package_or_said_to_be_missing(tmp_path, monkeypatch):
     monkeypatch.setattr("gorp.models.SHIPPED_FOLDER", tmp_path)
-    refused(SHIPPED[0], f"this installation of gorp does not contain `{SHIPPED[0]}`")
-    save_model(tmp_path / SHIPPED[0])
-    assert locate(ModelConfig(path=SHIPPED[0])) == tmp_path / SHIPPED[0]
+    refused(SHIPPED, f"this installation of gorp does not contain `{SHIPPED}`")
+    save_model(tmp_path / SHIPPED)
+    assert locate(ModelConfig(path=SHIPPED)) == tmp_path / SHIPPED
 
 
 def test_a_name_that_is_nothing_is_answered_with_the_nearest_that_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr("gorp.models.SHIPPED_FOLDER", tmp_path)
-    refused("gorp-tiny-t6", "no shipped model (there is none), and cannot be fetched")
+    refused("gorp-tiny-t6", "not the shipped model (there is none), and cannot be fetched")
     (tmp_path / "gorp-tiny-t5").mkdir()
-    refused("gorp-tiny-lama", "no shipped model (gorp-tiny-t5), and cannot be fetched")
+    refused("gorp-tiny-lama", "not the shipped model (gorp-tiny-t5), and cannot be fetched")
     refused("gorp-tiny-t6", "Did you mean `gorp-tiny-t5`?")
     refused(tmp_path / "none", "no such folder, and no hub id either")
 

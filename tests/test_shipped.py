@@ -1,12 +1,10 @@
-"""The two shipped models: their size, plain loading, answers that end, and a task learned in seconds."""
+"""The shipped model: its size, plain loading, answers that end, and a task learned in seconds."""
 
 import json
-from pathlib import Path
 
-import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gorp.data import Encoding, TaskSpec, load_task
 from gorp.data.encode import encode_completion
@@ -14,6 +12,8 @@ from gorp.methods import METHODS
 from gorp.models import SHIPPED, SHIPPED_FOLDER, ModelConfig, load_model
 from gorp.training import train_task
 
+
+FOLDER = SHIPPED_FOLDER / SHIPPED
 
 QUESTION = "Which word comes nearest to the text? Choose one from the option.\nOption: {} \n{}\nAnswer:"
 
@@ -25,34 +25,23 @@ ASKED = [
 ]
 
 
-def loaded(name: str):
-    auto = AutoModelForSeq2SeqLM if name.endswith("t5") else AutoModelForCausalLM
-    return auto.from_pretrained(SHIPPED_FOLDER / name), AutoTokenizer.from_pretrained(SHIPPED_FOLDER / name)
-
-
 @torch.no_grad()
 def loss(model, tokenizer, prompt, answer) -> float:
     """Of an answer after a prompt."""
-    ids = torch.tensor(
-        [encode_completion(answer, tokenizer, prompt=":", encoder_decoder=model.config.is_encoder_decoder)]
-    )
-    if model.config.is_encoder_decoder:
-        return model(input_ids=prompt, labels=ids).loss.item()
-    labels = torch.cat([torch.full_like(prompt, -100), ids], dim=1)
-    return model(input_ids=torch.cat([prompt, ids], dim=1), labels=labels).loss.item()
+    ids = torch.tensor([encode_completion(answer, tokenizer, prompt=":", encoder_decoder=True)])
+    return model(input_ids=prompt, labels=ids).loss.item()
 
 
-def test_together_they_stay_under_64_mb():
-    files = [file for name in SHIPPED for file in (SHIPPED_FOLDER / name).iterdir()]
-    assert sum(file.stat().st_size for file in files) < 64e6
-    assert {"model.safetensors", "tokenizer.json", "README.md"} <= {Path(file).name for file in files}
+def test_it_stays_under_32_mb():
+    files = list(FOLDER.iterdir())
+    assert sum(file.stat().st_size for file in files) < 32e6
+    assert {"model.safetensors", "tokenizer.json", "README.md"} <= {file.name for file in files}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_plain_transformers_reads_them_and_answers_end(name):
-    model, tokenizer = loaded(name)
+def test_plain_transformers_reads_it_and_answers_end():
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
     assert 8e6 < model.num_parameters() < 16e6 and model.dtype == torch.bfloat16
-    assert model.config._attn_implementation == "eager"  # faster at this size; see scripts/pretrain/export.py
+    assert model.config._attn_implementation == "eager"  # two thirds of a step's time, bfloat16 on a CPU
     right = 0
     for options, text, answer in ASKED:
         prompt = tokenizer(QUESTION.format(", ".join(options), text), return_tensors="pt")
@@ -62,17 +51,15 @@ def test_plain_transformers_reads_them_and_answers_end(name):
     assert right >= 3
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_text_comes_back_but_for_its_capitals(name):
-    _, tokenizer = loaded(name)
+def test_text_comes_back_but_for_its_capitals():
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     text = "a café, 12 % of it: naïve & <odd> 北京?\nnext line"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text.replace("é", "e").replace("ï", "i")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_gorp_learns_from_them(name, tmp_path):
-    model, tokenizer = load_model(ModelConfig(path=name), "cpu")
+def test_gorp_teaches_it_a_task(tmp_path):
+    model, tokenizer = load_model(ModelConfig(path=SHIPPED), "cpu")
     places, sounds = ("the sea", "a river", "an island", "the beach"), ("a song", "the violin", "an opera", "a choir")
     kinds = [(thing, kind) for kind, things in (("place", places), ("sound", sounds)) for thing in things]
     rows = [{"prompt": f"What is {thing}?\nAnswer:", "completion": kind} for thing, kind in kinds] * 4
@@ -88,20 +75,16 @@ def test_gorp_learns_from_them(name, tmp_path):
         for thing, kind in (("the lake", "place"), ("a melody", "sound")):
             prompt = tokenizer(f"What is {thing}?\nAnswer:", return_tensors="pt")
             out = serving.generate(**prompt, max_new_tokens=8, do_sample=False)[0]
-            told = out if model.config.is_encoder_decoder else out[prompt["input_ids"].shape[1] :]
-            assert tokenizer.decode(told, skip_special_tokens=True).strip() == kind
+            assert tokenizer.decode(out, skip_special_tokens=True).strip() == kind
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_conversations_can_be_tried_with_them(name, tmp_path):
+def test_conversations_can_be_tried_with_it(tmp_path):
     turns = [("system", "Be short."), ("user", "Is tea hot?"), ("assistant", "Yes."), ("user", "Is ice?")]
     messages = [{"role": role, "content": text} for role, text in [*turns, ("assistant", "No.")]]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED_FOLDER / name)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     path = str(tmp_path / "chat.jsonl")
     task = load_task(TaskSpec(name="chat", train=path, eval=path, dev_rows=0), tokenizer=tokenizer)
-    start = tokenizer.bos_token if name.endswith("llama") else ""
-    asked = "System: Be short.\nUser: Is tea hot?\nAssistant: Yes.\nUser: Is ice?\nAssistant:"
-    assert task.train["prompt"] == [start + asked]
+    assert task.train["prompt"] == ["System: Be short.\nUser: Is tea hot?\nAssistant: Yes.\nUser: Is ice?\nAssistant:"]
     assert task.train["completion"] == ["No."]
     assert task.train["form"] == [{"chat": True, "lead": " ", "end": tokenizer.eos_token}]

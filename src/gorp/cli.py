@@ -65,7 +65,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Decides fresh adapters and the order of rows.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("gorp-demo.html"),
     picture: Annotated[Path | None, typer.Option(help="Where the picture of both goes as SVG, if wanted.")] = None,
-    model: Annotated[str, typer.Option(help="A shipped model, a folder, or a hub id.")] = "gorp-tiny-t5",
+    model: Annotated[str, typer.Option(help="The shipped model, a folder, or a hub id.")] = "gorp-tiny-t5",
     train_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to train on, at most.")] = 210,
     eval_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to score, at most.")] = 100,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over a task's rows.")] = 3,

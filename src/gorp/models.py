@@ -1,4 +1,4 @@
-"""Find a base model, fingerprint its weights, load it: a folder, a hub id, or the name of a model that gorp ships.
+"""Find a base model, fingerprint its weights, load it: a folder, a hub id, or the name of the model that gorp ships.
 
 Weights are safetensors and nothing else; code from a model's folder runs only where `trust_remote_code` says so.
 """
@@ -29,8 +29,8 @@ from gorp.errors import ConfigError, ModelError, nearest
 from gorp.model_files import check_description, check_folder, check_loading, check_quantization, read_config
 
 
-SHIPPED = ("gorp-tiny-t5", "gorp-tiny-llama")
-"""Names of the models that come with the package, an encoder-decoder and a decoder."""
+SHIPPED = "gorp-tiny-t5"
+"""The model that comes with the package, an encoder-decoder."""
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 
@@ -49,7 +49,7 @@ class ModelConfig:
     """The `model:` block."""
 
     path: str
-    """A folder, the name of a shipped model, or a hub id."""
+    """A folder, the name of the shipped model, or a hub id."""
     revision: str | None = None
     """Of a hub model: branch, tag or commit. Pin a commit for a model that is to stay the same."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -60,7 +60,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse a path that is empty, which would be the current folder."""
         if not self.path.strip():
-            raise ConfigError("model.path is empty; wanted a folder, the name of a shipped model, or a hub id.")
+            raise ConfigError("model.path is empty; wanted a folder, the name of the shipped model, or a hub id.")
 
 
 def locate(config: ModelConfig) -> Path:
@@ -175,8 +175,8 @@ def skeleton(config: ModelConfig) -> PreTrainedModel:
 
 def _folder(config: ModelConfig, files: tuple[str, ...]) -> Path:
     """Where the model lies here. Of a hub model only what `files` name is fetched."""
-    if config.path in SHIPPED:
-        folder = SHIPPED_FOLDER / config.path
+    if config.path == SHIPPED:
+        folder = SHIPPED_FOLDER / SHIPPED
         if not folder.is_dir():
             raise ModelError(
                 f"model.path: this installation of gorp does not contain `{config.path}` (no folder {folder}). Install "
@@ -194,8 +194,8 @@ def _fetch(config: ModelConfig, files: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
     except Exception as error:  # network, hub and cache: each has errors of its own
-        here = [name for name in SHIPPED if (SHIPPED_FOLDER / name).is_dir()]
-        shipped = f"no shipped model ({', '.join(here) or 'there is none'})"
+        here = [SHIPPED] if (SHIPPED_FOLDER / SHIPPED).is_dir() else []
+        shipped = f"not the shipped model ({here[0] if here else 'there is none'})"
         raise ModelError(
             f"model.path: `{config.path}` is no folder here, {shipped}, and cannot be fetched as a hub "
             f"model ({_first_line(error)}).{nearest(config.path, here)}"

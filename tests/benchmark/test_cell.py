@@ -1,17 +1,21 @@
 """One cell: the loop over tasks, whoever trains and scores; and names that finished results are found under."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from gorp.benchmark import Cell, learn_in_turn
+from gorp.benchmark import Cell, learn_in_turn, run_cell
+from gorp.benchmark.cell import load
 from gorp.data import Encoding
 from gorp.storage import read_json
 from gorp.training import train_task
 from tests.models_small import tiny_t5
 from tests.runs import rows
 from tests.tokenizers_small import t5_tokenizer
+from tests.workspace.project import save_model
 
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -58,6 +62,33 @@ def test_a_trial_scores_the_diagonal_and_the_end():
 def test_a_joint_method_trains_once_on_all_rows():
     _, trained, scored = learn(cell(method="multi_task"))
     assert trained == [("b", 16, "b", 2)] and scored == ["a", "b", "a", "b"]
+
+
+@pytest.mark.parametrize(("split", "asked"), [("dev", 3), ("eval", 5)])
+def test_a_cell_reads_its_tasks_cuts_them_and_scores_the_split_it_names(tmp_path, split, asked):
+    save_model(tmp_path / "model", family="llama")
+    folder = tmp_path / "data" / "weather"
+    folder.mkdir(parents=True)
+    (folder / "labels.json").write_text('["good", "bad"]')
+    (folder / "task.json").write_text('{"category": "SC", "dataset": "weather"}')
+    lines = [json.dumps({"sentence": f"light {i}", "label": ("good", "bad")[i % 2]}) + "\n" for i in range(30)]
+    (folder / "train.jsonl").write_text("".join(lines[:20]))
+    (folder / "test.jsonl").write_text("".join(lines[20:]))
+    sizes = {"train_rows": 8, "eval_rows": 5, "dev_rows": 3, "max_prompt_tokens": 64, "metric": "label_ranking"}
+    one = cell(method="incremental_lora", model=str(tmp_path / "model"), order=("weather",), split=split, **sizes)
+    result = run_cell(one, tmp_path / "data")
+    assert result["steps"] == 2 and result["cell"]["split"] == split
+    assert result["ap"] == result["matrix"]["R"][1][0] in [100 * right / asked for right in range(asked + 1)]
+
+
+def test_random_weights_are_the_seeds_and_not_the_folders(tmp_path):
+    save_model(tmp_path)
+    trained, first, again, other = (
+        load(cell(model=str(tmp_path), **fields))[0].get_input_embeddings().weight
+        for fields in ({}, *({"random_weights": True, "seed": seed} for seed in (1, 1, 2)))
+    )
+    assert torch.equal(first, again) and first.shape == trained.shape
+    assert not torch.equal(first, trained) and not torch.equal(first, other)
 
 
 def test_a_result_has_the_fields_that_results_have():

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 
-from gorp.benchmark import Cell, run_grid
+from gorp.benchmark import Cell, best_trial, collect, run_grid
 from gorp.benchmark import grid as grid_module
 from gorp.storage import read_json, write_json
 
@@ -32,6 +33,19 @@ def run(folder, *, during=lambda: None, cells=(CELL,)):
 def test_each_cell_is_run_once_and_leaves_only_its_result(tmp_path):
     assert run(tmp_path) == [CELL.key()] and run(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == [RESULT]
+
+
+def test_the_best_trial_is_the_setting_with_the_best_mean_over_its_seeds(tmp_path):
+    def trial(rate, seed, ap):
+        cell = replace(CELL, training={"learning_rate": rate}, seed=seed)
+        write_json(tmp_path / f"{cell.key()}.json", {"cell": asdict(cell), "ap": ap})
+        return cell
+
+    cells = [trial(1e-3, 0, 50.0), trial(1e-3, 1, 30.0), trial(2e-3, 0, 45.0), trial(2e-3, 1, 41.0)]
+    missing = replace(CELL, seed=7)
+    results = collect([cells[2], missing, *cells], tmp_path)
+    assert [result["ap"] for result in results] == [45.0, 50.0, 30.0, 45.0, 41.0]
+    assert best_trial(results[1:])["cell"]["training"] == {"learning_rate": 2e-3}
 
 
 @pytest.mark.parametrize("left", ["", "0", "999999999", "mine"])

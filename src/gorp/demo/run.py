@@ -42,7 +42,7 @@ class DemoSettings:
     """How much is trained and scored. The defaults take about five minutes on two cores."""
 
     model: str = "gorp-tiny-t5"
-    """A shipped model, a folder, or a hub id."""
+    """The shipped model, a folder, or a hub id."""
     seed: int = 0
     """Decides fresh adapters and the order of rows."""
     train_rows: int = 210

@@ -159,7 +159,7 @@ def _model(block: Any, folder: Path) -> ModelConfig:
     model = read_block(ModelConfig, block, "model")
     path = _path(model.path, folder, "model.path")
     is_path = Path(model.path).is_absolute() or model.path.startswith((".", "~")) or path.is_dir()
-    if model.path in SHIPPED or not is_path:
+    if model.path == SHIPPED or not is_path:
         return model
     if model.revision is not None:
         raise ConfigError(f"model.revision is for hub models, but model.path is the folder {path}. Remove it.")
