@@ -24,8 +24,7 @@ from gorp.data import Collator, Encoding, encode
 from gorp.demo.run import DemoSettings, demo_tasks
 from gorp.frame import Seen, exact_frame, gradient_rows, sketched_frames
 from gorp.layers import linear_of
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.models import ModelConfig, load_model
 
 

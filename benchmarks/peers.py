@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from gorp.adapters import LoraSettings
 from gorp.method import Method, TaskContext
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.methods.olora import OLora
 
 

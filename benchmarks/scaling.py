@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from gorp.adapters import LoraSettings, add_lora
 from gorp.method import footprint
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 
 
 PERIOD = 10

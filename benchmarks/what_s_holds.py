@@ -28,8 +28,7 @@ from gorp.data.collate import Collator
 from gorp.data.encode import encode
 from gorp.inputs import input_moments
 from gorp.linalg import leading_outside, orthonormalize, project_out
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.models import ModelConfig, load_model
 from gorp.training import train_task
 

@@ -18,7 +18,7 @@ from gorp.data.task import METRICS
 from gorp.data.templates import ALPACA, LABELLED
 from gorp.evaluation import EvalConfig
 from gorp.methods import METHODS
-from gorp.methods.gorp_config import MODE_DEFAULTS, GorpConfig
+from gorp.methods.gorp import MODE_DEFAULTS, GorpConfig
 from gorp.models import SHIPPED_FOLDER, ModelConfig
 from gorp.ranges import ranges
 from gorp.storage import read_tensors

@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from gorp.adapters import LoraSettings
 from gorp.method import TaskContext
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.reference import ReferenceSettings, ReferenceWeight, adam_direction
 from tests.matrices import projector
 
@@ -73,11 +72,11 @@ def effective(method: Gorp) -> dict[str, Tensor]:
     result = {}
     for name in ("a.weight", "b.weight"):
         weight = method.weights.parameter(name).detach().clone()
-        if name in method._cores:
-            layer = method._cores[name]
+        if name in method.task.cores:
+            layer = method.task.cores[name]
             weight += layer.left @ layer.core.detach() @ layer.right.mT
-        if name in method._pairs:
-            weight += method._pairs[name].delta().dense()
+        if name in method.task.pairs:
+            weight += method.task.pairs[name].delta().dense()
         result[name] = weight
     return result
 
@@ -86,13 +85,13 @@ def references(method: Gorp, settings: ReferenceSettings) -> dict[str, Reference
     """One reference a weight, from where the method stands; a branch that it lacks gets nothing to do."""
     result = {}
     for name in ("a.weight", "b.weight"):
-        weight, pair = method.weights.parameter(name).detach().clone(), method._pairs.get(name)
+        weight, pair = method.weights.parameter(name).detach().clone(), method.task.pairs.get(name)
         m, n = weight.shape
         result[name] = ReferenceWeight(
             weight,
             pair.down.detach().clone() if pair else torch.zeros(1, n),
             pair.up.detach().clone() if pair else torch.zeros(m, 1),
-            settings if name in method._cores else ReferenceSettings(**vars(settings) | {"core_rate": 0.0}),
+            settings if name in method.task.cores else ReferenceSettings(**vars(settings) | {"core_rate": 0.0}),
             basis=method.memory.basis(name, weight),
             core_basis=method.memory.basis(f"{name}::core", torch.zeros(K, K).double()),
         )
@@ -136,7 +135,7 @@ def test_where_the_frame_is_exact_the_weights_are_those_of_the_reference(mode, w
     difference, method, slow, _ = compare("exact", where, mode, moments)
     print(f"\n{mode}, {where}, {moments}: {difference:.1e}")
     assert all(weight.basis.shape[1] + weight.core_basis.shape[1] > 0 for weight in slow.values())
-    assert all(layer.core.dtype == torch.float64 for layer in method._cores.values())
+    assert all(layer.core.dtype == torch.float64 for layer in method.task.cores.values())
     assert difference <= 1e-9
 
 

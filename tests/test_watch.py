@@ -10,8 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from gorp.adapters import LoraSettings
 from gorp.linalg import rounding_floor
 from gorp.method import TaskContext
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from tests.runs import fresh, tiny
 
 
@@ -33,8 +32,8 @@ def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tupl
         method.memory.extend(name, torch.randn(3, n, generator=torch.Generator().manual_seed(1)))
     torch.manual_seed(0)
     method.begin_task(model, context(index))
-    assert len(method._probes) == (len(method._pairs) if index > 1 else 0)
-    assert all(tap.open for tap in method._taps.values())
+    assert len(method.task.probes) == (len(method.task.pairs) if index > 1 else 0)
+    assert all(tap.open for tap in method.task.taps.values())
     model.train()
     if (reentrant := CHECKPOINTING[checkpointing]) is not None:
         newer = getattr(model, "activation_checkpointing_enable", None)  # transformers renamed it
@@ -47,14 +46,14 @@ def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tupl
         storage = args[0].untyped_storage()
         sizes[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
 
-    for name in method._pairs:
+    for name in method.task.pairs:
         model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(note)
     loss = model(input_ids=ids, labels=ids).loss
     held = sum(size for alive, size in sizes.values() if not alive.expired())
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found |= {f"{name} probed": probe.take() for name, probe in method._probes.items()}
-    for name, tap in method._taps.items():
+    found |= {f"{name} probed": probe.take() for name, probe in method.task.probes.items()}
+    for name, tap in method.task.taps.items():
         ((x, d),) = tap.take()
         found[f"{name} tapped"] = d.mT @ x
     return held, found
@@ -110,7 +109,7 @@ def moved(arithmetic: str, *, outside: float) -> dict[str, float]:
             method.edit_gradients(model, optimizer)
             optimizer.step()
             method.after_step(model)
-    (pair,), change = method._pairs.values(), method._full.finish()["0.weight"]
+    (pair,), change = method.task.pairs.values(), method.task.full.finish()["0.weight"]
     return {"adapter": pair.up.norm().item(), "core": change.dense().norm().item()}
 
 

@@ -6,8 +6,7 @@ import torch
 from gorp.adapters import LoraSettings
 from gorp.estimate.kept import gorp_weights, kept_bytes, kept_limit, readings_of
 from gorp.method import TaskContext, footprint
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
 

@@ -40,7 +40,7 @@ def test_in_strict_mode_nothing_that_is_trained_touches_s_at_any_step(family, tm
 
     def look():
         for name in method.memory:
-            pair, layer = method._pairs[name], method._cores[name]
+            pair, layer = method.task.pairs[name], method.task.cores[name]
             basis = method.memory.basis(name, pair.down)
             assert basis.shape[1] > 0
             assert (pair.down @ basis).norm() <= 1e-6 * pair.down.norm()
@@ -56,13 +56,13 @@ def test_in_strict_mode_nothing_that_is_trained_touches_s_at_any_step(family, tm
 def test_from_the_second_task_on_the_rows_of_a_are_the_tasks_leading_inputs_outside_s_and_stay(family, full, tmp_path):
     model = tiny(family)
     method = fresh("gorp", model, lora=LoraSettings(target_modules="all-linear", r=3), full_modules=full)
-    first = EachStep(lambda: [pytest.fail(n) for n, p in method._pairs.items() if not p.down.requires_grad])
+    first = EachStep(lambda: [pytest.fail(n) for n, p in method.task.pairs.items() if not p.down.requires_grad])
     train(model, method, 1, tmp_path, callbacks=(first,))
     assert first.calls == 8
     seen: dict[str, list[torch.Tensor]] = {}
 
     def look():
-        for name, pair in method._pairs.items():
+        for name, pair in method.task.pairs.items():
             seen.setdefault(name, []).append(pair.down.detach().clone())
             assert pair.down.grad is None and pair.up.requires_grad
 
@@ -83,7 +83,7 @@ def test_an_adapter_whose_rows_are_fixed_leaves_no_input_to_be_kept(family, tmp_
     method = fresh("gorp", model, lora=LoraSettings(target_modules="all-linear"), full_modules="none")
     probes: list[int] = []
     for index in (1, 2):
-        train(model, method, index, tmp_path, callbacks=(EachStep(lambda: probes.append(len(method._probes))),))
+        train(model, method, index, tmp_path, callbacks=(EachStep(lambda: probes.append(len(method.task.probes))),))
     assert len(probes) >= 16 and not any(probes)
 
 
@@ -336,11 +336,11 @@ def test_a_gradient_that_is_not_finite_leaves_the_old_frame_and_the_sketch(tmp_p
             if self.overflows:
                 self.handle.remove()
                 assert all(torch.equal(x, y) for x, y in zip(self.frame(), self.before, strict=True))
-                assert all(torch.isfinite(sketch.rows).all() for sketch in method._summary._sketches.values())
+                assert all(torch.isfinite(sketch.rows).all() for sketch in method.task.summary._sketches.values())
                 model.zero_grad()
 
         def frame(self):
-            layer = method._cores["model.layers.0.mlp.gate_proj.weight"]
+            layer = method.task.cores["model.layers.0.mlp.gate_proj.weight"]
             return layer.left.clone(), layer.right.clone()
 
     def blow_up(module, args, output):

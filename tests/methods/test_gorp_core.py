@@ -5,8 +5,7 @@ from torch import nn
 
 from gorp.adapters import LoraSettings
 from gorp.method import TaskContext
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 
 
 WIDTH, RANK, STEPS = 32, 4, 400

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import gorp.methods.gorp
+import gorp.shared_space
 from gorp.adapters import LoraSettings
 from gorp.coverage import Coverage, covered
 from gorp.inputs import InputSums, weight_inputs
@@ -50,7 +50,7 @@ def trained(budget: float = 0.75) -> Run:
             yield names, sums
 
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr(gorp.methods.gorp, "weight_inputs", spy)
+        patch.setattr(gorp.shared_space, "weight_inputs", spy)
         for index in (1, 2, 3):
             run.facts.append(train(model, method, index, Path(folder), data=rows(2 - index % 2)).facts)
             run.sums.append(read[-1])  # the last is the one at the task's end
@@ -117,7 +117,7 @@ def test_an_error_while_a_task_is_taken_in_leaves_what_was_told_before(tmp_path,
     model = tiny("llama")
     method = fresh("gorp", model)
     train(model, method, 1, tmp_path)
-    before = {key: value.clone() for key, value in method.coverage.state_dict().items()}
+    before = {key: value.clone() for key, value in method.space.coverage.state_dict().items()}
     calls = []
 
     def enter(self, *args, **kwargs):
@@ -131,7 +131,7 @@ def test_an_error_while_a_task_is_taken_in_leaves_what_was_told_before(tmp_path,
     with pytest.raises(RuntimeError, match="out of luck"):
         train(model, method, 2, tmp_path, num_train_epochs=0.5)
     assert len(calls) == 2
-    assert_equal(method.coverage.state_dict(), before)
+    assert_equal(method.space.coverage.state_dict(), before)
 
 
 @pytest.mark.parametrize("options", [{"memory_source": "sketch", "adapter_rows": "trained"}, {"mode": "paper"}])

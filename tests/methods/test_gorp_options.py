@@ -11,8 +11,7 @@ import torch
 from gorp.adapters import LoraSettings
 from gorp.errors import ConfigError
 from gorp.method import TaskContext
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from tests.runs import tiny
 
 

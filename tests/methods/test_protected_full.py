@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from gorp.errors import ConfigError, ModelError
 from gorp.method import TaskContext
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import GorpConfig
 from gorp.methods.protected_full import ProtectedFull, ProtectedFullConfig
 from tests.runs import assert_equal, fresh, tiny, train
 
@@ -162,7 +162,7 @@ def test_no_change_acts_on_s(optimizer, data):
         change = method.deltas[name].dense().double()
         assert change.norm() > 0
         assert (change @ basis.double()).norm() <= 1e-5 * change.norm()
-        assert method.report.leak[name] <= 1e-5
+        assert method.space.report.leak[name] <= 1e-5
         served = (net.get_parameter(name).detach() - before[name]).double()  # W₀ + delta, rounded to float32
         assert (served - change).norm() <= 1e-6 * before[name].norm() + 1e-6 * change.norm()
 
@@ -192,7 +192,7 @@ def test_a_weight_whose_s_is_everything_does_not_move_nor_decay():
     learn(net, method, batch, "adamw")
     assert torch.equal(net.first.weight, Net().first.weight)
     assert not torch.equal(net.second.weight, Net().second.weight)
-    assert method.report.leak["first.weight"] == method.report.served["first.weight"] == 0.0
+    assert method.space.report.leak["first.weight"] == method.space.report.served["first.weight"] == 0.0
 
 
 def test_a_task_that_could_change_nothing_is_refused(tmp_path):
@@ -223,14 +223,14 @@ def test_abandon_gives_back_s_and_the_weights():
     net = Net()
     method = protecting(net, {"first.weight": orthonormal(8, 6)}, budget=0.5)  # its cap is 4: begin_task cuts
     before = {key: x.clone() for key, x in (*method.state_dict().items(), *net.state_dict().items())}
-    report = method.report
+    report = method.space.report
     method.begin_task(net, context(rows(1, net)))
     assert method.memory.size("first.weight") == 4
     with torch.no_grad():
         net.first.weight.add_(1.0)
     method.abandon(net)
     assert_equal({**method.state_dict(), **net.state_dict()}, before)
-    assert method.report is report and not any(p.requires_grad for p in net.parameters())
+    assert method.space.report is report and not any(p.requires_grad for p in net.parameters())
     assert not net.first._forward_hooks and not net.first._forward_pre_hooks
 
 

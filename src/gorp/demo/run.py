@@ -14,8 +14,7 @@ from gorp.adapters import LoraSettings
 from gorp.data import Encoding, Task, TaskSpec, load_task
 from gorp.evaluation import AccuracyMatrix, EvalConfig, TaskScore, score_task, summary
 from gorp.method import Method
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.methods.sequential_lora import SequentialLora
 from gorp.models import ModelConfig, load_model
 from gorp.progress import Progress

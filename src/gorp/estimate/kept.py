@@ -14,8 +14,7 @@ from torch import nn
 from gorp.coverage import reading_bytes
 from gorp.layers import linear_of
 from gorp.memory import room
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.targets import resolve
 
 

@@ -27,8 +27,7 @@ from gorp.estimate.ledger import Ledger, SavedTensors, held_tensors, storage_byt
 from gorp.estimate.protected import ProtectedShapes
 from gorp.estimate.shapes import batch_of, check_static, forward_and_backward, make_fake
 from gorp.method import TaskContext
-from gorp.methods.gorp import Gorp
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.methods.protected_full import ProtectedFull
 from gorp.models import skeleton
 from gorp.targets import resolve

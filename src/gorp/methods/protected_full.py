@@ -24,16 +24,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from gorp.coverage import Coverage
-from gorp.delta import WeightDelta, leak
+from gorp.delta import WeightDelta
 from gorp.errors import ConfigError
-from gorp.inputs import weight_inputs
 from gorp.linalg import project_gradient, project_out_rows
-from gorp.memory import SubspaceMemory
-from gorp.method import Method, MethodConfig, TaskContext, prefixed, without_prefix
+from gorp.method import Method, MethodConfig, TaskContext
 from gorp.ranges import POSITIVE, WIDEST, Range
+from gorp.shared_space import SharedSpace
 from gorp.targets import left_out_line, resolve
-from gorp.task_report import TaskReport, check_room, full_and_nearly_full
+from gorp.task_report import check_room
 from gorp.widening import WidenedLayer, made_in
 
 
@@ -45,7 +43,7 @@ class ProtectedFullConfig(MethodConfig):
     """Layers whose weight is trained: "all-linear", "auto" (the preset of the model's family), or patterns."""
     budget: Annotated[float, Range(0, 1, open_low=True)] = 0.75
     """Largest share of a weight's inputs that may be protected, in (0, 1]."""
-    memory_rows: Annotated[int, Range(1, WIDEST)] = 96
+    memory_rows: Annotated[int, Range(1, WIDEST)] = 256
     """Rows of a task that its inputs are read from at its end, drawn at random."""
     threshold: Annotated[float, POSITIVE] = 0.6
     """τ: a direction is protected if the task's inputs have more along it than τ times what they have along an average
@@ -65,17 +63,13 @@ class ProtectedFull(Method):
 
     def __init__(self, config: ProtectedFullConfig | None = None) -> None:
         super().__init__(config)
-        self.memory = SubspaceMemory(energy=0.0, budget=self.config.budget)  # grown by inputs, not by an energy
-        self.coverage = Coverage()
-        self.report = TaskReport()
-        """Of the last finished task."""
+        self.space = SharedSpace(budget=self.config.budget)
+        self.memory = self.space.memory
         self._names: list[str] = []  # of the chosen weights
         self._task = 0  # index of the task at hand, or of the last one
         # While a task runs:
         self._layers: dict[str, WidenedLayer] = {}  # of the weights that can change
         self._starts: dict[str, Tensor] = {}  # W_begin of those among them that have an S
-        # S, readings and report as the task found them:
-        self._before: tuple[dict[str, Tensor], dict[str, Tensor], TaskReport] | None = None
 
     @override
     def choose(self, model: nn.Module) -> list[str]:
@@ -94,9 +88,8 @@ class ProtectedFull(Method):
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         self._let_go()  # of a task that was neither ended nor abandoned
-        self._before = self.memory.state_dict(), self.coverage.state_dict(), self.report
-        self.memory.begin_task()
-        self._task, self.report = task.index, TaskReport()
+        self.space.begin_task()
+        self._task = task.index
         for name in self._names:
             if not self.memory.is_full(name):  # nothing is orthogonal to the whole space: such a weight is frozen
                 self.weights.base(name)
@@ -129,45 +122,36 @@ class ProtectedFull(Method):
     @override
     def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
         for name in self._names:
-            if name in self._starts:
+            if name in self._layers:
                 self._take_in(name)
-            elif name in self._layers:
-                before, self.deltas[name] = self.deltas.get(name), self.weights.difference(name)
-                self.coverage.move(name, self.deltas[name].since(before) if before else self.deltas[name])
             else:
-                self.report.leak[name] = self.report.served[name] = 0.0  # frozen
+                self.space.report.leak[name] = self.space.report.served[name] = 0.0  # frozen
         model.requires_grad_(False)
         self._let_go()
         self.weights.load(self.deltas)
-        for names, inputs in weight_inputs(model, self._names, task.batches, rows=self.config.memory_rows):
-            self.memory.extend_above(names, inputs.total, threshold=self.config.threshold)
-            for name in names:
-                basis, weight = self.memory.basis(name, inputs.total), self.weights.parameter(name)
-                self.coverage.enter(task.name, name, inputs, basis=basis, weight=weight)
-        self.coverage.release(self.memory.released, newest=task.name)
-        self._before = None
+        config = self.config
+        self.space.grow(model, self._names, task, rows=config.memory_rows, threshold=config.threshold)
+        self.space.end_task()
 
     def _take_in(self, name: str) -> None:
-        """Add the change of one protected weight to its delta, and say what it does along S."""
-        parameter, start = self.weights.parameter(name), self._starts.pop(name)
-        basis = self.memory.basis(name, start)
-        # Once more, and of the change itself: W is rounded at its own size, which is the larger share of a change the
-        # smaller that is; and an optimizer may end at an average that no step has projected.
-        change = WeightDelta.of(project_out_rows(parameter.detach() - start, basis))
-        before = self.deltas.get(name, WeightDelta(change.shape))
-        self.deltas[name] = WeightDelta.of(before.dense() + change.to("cpu").dense())
-        self.coverage.move(name, change)
-        self.report.leak[name] = leak(change, basis)
+        """Add the change of one weight to its delta, and measure what it does."""
+        parameter, start = self.weights.parameter(name), self._starts.pop(name, None)
+        before = self.deltas.get(name, WeightDelta(parameter.shape))
+        if start is None:  # no S yet
+            self.deltas[name] = self.weights.difference(name)
+            change = self.deltas[name].since(before)
+        else:
+            # Once more, and of the change itself: W is rounded at its own size, which is the larger share of a change
+            # the smaller that is; and an optimizer may end at an average that no step has projected.
+            basis = self.memory.basis(name, start)
+            change = WeightDelta.of(project_out_rows(parameter.detach() - start, basis))
+            self.deltas[name] = WeightDelta.of(before.dense() + change.to("cpu").dense())
         self._layers[name].narrow()  # what is served has the model's dtype
-        self.report.served[name] = self.weights.served_leak(name, before, self.deltas[name], basis)
+        self.space.changed(name, change, weights=self.weights, before=before, after=self.deltas[name])
 
     @override
     def abandon(self, model: nn.Module) -> None:
-        if self._before is not None:
-            memory, readings, self.report = self._before
-            self.memory.load_state_dict(memory)
-            self.coverage.load_state_dict(readings)
-        self._before = None
+        self.space.abandon()
         self._let_go()
         super().abandon(model)
 
@@ -179,14 +163,13 @@ class ProtectedFull(Method):
 
     @override
     def memory_tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.memory.state_dict().items() if not name.endswith("::energy")}
+        return self.space.bases()
 
     @override
     def facts(self) -> dict[str, Any]:
-        told = self.report.facts(self.memory, self._names) | {"earlier": self.coverage.facts()}
-        dtypes = [str(self.weights.parameter(name).dtype).removeprefix("torch.") for name in self.report.served]
-        done = self.report.warnings(self.memory, dtypes)
-        return super().facts() | told | {"warnings": [*done, *self._outlook(self._task)]}
+        done = self.space.warnings(self.weights)
+        warnings = [*done, *self._outlook(self._task)]
+        return super().facts() | self.space.facts(self._names) | {"warnings": warnings}
 
     @override
     def warnings(self, finished: int) -> list[str]:
@@ -194,21 +177,19 @@ class ProtectedFull(Method):
         return self._outlook(finished)
 
     def _outlook(self, finished: int) -> list[str]:
-        return full_and_nearly_full(self.memory, self._stuck(), len(self._names), finished)
+        return self.space.outlook(self._stuck(), trained=len(self._names), finished=finished)
 
     def _stuck(self) -> Sequence[str]:
         return [name for name in self._names if self.memory.is_full(name)]
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
-        state = super().state_dict() | prefixed("memory", self.memory.state_dict())
-        return state | prefixed("coverage", self.coverage.state_dict())
+        return super().state_dict() | self.space.state_dict()
 
     @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict(state)
-        self.memory.load_state_dict(without_prefix("memory", state))
-        self.coverage.load_state_dict(without_prefix("coverage", state))
+        self.space.load_state_dict(state)
 
 
 def _layer(model: nn.Module, name: str) -> nn.Linear:

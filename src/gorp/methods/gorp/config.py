@@ -60,7 +60,7 @@ class GorpConfig(MethodConfig):
     memory_source: Literal["moment", "sketch", "inputs"] | None = None
     """What of a task is remembered: Adam's first moment at its end (paper), a sketch of its gradients, fed at each
     refresh, or its inputs, read once more at its end."""
-    memory_rows: Annotated[int, Range(1, WIDEST)] = 96
+    memory_rows: Annotated[int, Range(1, WIDEST)] = 256
     """With `memory_source: inputs`: rows of the task that are read, drawn at random."""
     threshold: Annotated[float, POSITIVE] = 0.6
     """τ, with `memory_source: inputs`: a direction is protected if the task's inputs have more along it than τ times

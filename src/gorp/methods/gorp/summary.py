@@ -10,7 +10,7 @@ from gorp.adapters import LoraPair
 from gorp.errors import ConfigError
 from gorp.layers import LowRankUpdate
 from gorp.memory import SubspaceMemory
-from gorp.methods.gorp_config import GorpConfig
+from gorp.methods.gorp.config import GorpConfig
 from gorp.sketch import FrequentDirections
 
 

@@ -1,0 +1,210 @@
+"""GORP: continual gradient low-rank projection. Wang et al. 2025, arXiv:2507.02503.
+
+Two branches train different weights, or the same ones:
+
+    LoRA        W x + s B A x              the rows of A are orthogonal to the shared space S
+    full rank   W x + U C Vᵀ x             C, k x k, in the gradient's own frame, refreshed every T steps
+
+and S grows at the end of each task from what the task's inputs were (paper: its gradients). `strict` mode turns the
+equations into a guarantee: the change ΔW of any later task satisfies ‖ΔW S‖ <= 1e-5 ‖ΔW‖ in float32, so W x stays what
+it was for every x in span(S), whatever the optimizer. `paper` mode is literal. `docs/equations.md` maps every equation
+to its line.
+
+Here is what is carried from task to task; what lives while one task runs is in `gorp.methods.gorp.task`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from gorp.adapters import LoraSettings
+from gorp.delta import WeightDelta
+from gorp.errors import ConfigError
+from gorp.method import Method, TaskContext
+from gorp.methods.gorp.config import GorpConfig
+from gorp.methods.gorp.shared_adapter import SharedAdapter
+from gorp.methods.gorp.task import GorpTask
+from gorp.moments import check_moments
+from gorp.shared_space import SharedSpace
+from gorp.targets import left_out_line, resolve
+from gorp.task_report import check_room
+from gorp.trainable import check_rank
+
+
+@final
+class Gorp(Method):
+    """Gradient low-rank projection, in `strict` or `paper` mode."""
+
+    name = "gorp"
+    title = "LoRA and full matrices in the complement of a shared gradient space"
+    paper = "Wang et al. 2025, arXiv:2507.02503"
+    keeps = "a basis S per weight, at most budget·n x n floats; per weight and task 16·(m + n) bytes of readings"
+    Config = GorpConfig
+    uses_lora = True
+
+    def __init__(self, config: GorpConfig | None = None, lora: LoraSettings | None = None) -> None:
+        super().__init__((config or GorpConfig()).resolved())
+        self.lora = lora or LoraSettings()
+        self.space = SharedSpace(budget=self.config.budget, energy=self.config.energy)
+        self.memory = self.space.memory
+        self.task: GorpTask | None = None
+        """What is in the model while a task runs."""
+        self._number = 0  # of the task at hand, or of the last one
+        self._shared = SharedAdapter() if self.config.adapter == "shared" else None
+
+    @property
+    def _folded(self) -> Mapping[str, WeightDelta]:
+        """What the working weights hold besides W₀ when a task starts: all, but for what one shared pair adds."""
+        return self.deltas if self._shared is None else self._shared.folded
+
+    @override
+    def choose(self, model: nn.Module) -> list[str]:
+        self._lora_layers = resolve(model, self.lora.target_modules, role="lora")
+        self._full_layers = resolve(model, self.config.full_modules, role="full")
+        if not self._lora_layers and not self._full_layers:
+            raise ConfigError("gorp has nothing to train: both lora.target_modules and method.full_modules are `none`.")
+        check_rank(model, self._lora_layers, self.lora.r, "lora.r")
+        check_rank(model, self._full_layers, self.config.rank, "method.rank")
+        return [*self._lora_layers, *(name for name in self._full_layers if name not in self._lora_layers)]
+
+    @override
+    def notes(self, model: nn.Module) -> list[str]:
+        return [line for line in [left_out_line(model, self.lora.target_modules, self.config.full_modules)] if line]
+
+    @override
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        super().begin_task(model, task)
+        self.space.begin_task()
+        self._number = task.index
+        if self._shared is not None:
+            self.weights.load(self._folded)
+        self.task = GorpTask(
+            model,
+            task,
+            config=self.config,
+            lora=self.lora,
+            lora_layers=self._lora_layers,
+            full_layers=self._full_layers,
+            weights=self.weights,
+            memory=self.memory,
+            folded=self._folded,
+            shared=self._shared,
+        )
+
+    @override
+    def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        assert self.task is not None
+        return self.task.parameter_groups(learning_rate)
+
+    @override
+    def check_optimizer(self, optimizer: type, options: Mapping[str, Any]) -> None:
+        if self._full_layers:
+            check_moments(optimizer, options, rule=self.config.moments, rank=self.config.rank)
+
+    @override
+    def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        assert self.task is not None
+        self.task.edit_gradients(optimizer, step=self.step)
+
+    @override
+    def after_step(self, model: nn.Module) -> None:
+        assert self.task is not None
+        super().after_step(model)
+        self.task.project_factors()
+        self.task.open_taps(self.step)
+
+    @override
+    def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
+        assert self.task is not None
+        running, config = self.task, self.config
+        changes = running.finish(self._shared)
+        for name, change in changes.items():
+            before = self.deltas.get(name, WeightDelta(change.shape)).to("cpu")
+            self._keep(name, change)
+            self.space.changed(name, change, weights=self.weights, before=before, after=self.deltas[name])
+            if config.memory_source != "inputs":
+                pair, core = running.pairs.get(name), running.cores.get(name)
+                running.summary.remember(self.memory, name, optimizer, pair, core)
+        if self._shared is not None:
+            self._shared.keep(running.pairs, running.cores, self.deltas)
+        self._take_out(model)
+        self.weights.load(self.deltas)
+        if config.memory_source == "inputs":
+            self.space.grow(model, list(changes), task, rows=config.memory_rows, threshold=config.threshold)
+        self.space.end_task()
+
+    @override
+    def abandon(self, model: nn.Module) -> None:
+        self.space.abandon()
+        self._take_out(model)
+        super().abandon(model)
+
+    def _take_out(self, model: nn.Module) -> None:
+        if self.task is not None:
+            self.task.take_out(model)
+        self.task = None
+
+    def _keep(self, name: str, change: WeightDelta) -> None:
+        """Add the task's change of one weight to what all tasks added to it."""
+        held = self.deltas.setdefault(name, WeightDelta(change.shape))
+        if not held.is_dense:  # a dense sum takes a matrix, however short the factors are
+            change.recompress(self.config.recompress)
+        held.add(change.to("cpu"))
+
+    @override
+    def memory_tensors(self) -> dict[str, Tensor]:
+        return self.space.bases()
+
+    @override
+    def facts(self) -> dict[str, Any]:
+        told = self.space.facts(self._trained) | {"mode": self.config.mode}
+        done = self.space.warnings(self.weights) if self.config.mode == "strict" else []
+        return super().facts() | told | {"warnings": [*done, *self._outlook(self._number)]}
+
+    @override
+    def warnings(self, finished: int) -> list[str]:
+        check_room(self._stuck(), self._trained)
+        return self._outlook(finished)
+
+    def _outlook(self, finished: int) -> list[str]:
+        return self.space.outlook(self._stuck(), trained=len(self._trained), finished=finished)
+
+    @property
+    def _trained(self) -> list[str]:
+        """The names of the weights that a task trains."""
+        return [f"{name}.weight" for name in dict.fromkeys([*self._full_layers, *self._lora_layers])]
+
+    def _stuck(self) -> list[str]:
+        """The trained weights that no task can change, because each of their branches is projected to nothing."""
+        config, found = self.config, []
+        for name in self._trained:
+            layer, full = name.removesuffix(".weight"), []
+            if layer in self._full_layers:
+                full.append(self.memory.is_full(name if config.mode == "strict" else f"{name}::core"))
+            if layer in self._lora_layers:
+                side = f"{name}::rank" if config.adapter_side == "rank" else name
+                held = config.projection == "both" and config.adapter == "fresh"
+                full.append(held and self.memory.is_full(side))
+            if all(full):
+                found.append(name)
+        return found
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        state = super().state_dict() | self.space.state_dict()
+        for part in (self._shared, self.task):
+            state |= part.state_dict() if part is not None else {}
+        return state
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.space.load_state_dict(state)
+        if self._shared is not None:
+            self._shared.load_state_dict(state)
+        if self.task is not None:
+            self.task.load_state_dict(state)
+            self.task.open_taps(self.step)
