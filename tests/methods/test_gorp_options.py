@@ -25,7 +25,7 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
     "energy": (None, 0.5),
     "budget": (None, 1.0),
     "sketch_size": (128, 2),
-    "memory_rows": (96, 2),
+    "memory_rows": (256, 2),
     "threshold": (0.3, 3.0),
     "oversampling": (8, 0),
     "power_steps": (None, 2),
