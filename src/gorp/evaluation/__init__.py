@@ -1,6 +1,7 @@
 """Scores, and what they say about a sequence of tasks.
 
 batches.py     EvalConfig, eval mode, batches of like length
+reading.py     prompts as a model holds them, what they begin with read once
 generate.py    greedy answers in free text
 rank.py        log-likelihood of every label of a closed set
 compare.py     when an answer is the expected one

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -21,8 +22,10 @@ from gorp.evaluation.batches import (
     is_encoder_decoder,
     pad_rows,
     pad_token_id,
+    tokens_at_once,
     without_peft,
 )
+from gorp.evaluation.reading import Reading, encode, read_behind_encoder, read_by_decoder
 
 
 def generate_answers(
@@ -62,24 +65,62 @@ def generate_answers(
     leads = {form: _lead(form, tokenizer) for form in set(forms)}
     pad, inner = pad_token_id(tokenizer), without_peft(model)
     settings = _greedy(inner, tokenizer, answer_limit(encoding, config), set(forms))
-    generate: Any = model.generate
-    padded = can_be_padded(model, tokenizer)
+    padded, readable = can_be_padded(model, tokenizer), True
     answers, done = [""] * len(rows), 0
-    with evaluating(model), _stored_aside(inner, settings):
-        for batch in batches_by_length(rows, config.batch_size, padded=padded):
-            input_ids, attention_mask = pad_rows([rows[index] for index in batch], pad, encoder_decoder=encoder_decoder)
-            output: Tensor = generate(
-                input_ids=input_ids.to(device_of(model)),
-                attention_mask=attention_mask.to(device_of(model)),
-                generation_config=settings,
-            )
-            new = output if encoder_decoder else output[:, input_ids.shape[1] :]  # a decoder alone repeats the prompt
+    with evaluating(model):
+        for batch in batches_by_length(rows, config.batch_size, padded=padded, most_tokens=tokens_at_once(model)):
+            members = [rows[index] for index in batch]
+            reading = _read(members, model, pad, settings) if readable else None
+            readable = reading is not None
+            new = _answer_whole(members, model, pad, settings) if reading is None else _answer(reading, settings)
             for index, answer in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[index] = answer.strip().removeprefix(leads[forms[index]]).strip()
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
     return answers
+
+
+def _read(rows: list[list[int]], model: Module, pad: int, settings: GenerationConfig) -> Reading | None:
+    """None for a model that `generate` must answer for: its cache or its beginning of an answer is of its own kind."""
+    if not is_encoder_decoder(model):
+        return read_by_decoder(model, rows, pad)
+    if settings.decoder_start_token_id == getattr(model.config, "decoder_start_token_id", None) is not None:
+        return read_behind_encoder(model, *encode(model, rows, pad))
+    return None
+
+
+def _answer(reading: Reading, settings: GenerationConfig) -> list[list[int]]:
+    """The tokens of every row's answer, with its end token; a row that has ended is computed no further."""
+    answers: list[list[int]] = [[] for _ in reading.logits]
+    open_ = list(range(len(answers)))
+    tokens = reading.logits.argmax(dim=-1)  # B
+    if reading.encoded is not None and settings.forced_bos_token_id is not None:
+        tokens = torch.full_like(tokens, settings.forced_bos_token_id)
+    ends = torch.tensor(settings.eos_token_id or [], dtype=tokens.dtype, device=tokens.device)
+    while True:
+        for row, token in zip(open_, tokens.tolist(), strict=True):
+            answers[row].append(token)
+        going = torch.isin(tokens, ends, invert=True).nonzero()[:, 0]
+        if not len(going) or len(answers[open_[0]]) == settings.max_new_tokens:
+            return answers
+        if len(going) < len(open_):
+            reading.keep(going)
+            open_, tokens = [open_[place] for place in going.tolist()], tokens[going]
+        tokens = reading.go_on(tokens[:, None])[:, -1].argmax(dim=-1)
+
+
+def _answer_whole(rows: list[list[int]], model: Module, pad: int, settings: GenerationConfig) -> list[list[int]]:
+    """As transformers generates: for a model whose cache is of its own kind, as that of a recurrent layer."""
+    generate: Any = model.generate
+    encoder_decoder = is_encoder_decoder(model)
+    input_ids, attention_mask = (
+        part.to(device_of(model)) for part in pad_rows(rows, pad, encoder_decoder=encoder_decoder)
+    )
+    with _stored_aside(without_peft(model), settings):
+        output: Tensor = generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings)
+    # A decoder alone repeats the prompt.
+    return (output if encoder_decoder else output[:, input_ids.shape[1] :]).tolist()
 
 
 @contextmanager

@@ -1,19 +1,17 @@
 """How likely a model finds each label of a closed set: the prompt is read once, every label is tried after it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import Cache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from gorp.data import PLAIN, Collator, Encoding, Form, encode_completions, encode_prompts
 from gorp.data.encode import places
-from gorp.errors import DataError, ModelError
+from gorp.errors import DataError
 from gorp.evaluation.batches import (
     EvalConfig,
     Progress,
@@ -22,14 +20,19 @@ from gorp.evaluation.batches import (
     device_of,
     evaluating,
     is_encoder_decoder,
-    pad_rows,
     pad_token_id,
-    without_peft,
+    tokens_at_once,
 )
-
-
-DOES_NOT_GO_ON = (AssertionError, NotImplementedError, ValueError)
-"""What a decoder raises that takes only one token behind its cache, as ProphetNet's: it refuses, nothing is broken."""
+from gorp.evaluation.reading import (
+    DOES_NOT_GO_ON,
+    Reading,
+    behind_encoder,
+    encode,
+    read_behind_encoder,
+    read_by_decoder,
+    start_tokens,
+    understood,
+)
 
 
 def rank_labels(
@@ -78,7 +81,7 @@ def rank_labels(
     forms = [PLAIN] * len(prompts) if forms is None else forms
     rows = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding, forms=forms)
     ranked: list[dict[str, float]] = [{}] * len(rows)
-    done, padded = 0, can_be_padded(model, tokenizer)
+    done, limits = 0, {"padded": can_be_padded(model, tokenizer), "most_tokens": tokens_at_once(model)}
     with evaluating(model):
         for members in _alike(prompts, tokenizer, forms):
             first, count = members[0], len(labels)
@@ -89,7 +92,7 @@ def rank_labels(
                 encoder_decoder=encoder_decoder,
                 forms=[forms[first]] * count,
             )
-            for batch in batches_by_length([rows[index] for index in members], config.batch_size, padded=padded):
+            for batch in batches_by_length([rows[index] for index in members], config.batch_size, **limits):
                 indices = [members[position] for position in batch]
                 scores = _score([rows[index] for index in indices], answers, model, pad_token_id(tokenizer))
                 for index, line in zip(indices, scores.tolist(), strict=True):
@@ -110,32 +113,32 @@ def _alike(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, forms: Se
 
 def _score(rows: list[list[int]], answers: list[list[int]], model: Module, pad: int) -> Tensor:
     """ℓ of every answer after every row, B x len(answers)."""
-    encoder_decoder = is_encoder_decoder(model)
-    input_ids, mask = (part.to(device_of(model)) for part in pad_rows(rows, pad, encoder_decoder=encoder_decoder))
-    if not encoder_decoder:
-        read = _read_by_decoder(model, input_ids, mask)
-        if read is not None:
-            return _score_after(read, answers)
+    if not is_encoder_decoder(model):
+        reading = read_by_decoder(model, rows, pad)
+        if reading is not None:
+            return _score_after(reading, answers)
         return torch.stack([_score_whole(rows, answer, model, pad) for answer in answers], dim=1)
-    encoded = _encode(model, input_ids, mask)
+    encoded, mask = encode(model, rows, pad)
     try:
-        read = _read_by_encoder(model, encoded, mask)
-        if read is not None:
-            return _score_after(read, answers)
+        reading = read_behind_encoder(model, encoded, mask)
+        if reading is not None:
+            return _score_after(reading, answers)
     except DOES_NOT_GO_ON:
         pass
     return torch.stack([_score_behind_encoder(encoded, mask, answer, model) for answer in answers], dim=1)
 
 
-def _score_after(read: "_Read", answers: list[list[int]]) -> Tensor:
+def _score_after(reading: Reading, answers: list[list[int]]) -> Tensor:
     """ℓ of every answer after the prompts that were read, B x len(answers)."""
-    first = _log_softmax(read.logits)  # B x V
+    first = _log_softmax(reading.logits)  # B x V
+    reading.cache.activate_past_recording()  # a sliding window keeps what a label pushes out of it
     columns = []
     for answer in answers:
         column = first[:, answer[0]]
         if len(answer) > 1:
             tokens = torch.tensor(answer, device=first.device)
-            following = _log_softmax(read.go_on(tokens[:-1]))  # B x (n - 1) x V
+            following = _log_softmax(reading.go_on(tokens[:-1].expand(len(first), -1)))  # B x (n - 1) x V
+            reading.go_back(len(answer) - 1)
             column = column + following[:, torch.arange(len(answer) - 1), tokens[1:]].sum(dim=1)
         columns.append(column)
     return torch.stack(columns, dim=1)
@@ -146,7 +149,7 @@ def _score_whole(rows: list[list[int]], answer: list[int], model: Module, pad: i
     forward: Any = model
     batch = Collator(pad)([{"input_ids": row + answer, "labels": row + answer} for row in rows])
     input_ids, mask = (batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask"))
-    logits = forward(input_ids=input_ids, attention_mask=mask, **_understood(model, use_cache=False)).logits
+    logits = forward(input_ids=input_ids, attention_mask=mask, **understood(model, use_cache=False)).logits
     starts = torch.tensor([len(row) for row in rows], device=logits.device)
     at = starts[:, None] + torch.arange(len(answer), device=logits.device)  # B x n
     rows_ = torch.arange(len(rows), device=logits.device)[:, None]
@@ -158,86 +161,9 @@ def _score_behind_encoder(encoded: ModelOutput, mask: Tensor, answer: list[int],
     """ℓ of one answer after every row of an encoder's output, B, without a cache of the decoder's."""
     forward: Any = model
     tokens = torch.tensor(answer, device=mask.device).expand(len(mask), -1)  # B x n
-    inputs = torch.cat([_start(model, mask), tokens[:, :-1]], dim=1)
-    logits = forward(**_behind_encoder(encoded, mask, inputs), use_cache=False).logits  # B x n x V
+    inputs = torch.cat([start_tokens(model, mask), tokens[:, :-1]], dim=1)
+    logits = forward(**behind_encoder(encoded, mask, inputs), use_cache=False).logits  # B x n x V
     return _log_softmax(logits).gather(2, tokens[..., None])[..., 0].sum(dim=1)
-
-
-@dataclass(frozen=True)
-class _Read:
-    """B prompts as the model holds them after reading, ready to go on with any answer."""
-
-    model: Module
-    logits: Tensor  # B x V, for the answer's first token
-    cache: Cache
-    mask: Tensor  # B x S
-    encoded: ModelOutput | None  # of the encoder; None for a decoder alone
-
-    def go_on(self, tokens: Tensor) -> Tensor:
-        """Logits behind each of the n `tokens`, the same for every prompt, B x n x V; the cache is left as it was."""
-        batch, count = len(self.mask), len(tokens)
-        forward: Any = self.model
-        tokens = tokens.expand(batch, count)
-        if self.encoded is not None:
-            inputs = _behind_encoder(self.encoded, self.mask, tokens)
-        else:
-            positions = self.mask.sum(dim=1, keepdim=True) + torch.arange(count, device=tokens.device)
-            inputs = {
-                "input_ids": tokens,
-                "attention_mask": torch.cat([self.mask, torch.ones_like(tokens)], dim=1),
-                **_understood(self.model, position_ids=positions),
-            }
-        logits = forward(**inputs, past_key_values=self.cache, use_cache=True).logits
-        self.cache.crop(-count)
-        return logits
-
-
-def _read_by_decoder(model: Module, input_ids: Tensor, mask: Tensor) -> _Read | None:
-    """None where the model keeps nothing that a label could be taken off again."""
-    forward: Any = model
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # padding stands on the left and has no position
-    extra = _understood(model, position_ids=positions, logits_to_keep=1)
-    output = forward(input_ids=input_ids, attention_mask=mask, use_cache=True, **extra)
-    cache = getattr(output, "past_key_values", None)
-    if not isinstance(cache, Cache) or not cache.is_croppable:
-        return None
-    cache.activate_past_recording()  # a sliding window keeps what a label pushes out of it
-    return _Read(model, output.logits[:, -1], cache, mask, None)
-
-
-def _read_by_encoder(model: Module, encoded: ModelOutput, mask: Tensor) -> _Read | None:
-    """None where the decoder keeps nothing that a label could be taken off again."""
-    forward: Any = model
-    output = forward(**_behind_encoder(encoded, mask, _start(model, mask)), use_cache=True)
-    cache = output.past_key_values
-    if not isinstance(cache, Cache) or not cache.is_croppable:
-        return None
-    cache.activate_past_recording()
-    return _Read(model, output.logits[:, -1], cache, mask, encoded)
-
-
-def _encode(model: Module, input_ids: Tensor, mask: Tensor) -> ModelOutput:
-    """The encoder's output for the prompts; asked by itself, since some encoders refuse the word `use_cache`."""
-    inner: Any = without_peft(model)
-    return inner.get_encoder()(input_ids=input_ids, attention_mask=mask, return_dict=True)
-
-
-def _behind_encoder(encoded: ModelOutput, mask: Tensor, tokens: Tensor) -> dict[str, Any]:
-    return {"encoder_outputs": encoded, "attention_mask": mask, "decoder_input_ids": tokens}
-
-
-def _start(model: Module, mask: Tensor) -> Tensor:
-    """The token that every answer of a decoder behind an encoder follows, B x 1."""
-    start = getattr(model.config, "decoder_start_token_id", None)
-    if start is None:
-        raise ModelError("config.decoder_start_token_id is not set, so the decoder cannot begin. Set it on the model.")
-    return torch.full_like(mask[:, :1], start)
-
-
-def _understood(model: Module, **arguments: Any) -> dict[str, Any]:
-    """Those of `arguments` that the model's own forward names; PEFT hands them through to it."""
-    known = signature(without_peft(model).forward).parameters
-    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
