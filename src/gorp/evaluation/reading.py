@@ -91,7 +91,7 @@ def _read_once(model: Module, beginning: Tensor, positions: Tensor) -> Cache | N
     reading = _read(model, beginning, mask, mask.cumsum(dim=1) - 1)
     if reading is None or any(type(layer) is not DynamicLayer for layer in reading.cache.layers):
         return None
-    for layer in reading.cache.layers:
+    for layer in cast(list[DynamicLayer], reading.cache.layers):
         if layer.keys is not None and layer.values is not None:  # a layer may use those of another
             layer.keys = layer.keys[0][:, positions].transpose(0, 1)  # heads x B x P x d -> B x heads x P x d
             layer.values = layer.values[0][:, positions].transpose(0, 1)
