@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gorp.delta import WeightDelta
 from gorp.layers import replace
+from gorp.names import weight_name
 from gorp.ranges import BELOW_ONE, POSITIVE, WIDEST, Range, check_ranges
 
 
@@ -83,7 +84,7 @@ def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dic
         for factor in linears:
             factor.to(torch.promote_types(factor.weight.dtype, torch.float32))  # PEFT took the weight's dtype
         down, up = (factor.weight for factor in linears)
-        pairs[f"{name}.weight"] = LoraPair(down=down, up=up, scale=layer.scaling[ADAPTER])
+        pairs[weight_name(name)] = LoraPair(down=down, up=up, scale=layer.scaling[ADAPTER])
     return pairs
 
 

@@ -10,6 +10,7 @@ from gorp.distributed import num_ranks
 from gorp.frame import Frame, Seen, sketched_frames
 from gorp.layers import LowRankUpdate, wrap
 from gorp.moments import Rule, kept_by, reset_moments, rotate_moments
+from gorp.names import weight_name
 from gorp.weights import BaseWeights
 
 
@@ -45,7 +46,7 @@ class FullRankBranch:
         moments: Rule,
     ) -> None:
         self.layers: dict[str, LowRankUpdate] = {
-            f"{name}.weight": layer for name, layer in wrap(model, list(names), rank=rank).items()
+            weight_name(name): layer for name, layer in wrap(model, list(names), rank=rank).items()
         }
         """The wrapped layers by the name of their weight."""
         for name in self.layers:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gorp.distributed import broadcast_from_owner
+from gorp.names import layers_of
 from gorp.watch import Watch
 
 
@@ -210,8 +211,7 @@ def weight_inputs(
         batches: `TaskContext.batches` of the task: every rank reads the same rows.
         rows: How many are read.
     """
-    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
-    return input_moments(model, layers, list(batches(BATCH, rows)))
+    return input_moments(model, layers_of(model, names), list(batches(BATCH, rows)))
 
 
 def _groups(layers: Mapping[str, nn.Module]) -> Iterable[list[str]]:

@@ -8,6 +8,7 @@ import regex
 from torch import nn
 
 from gorp.errors import ModelError, nearest, shown
+from gorp.names import layer_name, weight_name
 from gorp.trainable import Obstacle, left_out, linear_layers
 
 
@@ -176,8 +177,8 @@ def weight_of(name: str) -> str:
     name = name.replace(".inner", "").replace(".base_layer", "")
     owner, adapter, _ = name.partition(".lora_")
     if adapter:
-        return f"{owner}.weight"
-    return f"{name.removesuffix('.core')}.weight" if name.endswith(".core") else name
+        return weight_name(owner)
+    return weight_name(name.removesuffix(".core")) if name.endswith(".core") else name
 
 
 def untouched_line(names: Sequence[str], trained: int) -> str | None:
@@ -201,9 +202,9 @@ def _kind(name: str) -> tuple[str, str]:
     """The weight a trainable parameter belongs to, and its role."""
     _, adapter, factor = name.partition(".lora_")
     if adapter:
-        return f"{weight_of(name).removesuffix('.weight')} {factor[0]}", "LoRA"
+        return f"{layer_name(weight_of(name))} {factor[0]}", "LoRA"
     if name.endswith(".core"):
-        return weight_of(name).removesuffix(".weight") + " C", "core"
+        return layer_name(weight_of(name)) + " C", "core"
     return weight_of(name), "full"
 
 

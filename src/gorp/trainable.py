@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gorp.errors import ConfigError, ModelError
+from gorp.names import weight_name
 
 
 READ_BY_KERNELS = ("x_proj", "dt_proj", "out_proj")
@@ -54,7 +55,7 @@ def linear_layers(model: nn.Module) -> dict[str, Obstacle | None]:
     for name, layer in named.items():
         if isinstance(layer, nn.Linear):
             parent, _, child = name.rpartition(".")
-            others = [other for other in owners.get(id(layer.weight), []) if other != f"{name}.weight"]
+            others = [other for other in owners.get(id(layer.weight), []) if other != weight_name(name)]
             found[name] = _obstacle(layer, named[parent], child, others)
     return found
 
@@ -98,7 +99,7 @@ def check_rank(model: nn.Module, layers: Sequence[str], rank: int, key: str) -> 
     Raises:
         ConfigError: With the largest rank there can be.
     """
-    shapes = {name: tuple(model.get_parameter(f"{name}.weight").shape) for name in layers}
+    shapes = {name: tuple(model.get_parameter(weight_name(name)).shape) for name in layers}
     if not shapes:
         return
     largest = max(shapes, key=lambda name: min(shapes[name]))

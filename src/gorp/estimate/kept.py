@@ -15,6 +15,7 @@ from gorp.coverage import reading_bytes
 from gorp.layers import linear_of
 from gorp.memory import room
 from gorp.methods.gorp import Gorp, GorpConfig
+from gorp.names import weight_name
 from gorp.targets import resolve
 
 
@@ -42,7 +43,7 @@ def gorp_weights(model: nn.Module, method: Gorp) -> list[Weight]:
     for name, layer in model.named_modules():
         if name in cores | loras:
             m, n = linear_of(layer).weight.shape
-            found.append(Weight(name=f"{name}.weight", m=m, n=n, core=name in cores, lora=name in loras))
+            found.append(Weight(name=weight_name(name), m=m, n=n, core=name in cores, lora=name in loras))
     return found
 
 

@@ -13,6 +13,7 @@ from gorp.coverage import reading_bytes
 from gorp.estimate.device import Device
 from gorp.memory import room
 from gorp.methods.protected_full import ProtectedFull
+from gorp.names import weight_name
 
 
 class ProtectedShapes:
@@ -26,8 +27,8 @@ class ProtectedShapes:
     def __init__(self, model: nn.Module, method: ProtectedFull) -> None:
         layers = method.choose(model)
         self.shapes: dict[str, tuple[int, int]] = {
-            f"{name}.weight": (int(weight.shape[0]), int(weight.shape[1]))
-            for name, weight in ((name, model.get_parameter(f"{name}.weight")) for name in layers)
+            name: (int(weight.shape[0]), int(weight.shape[1]))
+            for name, weight in ((name, model.get_parameter(name)) for name in map(weight_name, layers))
         }
         """By name: m and n."""
         self._budget = method.config.budget

@@ -28,6 +28,7 @@ from gorp.delta import WeightDelta
 from gorp.errors import ConfigError
 from gorp.linalg import project_gradient, project_out_rows
 from gorp.method import Method, MethodConfig, TaskContext
+from gorp.names import layer_name, weight_name
 from gorp.ranges import POSITIVE, WIDEST, Range
 from gorp.shared_space import SharedSpace
 from gorp.targets import left_out_line, resolve
@@ -78,7 +79,7 @@ class ProtectedFull(Method):
             raise ConfigError(
                 "protected_full has nothing to train: method.full_modules is `none`. Name layers, or take `all-linear`."
             )
-        self._names = [f"{layer}.weight" for layer in layers]
+        self._names = [weight_name(layer) for layer in layers]
         return layers
 
     @override
@@ -193,4 +194,4 @@ class ProtectedFull(Method):
 
 
 def _layer(model: nn.Module, name: str) -> nn.Linear:
-    return model.get_submodule(name.removesuffix(".weight"))  # pyright: ignore[reportReturnType]
+    return model.get_submodule(layer_name(name))  # pyright: ignore[reportReturnType]

@@ -28,6 +28,7 @@ from gorp.methods.gorp.config import GorpConfig
 from gorp.methods.gorp.shared_adapter import SharedAdapter
 from gorp.methods.gorp.task import GorpTask
 from gorp.moments import check_moments
+from gorp.names import layer_name, weight_name
 from gorp.shared_space import SharedSpace
 from gorp.targets import left_out_line, resolve
 from gorp.task_report import check_room
@@ -175,13 +176,13 @@ class Gorp(Method):
     @property
     def _trained(self) -> list[str]:
         """The names of the weights that a task trains."""
-        return [f"{name}.weight" for name in dict.fromkeys([*self._full_layers, *self._lora_layers])]
+        return [weight_name(name) for name in dict.fromkeys([*self._full_layers, *self._lora_layers])]
 
     def _stuck(self) -> list[str]:
         """The trained weights that no task can change, because each of their branches is projected to nothing."""
         config, found = self.config, []
         for name in self._trained:
-            layer, full = name.removesuffix(".weight"), []
+            layer, full = layer_name(name), []
             if layer in self._full_layers:
                 full.append(self.memory.is_full(name if config.mode == "strict" else f"{name}::core"))
             if layer in self._lora_layers:

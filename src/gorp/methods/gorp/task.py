@@ -22,6 +22,7 @@ from gorp.method import TaskContext, prefixed, without_prefix
 from gorp.methods.gorp.config import GorpConfig
 from gorp.methods.gorp.shared_adapter import SharedAdapter
 from gorp.methods.gorp.summary import TaskSummary
+from gorp.names import layers_of, weight_name
 from gorp.watch import GradientProbe, GradientTap
 from gorp.weights import BaseWeights
 
@@ -67,7 +68,7 @@ class GorpTask:
         self._seed, self._index = task.seed, task.index
         # No longer than the task, so that in a short one too each layer has a turn.
         self._period = min(config.refresh_every, task.num_steps)
-        aligned = [f"{name}.weight" for name in lora_layers] if config.adapter_rows == "aligned" else []
+        aligned = [weight_name(name) for name in lora_layers] if config.adapter_rows == "aligned" else []
         starts = self._leading_inputs(model, task, aligned, r=lora.r)
         self.pairs: dict[str, LoraPair] = add_lora(model, list(lora_layers), lora) if lora_layers else {}
         """By the name of their weight."""
@@ -88,13 +89,13 @@ class GorpTask:
         watched = list(self.cores)
         if config.memory_source == "sketch":
             watched += [name for name in self.pairs if name not in self.cores]
-        self.taps = {name: GradientTap(model.get_submodule(name.removesuffix(".weight"))) for name in watched}
+        self.taps = {name: GradientTap(layer) for name, layer in layers_of(model, watched).items()}
         self.summary = TaskSummary(config, {name: weights.parameter(name).shape[1] for name in watched})
         self.probes: dict[str, GradientProbe] = {}
         if config.projection == "both":
             # Rows of A that are not trained were chosen where the task's inputs are, so that rounding moves no B.
             protected = [name for name, pair in self.pairs.items() if name in memory and pair.down.requires_grad]
-            self.probes = {n: GradientProbe(model.get_submodule(n.removesuffix(".weight"))) for n in protected}
+            self.probes = {n: GradientProbe(layer) for n, layer in layers_of(model, protected).items()}
         self.open_taps(0)
 
     @property
