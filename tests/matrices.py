@@ -45,3 +45,9 @@ def decaying(m: int, n: int, *, rate: float, dtype: torch.dtype = torch.float64)
 def projector(x: Tensor) -> Tensor:
     """X Xᵀ: what the columns span, whatever their signs and order."""
     return x @ x.mT
+
+
+def orthonormality_error(basis: Tensor) -> float:
+    """Largest entry of |SᵀS - I|. Zero for a perfect basis, and for an empty one."""
+    gram = basis.mT @ basis
+    return (gram - torch.eye(len(gram), dtype=gram.dtype)).abs().amax().item() if len(gram) else 0.0

@@ -5,9 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from gorp.frame import Seen, exact_frame, gradient_rows, is_due, reduced_gradient, sketched_frames
-from gorp.linalg import orthonormality_error, orthonormalize
-from tests.matrices import basis, decaying, projector
+from gorp.frame import Seen, exact_frame, gradient_rows, is_due, sketched_frames
+from gorp.linalg import orthonormalize
+from tests.matrices import basis, decaying, orthonormality_error, projector
 
 
 def draw(seed=0):
@@ -54,7 +54,7 @@ def test_layers_of_one_call_have_the_frames_they_would_have_alone():
         assert (frame is None) == (alone is None) == (not gradient_of(p).isfinite().all())
         if frame is not None:
             torch.testing.assert_close(vars(frame), vars(alone), rtol=0, atol=1e-12)
-            reduced = reduced_gradient(p, frame)
+            reduced = frame.left.mT @ gradient_of(p) @ frame.right
             torch.testing.assert_close(reduced, frame.sigma.diag(), rtol=0, atol=1e-9)
 
 
@@ -147,19 +147,11 @@ def test_the_gradient_is_never_formed():
     m, n, tokens = 500, 400, 600
     pairs, away_from = random_pairs(m, n, batches=1, tokens=tokens, dtype=torch.float32), basis(n, 40).float()
     with Sizes() as sizes, FlopCounterMode(display=False) as flops:
-        frame = sketch(pairs, away_from)
-        reduced_gradient(pairs, frame)
+        sketch(pairs, away_from)
     forming = 2 * tokens * m * n
     assert flops.get_total_flops() < 0.25 * forming
     assert not any({m, n} <= set(shape) for shape in sizes.seen)
     assert not any(shape.count(n) == 2 or shape.count(m) == 2 for shape in sizes.seen)  # nor a projector
-
-
-def test_the_reduced_gradient_is_the_gradient_in_the_frame():
-    pairs = random_pairs(7, 9, batches=3)
-    frame = sketch(pairs, basis(9, 2))
-    expected = frame.left.mT @ gradient_of(pairs) @ frame.right
-    torch.testing.assert_close(reduced_gradient(pairs, frame), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_random_rows_have_the_gradients_row_space_on_average():

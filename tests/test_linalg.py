@@ -12,15 +12,13 @@ from gorp.linalg import (
     extend_basis_above,
     leading_outside,
     left_singular,
-    orthonormality_error,
     orthonormalize,
-    principal_angles,
     project_out,
     project_out_rows,
     stands_out,
 )
 from tests.matrices import basis as random_basis
-from tests.matrices import basis_and_matrix
+from tests.matrices import basis_and_matrix, orthonormality_error
 
 
 energies = st.floats(0.0, 0.999)
@@ -163,20 +161,12 @@ class TestOrthonormalize:
         assert (basis.mT @ orthonormalize(almost, away_from=basis)).abs().max() < 1e-14
 
 
-class TestMeasures:
-    def test_angles_of_a_tilted_plane(self):
-        a = torch.eye(3)[:, :2]
-        tilted = torch.stack([torch.tensor([1.0, 0, 0]), torch.tensor([0, math.cos(0.3), math.sin(0.3)])], dim=1)
-        torch.testing.assert_close(principal_angles(a, tilted), torch.tensor([0.0, 0.3]), rtol=0, atol=1e-3)
-
+class TestStandsOut:
     def test_what_rounding_leaves_of_a_row_does_not_stand_out(self):
         basis = random_basis(50, 10, dtype=torch.float32)
         inside, outside = torch.randn(3, 10) @ basis.mT, project_out_rows(torch.randn(1, 50), basis)
         rows = torch.cat([inside, outside, inside[:1] + 0.01 * outside, torch.zeros(1, 50)])
         assert stands_out(rows, basis).tolist() == [False, False, False, True, True, False]
-
-    def test_an_empty_basis_is_perfect(self):
-        assert orthonormality_error(torch.zeros(4, 0)) == 0.0
 
 
 class TestLeadingOutside:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gorp.errors import ModelError
-from gorp.linalg import orthonormality_error
 from gorp.memory import SubspaceMemory
 from gorp.storage import read_tensors, write_tensors
+from tests.matrices import orthonormality_error
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gorp.data import Encoding, TaskSpec, load_task
-from gorp.data.encode import encode_completion
 from gorp.methods import METHODS
 from gorp.models import SHIPPED, SHIPPED_FOLDER, ModelConfig, load_model
 from gorp.training import train_task
+from tests.one_row import encode_completion
 
 
 FOLDER = SHIPPED_FOLDER / SHIPPED

@@ -23,11 +23,11 @@ NARROW = {"seeing": 0.02, "padding": 0.1}
 """The same in bfloat16 and float16, where rounding alone is some per cent."""
 
 
-def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, count: int = 16) -> list[int]:
-    """Ids of tokens without a special meaning, at even distances over the vocabulary."""
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of sixteen tokens without a special meaning, at even distances over the vocabulary."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     plain = [index for index in range(len(tokenizer)) if index not in special] or list(range(len(tokenizer)))
-    return [plain[place * len(plain) // count] for place in range(count)]
+    return [plain[place * len(plain) // 16] for place in range(16)]
 
 
 @torch.no_grad()

@@ -23,8 +23,8 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
-def broadcast_from_owner(x: Tensor, owner: int = 0) -> Tensor:
-    """The owner's `x` on every rank, bit for bit.
+def broadcast_from_owner(x: Tensor) -> Tensor:
+    """The `x` of rank 0, its owner, on every rank, bit for bit.
 
     Ranks may disagree on an SVD (signs, order of equal values). The copy is contiguous on purpose: SVD and QR
     return column-major matrices, and a broadcast sends memory as it lies, so that without it the other ranks
@@ -33,5 +33,5 @@ def broadcast_from_owner(x: Tensor, owner: int = 0) -> Tensor:
     if num_ranks() == 1:
         return x
     copy = x.contiguous().clone()
-    dist.broadcast(copy, src=owner)
+    dist.broadcast(copy, src=0)
     return copy

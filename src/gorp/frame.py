@@ -187,12 +187,6 @@ def _finish(left: Tensor, sigma: Tensor, right: Tensor, *, rank: int) -> Frame:
     return Frame(left=u.contiguous(), right=v.contiguous(), sigma=torch.nn.functional.pad(sigma, (0, rank - alive)))
 
 
-def reduced_gradient(pairs: Pairs, frame: Frame) -> Tensor:
-    """dL/dC = Uᵀ G V = (D U)ᵀ (X V), k x k, averaged over ranks as data-parallel gradients are."""
-    total = sum((d.to(frame.left) @ frame.left).mT @ (x.to(frame.right) @ frame.right) for x, d in pairs)
-    return sum_over_ranks(torch.as_tensor(total)) / num_ranks()
-
-
 def gradient_rows(pairs: Pairs, *, count: int, generator: torch.Generator) -> Tensor:
     """`count` random combinations R of the gradient's rows, with E[Rᵀ R] = Gᵀ G: what a row sketch is fed.
 

@@ -264,21 +264,3 @@ def left_singular(x: Tensor, needed: Callable[[Tensor], int]) -> tuple[Tensor, T
     k = needed(sigma.to(x.dtype))
     sigma, vectors = sigma[:k], vectors[:, :k]
     return (wide @ (vectors / sigma) if tall else vectors).to(x.dtype), sigma.to(x.dtype)
-
-
-def orthonormality_error(basis: Tensor) -> float:
-    """Largest entry of |SᵀS - I|. Zero for a perfect basis, and for an empty one."""
-    if basis.shape[1] == 0:
-        return 0.0
-    gram = basis.mT @ basis
-    return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max().item()
-
-
-def principal_angles(a: Tensor, b: Tensor) -> Tensor:
-    """Angles between two subspaces in radians, ascending, min(s_a, s_b) of them. Björck and Golub 1973.
-
-    Args:
-        a: Orthonormal columns, n x s_a.
-        b: Orthonormal columns, n x s_b.
-    """
-    return torch.linalg.svdvals(a.mT @ b).clamp(max=1.0).arccos()

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gorp.data import Collator, Encoding, Form, encode, encode_completion, encode_prompt, encode_prompts, pad_left
+from gorp.data import Collator, Encoding, Form, encode, encode_prompts, pad_left
 from gorp.data.encode import places
 from gorp.data.form import with_forms
 from gorp.data.tokens import added_tokens, text_ids
 from gorp.errors import ConfigError, DataError, ModelError
+from tests.one_row import encode_completion, encode_prompt
 from tests.tokenizers_small import SENTENCES, llama_tokenizer, t5_tokenizer
 
 

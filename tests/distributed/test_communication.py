@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gorp.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
-from gorp.frame import Seen, gradient_rows, reduced_gradient, sketched_frames
+from gorp.frame import Seen, gradient_rows, sketched_frames
 from tests.matrices import basis
 
 
@@ -37,7 +37,7 @@ def every_rank_knows_how_many_there_are(rank, ranks):
 
 
 def a_frame_is_that_of_all_ranks_rows(rank, ranks):
-    """17 rows do not divide evenly; the reduced gradient is averaged as data parallelism averages gradients."""
+    """17 rows do not divide evenly; Σ is that of the sum over ranks, not yet of the mean."""
     torch.manual_seed(0)
     x, d, away_from = torch.randn(17, 9).double(), torch.randn(17, 7).double(), basis(9, 2)
     part = slice(rank * 17 // ranks, (rank + 1) * 17 // ranks)
@@ -48,14 +48,13 @@ def a_frame_is_that_of_all_ranks_rows(rank, ranks):
     torch.testing.assert_close(rows, psi.mT @ d.mT @ x / ranks)
     seen = Seen(pairs=mine, basis=away_from, rows=rows)
     (frame,) = sketched_frames([seen], **settings)
-    reduced = reduced_gradient(mine, frame)
     copies = [torch.empty_like(frame.right) for _ in range(ranks)]
     dist.all_gather(copies, frame.right)
     assert all(torch.equal(copy, copies[0]) for copy in copies)
     left, sigma, right_t = torch.linalg.svd(d.mT @ x @ (torch.eye(9).double() - away_from @ away_from.mT))
     torch.testing.assert_close(frame.right @ frame.right.mT, right_t[:3].mT @ right_t[:3])
     torch.testing.assert_close(frame.left @ frame.left.mT, left[:, :3] @ left[:, :3].mT)
-    torch.testing.assert_close(reduced, torch.diag(sigma[:3]) / ranks, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(frame.sigma, sigma[:3], rtol=1e-9, atol=1e-9)
 
 
 def _worker(rank, ranks, rendezvous, check):

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import numpy as np
@@ -80,32 +81,11 @@ class TestCsv:
     def test_reading_gives_back_what_was_written(self, matrix, tmp_path_factory):
         path = tmp_path_factory.mktemp("csv") / "matrix.csv"
         matrix.to_csv(path)
-        assert same(AccuracyMatrix.from_csv(path, matrix.rows), matrix)
-        assert AccuracyMatrix.from_csv(path).rows == {}
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "",
-            "after\n",
-            "name,a\nbase,1\na,2\n",
-            "after,a\nbase,1\n",
-            "after,a\na,1\nbase,2\n",
-            "after,a\nbase,1\na,101\n",
-            "after,a\nbase,1\na,nan\n",
-            "after,a\nbase,1\na,high\n",
-            "after,a,b\nbase,1,2\na,1\nb,1,2\n",
-        ],
-    )
-    def test_a_damaged_file_is_named(self, text, tmp_path):
-        path = tmp_path / "matrix.csv"
-        path.write_text(text, encoding="utf-8")
-        with pytest.raises(CheckpointError, match=r"matrix\.csv: not an accuracy matrix"):
-            AccuracyMatrix.from_csv(path)
-
-    def test_a_missing_file_is_named(self, tmp_path):
-        with pytest.raises(CheckpointError, match="no such file"):
-            AccuracyMatrix.from_csv(tmp_path / "matrix.csv")
+        with open(path, encoding="utf-8", newline="") as file:
+            heading, *lines = csv.reader(file)
+        assert heading == ["after", *matrix.tasks] and [name for name, *_ in lines] == ["base", *matrix.tasks]
+        scores = [[float(score or "nan") for score in line[1:]] for line in lines]
+        assert np.array_equal(scores, matrix.R, equal_nan=True)
 
 
 class TestDict:

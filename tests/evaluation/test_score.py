@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from gorp.data import Encoding, Task, encode_completion, encode_prompts
+from gorp.data import Encoding, Task, encode_prompts
 from gorp.errors import ConfigError, DataError
 from gorp.evaluation import EvalConfig, normalise, score_task
 from tests.models_small import tiny_llama
+from tests.one_row import encode_completion
 from tests.tokenizers_small import llama_tokenizer
 
 

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from gorp.evaluation import FORMULAS
-from gorp.report import comparison_markdown, comparison_table, matrix_markdown, matrix_table
+from gorp.report import comparison_markdown, comparison_table, matrix_table
 from tests.report.matrices import FIRST, SECOND, matrix
 
 
@@ -20,18 +20,6 @@ def cells(line):
 
 
 class TestMarkdown:
-    def test_matrix_by_hand(self):
-        values = matrix([[10.0, float("nan")], [66.66, 25.0], [50.0, 80.0]], ("news", "films"))
-        assert matrix_markdown(values) == (
-            "| after | news | films |\n"
-            "| --- | ---: | ---: |\n"
-            "| base | 10.0 | – |\n"
-            "| news | 66.7 | 25.0 |\n"
-            "| films | 50.0 | 80.0 |\n"
-            "\n"
-            "R[i, j] is the score on task j after learning task i, in percent. Row 0 is the base model.\n"
-        )
-
     def test_comparison_by_hand(self):
         runs = {"gorp": [matrix(FIRST), matrix(SECOND)], "sequential_lora": [matrix()]}
         lines = comparison_markdown(runs).split("\n")

@@ -7,7 +7,7 @@ import torch
 
 from gorp.adapters import LoraSettings
 from gorp.delta import WeightDelta, leak, pack_deltas, unpack_deltas
-from gorp.linalg import orthonormality_error
+from tests.matrices import orthonormality_error
 from tests.runs import fresh, through_a_file, tiny, train
 
 

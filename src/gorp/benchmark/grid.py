@@ -43,13 +43,13 @@ def collect(cells: Iterable[Cell], folder: Path) -> list[dict[str, Any]]:
     return [read_json(path) for path in paths if path.exists()]
 
 
-def best_trial(results: Sequence[dict[str, Any]], score: str = "ap") -> dict[str, Any]:
-    """The trial with the highest `score`, averaged over seeds where a setting was run with several."""
+def best_trial(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The trial with the highest AP, averaged over seeds where a setting was run with several."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         setting = {key: value for key, value in result["cell"].items() if key != "seed"}
         groups.setdefault(json.dumps(setting, sort_keys=True), []).append(result)
-    return max(groups.values(), key=lambda group: sum(r[score] for r in group) / len(group))[0]
+    return max(groups.values(), key=lambda group: sum(r["ap"] for r in group) / len(group))[0]
 
 
 @contextmanager

@@ -21,14 +21,7 @@ collate.py        token ids → batches
 
 from gorp.data.cl_benchmark import load_cl_benchmark, official_prompt
 from gorp.data.collate import Collator, pad_left
-from gorp.data.encode import (
-    Encoding,
-    encode,
-    encode_completion,
-    encode_completions,
-    encode_prompt,
-    encode_prompts,
-)
+from gorp.data.encode import Encoding, encode, encode_completions, encode_prompts
 from gorp.data.form import PLAIN, Form, forms_of
 from gorp.data.orders import ORDERS
 from gorp.data.readers import FORMATS, TaskSpec, load_evaluation, load_task
@@ -49,9 +42,7 @@ __all__ = [
     "check_names",
     "cut_dev",
     "encode",
-    "encode_completion",
     "encode_completions",
-    "encode_prompt",
     "encode_prompts",
     "forms_of",
     "load_cl_benchmark",

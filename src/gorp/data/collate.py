@@ -21,8 +21,6 @@ class Collator:
 
     pad_token_id: int
     """Fills `input_ids`; masked, so its value has no effect."""
-    label_pad: int = IGNORED
-    """Fills `labels`; no loss there."""
 
     def __call__(self, features: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         """The batch of `features`, rows with `input_ids` and `labels`."""
@@ -31,7 +29,7 @@ class Collator:
         return {
             "input_ids": pad_right(inputs, self.pad_token_id),
             "attention_mask": pad_right([[1] * len(ids) for ids in inputs], 0),
-            "labels": pad_right(labels, self.label_pad),
+            "labels": pad_right(labels, IGNORED),
         }
 
 

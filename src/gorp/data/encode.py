@@ -101,18 +101,6 @@ def check_answer_length(index: int, completion: str, ids: Sequence[int], encodin
         )
 
 
-def encode_prompt(
-    prompt: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    encoder_decoder: bool,
-    encoding: Encoding,
-    form: Form = PLAIN,
-) -> list[int]:
-    """The ids of one prompt: what `encode` puts before the answer, or into the encoder."""
-    return encode_prompts([prompt], tokenizer, encoder_decoder=encoder_decoder, encoding=encoding, forms=[form])[0]
-
-
 def encode_prompts(
     prompts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -148,20 +136,6 @@ def encode_prompts(
             else:
                 encoded[index] = before + _truncated(ids, room, encoding.truncation) + after
     return encoded
-
-
-def encode_completion(
-    completion: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    prompt: str = "",
-    encoder_decoder: bool,
-    form: Form = PLAIN,
-) -> list[int]:
-    """The ids of one answer with its end; see `encode_completions`."""
-    return encode_completions([completion], tokenizer, prompts=[prompt], encoder_decoder=encoder_decoder, forms=[form])[
-        0
-    ]
 
 
 def encode_completions(

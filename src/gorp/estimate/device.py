@@ -48,21 +48,20 @@ def device_for(config: RunConfig, *, tflops: float | None = None, gbps: float | 
     return measure_device(here, torch.bfloat16 if narrow else torch.float32)
 
 
-def measure_device(device: str, dtype: torch.dtype, *, budget: float = 2.0) -> Device:
-    """Measure this machine; the best of many short trials, as what slows one down is not the device.
+def measure_device(device: str, dtype: torch.dtype) -> Device:
+    """Measure this machine, in about two seconds; the best of many short trials, as what slows one is not the device.
 
     Args:
         device: "cpu" or "cuda".
         dtype: Of the products: float32, or bfloat16 under autocast.
-        budget: Seconds spent, about.
     """
     side = 512 if device == "cpu" else 8192  # short enough to fall between two interruptions
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     source = torch.zeros((1 if device == "cpu" else 32) * 2**25, dtype=torch.uint8, device=device)
     target, one = torch.empty_like(source), torch.zeros(1, device=device)
-    product = _best(lambda: torch.mm(a, b), device, budget / 2)
-    copy = _best(lambda: target.copy_(source), device, budget / 3)
-    small = _best(lambda: [one.add_(1.0) for _ in range(100)], device, budget / 6) / 100
+    product = _best(lambda: torch.mm(a, b), device, 1.0)
+    copy = _best(lambda: target.copy_(source), device, 2 / 3)
+    small = _best(lambda: [one.add_(1.0) for _ in range(100)], device, 1 / 3) / 100
     name = torch.cuda.get_device_name() if device == "cuda" else f"this CPU, {torch.get_num_threads()} threads"
     return Device(
         name=f"{name}, measured",

@@ -77,31 +77,6 @@ class AccuracyMatrix:
             writer.writerow([name, *("" if np.isnan(score) else repr(float(score)) for score in scores)])
         write_atomic(path, text.getvalue().encode())
 
-    @classmethod
-    def from_csv(cls, path: Path, rows: Mapping[str, int] | None = None) -> "AccuracyMatrix":
-        """Read what `to_csv` wrote; `rows` gives the row counts back, which the file does not hold.
-
-        Raises:
-            CheckpointError: If the file is missing, is not such a table, or holds something that is not a score.
-        """
-        try:
-            with open(path, encoding="utf-8", newline="") as file:
-                heading, *lines = list(csv.reader(file))
-            matrix = cls(heading[1:])
-            if heading[:1] != ["after"] or [line[0] for line in lines] != matrix.row_names():
-                raise ValueError("its first line or its first column is not as written")
-            values = [[_parse_score(cell) for cell in line[1:]] for line in lines]
-            matrix.R = np.array(values, dtype=np.float64).reshape(matrix.R.shape)
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such file. Was the folder moved, or the run never finished?") from None
-        except (ValueError, IndexError, csv.Error) as error:
-            raise CheckpointError(
-                f"{path}: not an accuracy matrix ({error}). Wanted a line `after,<tasks>`, then `{BASE}` and one line a"
-                " task; restore the file from a copy."
-            ) from None
-        matrix.rows = dict(rows or {})
-        return matrix
-
     def to_dict(self) -> dict[str, Any]:
         """The matrix as JSON values: `tasks`, `R` with None for a cell not measured, `rows`."""
         scores = [[None if np.isnan(score) else float(score) for score in line] for line in self.R]
@@ -124,10 +99,3 @@ class AccuracyMatrix:
                 " tasks, and `rows`; was the file written by another version?"
             ) from None
         return matrix
-
-
-def _parse_score(cell: str) -> float:
-    score = float(cell) if cell else np.nan
-    if not (np.isnan(score) and not cell) and not 0.0 <= score <= 100.0:
-        raise ValueError(f"`{cell}` is not a score from 0 to 100")
-    return score

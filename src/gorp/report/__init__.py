@@ -11,7 +11,7 @@ page.py         one self-contained HTML page (page.html.j2)
 from gorp.report.comparison import Runs, Spread, compare, spread
 from gorp.report.figures import accuracy_over_tasks, heat_map, picture
 from gorp.report.page import Answer, Page, Sample, render_page, write_page
-from gorp.report.tables import comparison_markdown, comparison_table, matrix_markdown, matrix_table
+from gorp.report.tables import comparison_markdown, comparison_table, matrix_table
 from gorp.report.verdict import TaskVerdict, in_one_line, in_one_sentence, verdicts
 
 
@@ -29,7 +29,6 @@ __all__ = [
     "heat_map",
     "in_one_line",
     "in_one_sentence",
-    "matrix_markdown",
     "matrix_table",
     "picture",
     "render_page",

@@ -43,11 +43,6 @@ def _score(score: float, learned: float, later: bool) -> Text:
     return Text(f"{number(score)} ")
 
 
-def matrix_markdown(matrix: AccuracyMatrix) -> str:
-    """The accuracy matrix as a Markdown table, and below it what a cell means."""
-    return _markdown([["after", *matrix.tasks], *_matrix_lines(matrix)]) + f"\n{MATRIX_READING}\n"
-
-
 def comparison_table(runs: Runs, *, title: str = "") -> Group:
     """One line a method with every measure that was taken, for the terminal.
 
@@ -62,10 +57,6 @@ def comparison_markdown(runs: Runs) -> str:
     """One line a method with every measure that was taken, as a Markdown table with the formulas in a list below."""
     formulas = "".join(f"- `{formula}`\n" for formula in _formulas(runs))
     return _markdown(_comparison_lines(runs)) + f"\n{spread_reading(runs)} {MATRIX_READING}\n\n{formulas}"
-
-
-def _matrix_lines(matrix: AccuracyMatrix) -> list[list[str]]:
-    return [[name, *map(number, line)] for name, line in zip(matrix.row_names(), matrix.R.tolist(), strict=True)]
 
 
 def _comparison_lines(runs: Runs) -> list[list[str]]:
