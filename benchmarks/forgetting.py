@@ -12,7 +12,7 @@ reported. The three share no row and no set of labels. What was learned from `te
 test files are left alone.
 
 A task is scored twice: exact match of what the model generates, and the likeliest of the task's labels. The second
-still knows an answer whose words the model no longer says by itself.
+still knows an answer whose words the model no longer says by itself. scipy comes with `pip install -e '.[benchmark]'`.
 """
 
 import argparse
