@@ -23,7 +23,7 @@ from gorp.adapters import LoraSettings
 from gorp.data import Collator, Encoding, encode
 from gorp.demo.run import DemoSettings, demo_tasks
 from gorp.frame import Seen, exact_frame, gradient_rows, sketched_frames
-from gorp.layers import linear_of
+from gorp.low_rank import linear_of
 from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.models import ModelConfig, load_model
 

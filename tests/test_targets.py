@@ -5,7 +5,7 @@ from torch import nn
 
 from gorp.adapters import LoraSettings, add_lora
 from gorp.errors import ModelError
-from gorp.layers import wrap
+from gorp.low_rank import wrap
 from gorp.targets import Treatment, family_of, resolve, treatments
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer

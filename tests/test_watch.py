@@ -22,7 +22,7 @@ CHECKPOINTING = {"none": None, "reentrant": True, "not reentrant": False}
 
 
 def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tuple[int, dict[str, torch.Tensor]]:
-    """Bytes of layer inputs held when the loss is there, and all gradients and probed rows after the backward pass."""
+    """Bytes of layer inputs held when the loss is there, and all gradients and watched rows after the backward pass."""
     model = tiny("llama")
     options = {"full_modules": cores, "staggered": False, "adapter_rows": "trained"}
     method = fresh("gorp", model, lora=LoraSettings(target_modules="all-linear"), **options)
@@ -32,8 +32,8 @@ def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tupl
         method.memory.extend(name, torch.randn(3, n, generator=torch.Generator().manual_seed(1)))
     torch.manual_seed(0)
     method.begin_task(model, context(index))
-    assert len(method.task.probes) == (len(method.task.pairs) if index > 1 else 0)
-    assert all(tap.open for tap in method.task.taps.values())
+    assert len(method.task.row_watches) == (len(method.task.pairs) if index > 1 else 0)
+    assert all(watch.on for watch in method.task.pair_watches.values())
     model.train()
     if (reentrant := CHECKPOINTING[checkpointing]) is not None:
         newer = getattr(model, "activation_checkpointing_enable", None)  # transformers renamed it
@@ -52,10 +52,10 @@ def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tupl
     held = sum(size for alive, size in sizes.values() if not alive.expired())
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found |= {f"{name} probed": probe.take() for name, probe in method.task.probes.items()}
-    for name, tap in method.task.taps.items():
-        ((x, d),) = tap.take()
-        found[f"{name} tapped"] = d.mT @ x
+    found |= {f"{name} row": watch.take() for name, watch in method.task.row_watches.items()}
+    for name, watch in method.task.pair_watches.items():
+        ((x, d),) = watch.take()
+        found[f"{name} gradient"] = d.mT @ x
     return held, found
 
 
@@ -72,7 +72,7 @@ def test_a_later_task_holds_no_more_inputs_than_the_first(checkpointing):
 @pytest.mark.parametrize("cores", ["none", "all-linear"])
 def test_checkpointing_changes_nothing_that_is_seen(checkpointing, cores):
     plain, found = (watched_pass(2, way, cores=cores)[1] for way in ("none", checkpointing))
-    assert set(plain) == set(found) and any("probed" in name for name in plain)
+    assert set(plain) == set(found) and any(" row" in name for name in plain)
     for name, value in plain.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=name)
 

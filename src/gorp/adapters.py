@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from gorp.delta import WeightDelta
-from gorp.layers import replace
+from gorp.low_rank import replace
 from gorp.names import weight_name
 from gorp.ranges import BELOW_ONE, POSITIVE, WIDEST, Range, check_ranges
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
 from gorp.distributed import num_ranks
 from gorp.frame import Frame, Seen, sketched_frames
-from gorp.layers import LowRankUpdate, wrap
+from gorp.low_rank import LowRankUpdate, wrap
 from gorp.moments import Rule, kept_by, reset_moments, rotate_moments
 from gorp.names import weight_name
 from gorp.weights import BaseWeights

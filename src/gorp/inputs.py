@@ -128,18 +128,13 @@ class InputMoment(Watch):
         super().__init__(layer)
 
     @override
-    def wants_input(self) -> bool:
-        """Always."""
-        return True
-
-    @override
     def _watch(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if not output.requires_grad:  # nothing before this layer is trained: gradients begin at its output
             output = output.detach().requires_grad_()
         return super()._watch(layer, args, output)
 
     @override
-    def saw(self, x: Tensor, d: Tensor) -> None:
+    def add(self, x: Tensor, d: Tensor) -> None:
         self.sums = self._shared.add(self.sums, x.detach(), (d != 0).any(dim=1))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gorp.coverage import reading_bytes
-from gorp.layers import linear_of
+from gorp.low_rank import linear_of
 from gorp.memory import room
 from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.names import weight_name

@@ -115,7 +115,7 @@ class Gorp(Method):
         assert self.task is not None
         super().after_step(model)
         self.task.project_factors()
-        self.task.open_taps(self.step)
+        self.task.watch_due_layers(self.step)
 
     @override
     def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
@@ -208,4 +208,4 @@ class Gorp(Method):
             self._shared.load_state_dict(state)
         if self.task is not None:
             self.task.load_state_dict(state)
-            self.task.open_taps(self.step)
+            self.task.watch_due_layers(self.step)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gorp.adapters import LoraPair
 from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
-from gorp.layers import LowRankUpdate
+from gorp.low_rank import LowRankUpdate
 from gorp.method import prefixed, without_prefix
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from gorp import moments
 from gorp.adapters import LoraPair
 from gorp.errors import ConfigError
-from gorp.layers import LowRankUpdate
+from gorp.low_rank import LowRankUpdate
 from gorp.memory import SubspaceMemory
 from gorp.methods.gorp.config import GorpConfig
 from gorp.sketch import FrequentDirections

@@ -15,15 +15,15 @@ from gorp.distributed import sum_over_ranks
 from gorp.frame import Pairs, Seen, gradient_rows, is_due
 from gorp.full_rank import FullRankBranch
 from gorp.inputs import weight_inputs
-from gorp.layers import LowRankUpdate, unwrap
 from gorp.linalg import coarsest, leading_outside, project_out, stands_out
+from gorp.low_rank import LowRankUpdate, unwrap
 from gorp.memory import SubspaceMemory
 from gorp.method import TaskContext, prefixed, without_prefix
 from gorp.methods.gorp.config import GorpConfig
 from gorp.methods.gorp.shared_adapter import SharedAdapter
 from gorp.methods.gorp.summary import TaskSummary
 from gorp.names import layers_of, weight_name
-from gorp.watch import GradientProbe, GradientTap
+from gorp.watch import PairWatch, RowWatch
 from gorp.weights import BaseWeights
 
 
@@ -89,14 +89,14 @@ class GorpTask:
         watched = list(self.cores)
         if config.memory_source == "sketch":
             watched += [name for name in self.pairs if name not in self.cores]
-        self.taps = {name: GradientTap(layer) for name, layer in layers_of(model, watched).items()}
+        self.pair_watches = {name: PairWatch(layer) for name, layer in layers_of(model, watched).items()}
         self.summary = TaskSummary(config, {name: weights.parameter(name).shape[1] for name in watched})
-        self.probes: dict[str, GradientProbe] = {}
+        self.row_watches: dict[str, RowWatch] = {}
         if config.projection == "both":
             # Rows of A that are not trained were chosen where the task's inputs are, so that rounding moves no B.
             protected = [name for name, pair in self.pairs.items() if name in memory and pair.down.requires_grad]
-            self.probes = {n: GradientProbe(layer) for n, layer in layers_of(model, protected).items()}
-        self.open_taps(0)
+            self.row_watches = {n: RowWatch(layer) for n, layer in layers_of(model, protected).items()}
+        self.watch_due_layers(0)
 
     @property
     def cores(self) -> Mapping[str, LowRankUpdate]:
@@ -105,7 +105,7 @@ class GorpTask:
 
     def take_out(self, model: nn.Module) -> None:
         """Leave the model's layers as they were."""
-        for watch in (*self.taps.values(), *self.probes.values()):
+        for watch in (*self.pair_watches.values(), *self.row_watches.values()):
             watch.remove()
         unwrap(model)
         remove_lora(model)
@@ -133,7 +133,8 @@ class GorpTask:
         """
         if step == 1:
             self.summary.check(optimizer, has_cores=bool(self.cores))
-        self._refresh({name: pairs for name, tap in self.taps.items() if (pairs := tap.take())}, optimizer, step)
+        found = {name: pairs for name, watch in self.pair_watches.items() if (pairs := watch.take())}
+        self._refresh(found, optimizer, step)
         self._drop_rounding()
         for name, pair in self.pairs.items():
             if pair.down.grad is not None:
@@ -151,11 +152,11 @@ class GorpTask:
                 if pair.down.requires_grad:
                     pair.down.data = self._project_factor(name, pair.down.data)
 
-    def open_taps(self, step: int) -> None:
+    def watch_due_layers(self, step: int) -> None:
         """Watch, in the step after `step` finished ones, the layers whose turn it is."""
-        for index, tap in enumerate(self.taps.values()):
+        for index, watch in enumerate(self.pair_watches.values()):
             offset = index if self.config.staggered else 0
-            tap.open = is_due(step + 1, every=self._period, offset=offset)
+            watch.on = is_due(step + 1, every=self._period, offset=offset)
 
     def finish(self, shared: SharedAdapter | None) -> dict[str, WeightDelta]:
         """The whole change ΔW of each weight; the cores are empty afterwards."""
@@ -216,26 +217,26 @@ class GorpTask:
     def _drop_rounding(self) -> None:
         """Zero the gradients of the pairs whose weight's gradient lies in S: rounding is all that they hold."""
         rows = {}
-        for name, probe in self.probes.items():
-            row, down = probe.take(), self.pairs[name].down
+        for name, watch in self.row_watches.items():
+            row, down = watch.take(), self.pairs[name].down
             rows[name] = down.new_zeros(down.shape[1]) if row is None else row.to(down)
         if not rows:
             return
         sums = sum_over_ranks(torch.cat(list(rows.values()))).split([len(row) for row in rows.values()])
-        known = [probe.made_in for probe in self.probes.values() if probe.made_in is not None]
+        known = [watch.made_in for watch in self.row_watches.values() if watch.made_in is not None]
         for name, total in zip(rows, sums, strict=True):
             # A rank that has never used this layer takes what its others are made in, so that ranks agree.
-            made_in = self.probes[name].made_in or (coarsest(*known) if known else None)
+            made_in = self.row_watches[name].made_in or (coarsest(*known) if known else None)
             speaks = stands_out(total[None], self.memory.basis(name, total), made_in=made_in).to(total)
             for factor in (self.pairs[name].down, self.pairs[name].up):
                 if factor.grad is not None:
                     factor.grad.mul_(speaks)
 
     @torch.no_grad()
-    def _refresh(self, shown: Mapping[str, Pairs], optimizer: torch.optim.Optimizer, step: int) -> None:
+    def _refresh(self, found: Mapping[str, Pairs], optimizer: torch.optim.Optimizer, step: int) -> None:
         """Of the layers whose turn it is: feed the sketches, and give the cores new frames."""
         seen = {}
-        for name, pairs in shown.items():
+        for name, pairs in found.items():
             count = self.config.rank + self.config.oversampling
             rows = gradient_rows(pairs, count=count, generator=self._generator(name, step))
             self.summary.feed(name, rows)
@@ -247,6 +248,6 @@ class GorpTask:
 
     def _generator(self, name: str, step: int) -> torch.Generator:
         """Randomness that depends on the place alone, so that a resumed run draws the same numbers."""
-        index = list(self.taps).index(name)
+        index = list(self.pair_watches).index(name)
         seed = ((self._seed * 1009 + self._index) * 100_003 + step) * 1009 + index
         return torch.Generator().manual_seed(seed % 2**63)

@@ -1,4 +1,4 @@
-"""The wrapped layer answers as W + U C Vᵀ would, and the tap sees X and D without changing anything."""
+"""The wrapped layer answers as W + U C Vᵀ would, and a watch gets X and D without changing anything."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gorp.adapters import LoraSettings, add_lora
 from gorp.frame import Frame
-from gorp.layers import LowRankUpdate, linear_of, unwrap, wrap
-from gorp.watch import GradientTap
+from gorp.low_rank import LowRankUpdate, linear_of, unwrap, wrap
+from gorp.watch import PairWatch
 from tests.matrices import basis
 
 
@@ -19,6 +19,13 @@ def model():
 
 def frame(m, n, k):
     return Frame(left=basis(m, k), right=basis(n, k))
+
+
+def term_by_term(layer, x):
+    """The slow, obvious form: what the layer below answers, plus U (C (Vᵀ x))."""
+    y = layer.inner(x)
+    inside = (x @ layer.right.to(x.dtype)).to(layer.core.dtype)  # Vᵀ x: (..., n) @ (n, k)
+    return y + (inside @ layer.core.mT).to(y.dtype) @ layer.left.mT.to(y.dtype)  # (..., k) @ (k, k) @ (k, m)
 
 
 def test_a_new_layer_answers_as_the_one_it_wraps(model):
@@ -43,24 +50,37 @@ def test_answers_and_core_gradient_are_those_of_the_dense_weight(model):
     assert layer.weight.grad is None
 
 
+class OwnForward(nn.Linear):
+    """As Falcon's: W x + b in other words."""
+
+    def forward(self, x):
+        y = x @ self.weight.mT
+        return y if self.bias is None else y + self.bias
+
+
+@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("lora", [True, False])
-def test_the_fused_operation_is_the_sum_of_its_branches(lora, bias):
-    model = nn.Sequential(nn.Linear(6, 5, bias=bias)).double().requires_grad_(False)
+@pytest.mark.parametrize("kind", [nn.Linear, OwnForward])
+def test_the_operation_is_the_sum_of_its_terms(kind, lora, bias, trained):
+    """`trained`: the weight below too, which is then computed by the layer below."""
+    model = nn.Sequential(kind(6, 5, bias=bias)).double().requires_grad_(False)
     pair = add_lora(model, ["0"], LoraSettings(r=2, target_modules=["0"]))["0.weight"] if lora else None
     layer = wrap(model, ["0"], rank=3)["0"]
     layer.fold(frame(5, 6, 3))
-    trained = [layer.core, *([pair.down, pair.up] if pair else [])]
-    for parameter in trained:
+    parameters = [layer.core, *([pair.down, pair.up] if pair else [])]
+    for parameter in parameters:
         parameter.data.normal_()
+    if trained:
+        parameters += list(linear_of(layer).requires_grad_(True).parameters())
     x, mix = torch.randn(2, 7, 6).double().requires_grad_(True), torch.randn(2, 7, 5).double()
-    fast, slow = layer(x), layer.branch_by_branch(x)
+    fast, slow = layer(x), term_by_term(layer, x)
     torch.testing.assert_close(fast, slow)
-    gradients = [torch.autograd.grad((y * mix).sum(), [x, *trained]) for y in (fast, slow)]
+    gradients = [torch.autograd.grad((y * mix).sum(), [x, *parameters]) for y in (fast, slow)]
     torch.testing.assert_close(*gradients)
 
 
-def test_the_fused_operation_keeps_thin_products_instead_of_inputs():
+def test_the_operation_keeps_thin_products_instead_of_inputs():
     layer, kept = LowRankUpdate(nn.Linear(64, 48).requires_grad_(False), rank=3), []
     x = torch.randn(100, 64)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -68,11 +88,19 @@ def test_the_fused_operation_keeps_thin_products_instead_of_inputs():
     assert sum(t.numel() for t in kept if len(t) == 100) == 100 * 3
 
 
-def test_dropout_of_the_adapter_takes_the_way_branch_by_branch():
+def test_dropout_of_the_adapter_leaves_out_what_it_leaves_out_without_a_core():
     model = nn.Sequential(nn.Linear(64, 48)).requires_grad_(False)
     pair = add_lora(model, ["0"], LoraSettings(r=2, lora_dropout=0.5, target_modules=["0"]))["0.weight"]
-    layer, x = wrap(model, ["0"], rank=3)["0"], torch.ones(1, 64)
-    pair.up.data.normal_()
+    layer, x = wrap(model, ["0"], rank=3)["0"], torch.randn(5, 64, requires_grad=True)
+    parameters = [x, layer.core, pair.down, pair.up]
+    for tensor in (layer.left, layer.right, layer.core.data, pair.up.data):
+        tensor.normal_()
+    found = []
+    for answer in (layer, lambda x: term_by_term(layer, x)):
+        torch.manual_seed(0)  # of the dropout
+        y = answer(x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
@@ -85,7 +113,7 @@ def test_under_autocast_products_run_in_bfloat16_and_gradients_stay_float32(mode
     layer.core.data.normal_()
     x = torch.randn(4, 6, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        fast, slow = layer(x), layer.branch_by_branch(x)
+        fast, slow = layer(x), term_by_term(layer, x)
     assert fast.dtype == slow.dtype == torch.bfloat16
     torch.testing.assert_close(fast, slow, rtol=0.02, atol=0.05)
     fast.float().sum().backward()
@@ -105,12 +133,12 @@ def test_a_model_may_write_into_an_output_in_place(watched, lora):
         layer = wrap(model, ["0"], rank=3)["0"]
         layer.left.normal_()
         layer.right.normal_()
-        tap = GradientTap(layer)
-        tap.open = watched
+        watch = PairWatch(layer)
+        watch.on = watched
         y = layer(torch.randn(2, 4, 7))
         y = y.add_(1) if in_place else y + 1
         y.square().sum().backward()
-        gradients.append([layer.core.grad, *(d for _, d in tap.take())])
+        gradients.append([layer.core.grad, *(d for _, d in watch.take())])
     assert len(gradients[0]) == 1 + watched
     for expected, actual in zip(*gradients, strict=True):
         assert torch.equal(expected, actual)
@@ -141,8 +169,8 @@ def test_unwrapping_restores_the_same_objects(model):
     assert list(model.state_dict()) == names
 
 
-class TestTap:
-    def gradient(self, model, tap, x):
+class TestPairWatch:
+    def gradient(self, model, watch, x):
         """dL/dW of layer 0, by autograd."""
         weight = linear_of(model[0]).weight
         weight.requires_grad_(True)
@@ -153,42 +181,42 @@ class TestTap:
 
     def test_its_pairs_are_the_gradient_of_the_accumulated_step(self, model):
         layer = wrap(model, ["0"], rank=3)["0"]
-        tap, total = GradientTap(layer), 0
-        tap.open = True
+        watch, total = PairWatch(layer), 0
+        watch.on = True
         for _ in range(3):
-            total = total + self.gradient(model, tap, torch.randn(2, 7, 6).double())
-        pairs = tap.take()
+            total = total + self.gradient(model, watch, torch.randn(2, 7, 6).double())
+        pairs = watch.take()
         assert [tuple(x.shape) for pair in pairs for x in pair] == [(14, 6), (14, 5)] * 3
         torch.testing.assert_close(sum(d.mT @ x for x, d in pairs), total)
-        assert tap.take() == []
+        assert watch.take() == []
 
-    def test_a_closed_tap_keeps_nothing(self, model):
-        tap = GradientTap(wrap(model, ["0"], rank=3)["0"])
-        self.gradient(model, tap, torch.randn(2, 6).double())
-        assert tap.take() == []
+    def test_nothing_is_kept_while_it_is_off(self, model):
+        watch = PairWatch(wrap(model, ["0"], rank=3)["0"])
+        self.gradient(model, watch, torch.randn(2, 6).double())
+        assert watch.take() == []
 
-    def test_evaluation_is_not_seen(self, model):
-        tap = GradientTap(wrap(model, ["0"], rank=3)["0"])
-        tap.open = True
+    def test_evaluation_is_not_watched(self, model):
+        watch = PairWatch(wrap(model, ["0"], rank=3)["0"])
+        watch.on = True
         with torch.no_grad():
             model(torch.randn(2, 6).double())
-        assert tap.take() == []
+        assert watch.take() == []
 
-    def test_a_removed_tap_is_gone(self, model):
-        tap = GradientTap(wrap(model, ["0"], rank=3)["0"])
-        tap.open = True
-        tap.remove()
-        self.gradient(model, tap, torch.randn(2, 6).double())
-        assert tap.take() == []
+    def test_a_removed_watch_is_gone(self, model):
+        watch = PairWatch(wrap(model, ["0"], rank=3)["0"])
+        watch.on = True
+        watch.remove()
+        self.gradient(model, watch, torch.randn(2, 6).double())
+        assert watch.take() == []
 
     @pytest.mark.parametrize("reentrant", [False, True])
-    def test_sees_each_token_once_under_gradient_checkpointing(self, model, reentrant):
-        tap = GradientTap(wrap(model, ["0"], rank=3)["0"])
-        tap.open = True
+    def test_each_token_comes_once_under_gradient_checkpointing(self, model, reentrant):
+        watch = PairWatch(wrap(model, ["0"], rank=3)["0"])
+        watch.on = True
         x = torch.randn(4, 6).double().requires_grad_(True)
-        plain = self.gradient(model, tap, x)
-        once = tap.take()
+        plain = self.gradient(model, watch, x)
+        once = watch.take()
         checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
-        pairs = tap.take()
+        pairs = watch.take()
         assert len(pairs) == len(once) == 1
         torch.testing.assert_close(pairs[0][1].mT @ pairs[0][0], plain)
