@@ -113,7 +113,7 @@ def run_encoder_cell(cell: Cell, data: Path) -> dict[str, Any]:
     def train(method: Method, task: Rows, rows: Dataset, **where: Any) -> TaskResult:
         return train_encoded(model, method, rows, task.collate, **where)
 
-    def score(served: Any, task: Rows) -> tuple[float, int]:
+    def score(served: Any, task: Rows, row: int) -> tuple[float, int]:
         return task.score(served, cell.split)
 
     return learn_in_turn(cell, model, tasks, train=train, score=score, started=started)

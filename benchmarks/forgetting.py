@@ -175,16 +175,14 @@ def run(cell: Cell, data: Path) -> dict[str, Any]:
     model, tokenizer = load(cell)
     encoding, config = Encoding(max_prompt_tokens=cell.max_prompt_tokens), EvalConfig(batch_size=50, max_new_tokens=12)
     ranked = AccuracyMatrix([task.name for task in tasks])
-    learned: list[str] = []
 
     def train(method: Method, task: Task, rows: Dataset, **where: Any) -> TaskResult:
-        learned.append(task.name)
         return train_task(model, tokenizer, method, rows, encoding=encoding, **where)
 
-    def score(served: nn.Module, task: Task) -> tuple[float, int]:
+    def score(served: nn.Module, task: Task, row: int) -> tuple[float, int]:
         by_rank = replace(task, metric="label_ranking")
         known = score_task(served, tokenizer, by_rank, encoding=encoding, config=config)
-        ranked.set(len(learned), task.name, known.score, known.rows)
+        ranked.set(row, task.name, known.score, known.rows)
         said = score_task(served, tokenizer, task, encoding=encoding, config=config)
         return said.score, said.rows
 

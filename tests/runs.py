@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 from gorp.adapters import LoraSettings
 from gorp.data import Encoding
 from gorp.method import Method
-from gorp.methods import METHODS
+from gorp.methods import METHODS, build_method
 from gorp.storage import read_tensors, write_tensors
 from gorp.training import TaskResult, train_task
 from tests.models_small import tiny_llama, tiny_t5
@@ -65,8 +65,7 @@ def fresh(name: str, model: PreTrainedModel, *, lora: LoraSettings | None = None
         options = {"rank": 4, "refresh_every": 3, "oversampling": 4} | options
     if name == "ewc":
         options = {"fisher_examples": 4} | options
-    config = METHODS[name].Config(**options)
-    method = METHODS[name](config) if lora is None else METHODS[name](config, lora)  # type: ignore[call-arg]
+    method = build_method(name, METHODS[name].Config(**options), lora)
     method.setup(model)
     return method
 

@@ -4,25 +4,25 @@ import hashlib
 import json
 import platform
 import resource
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gorp.adapters import LoraSettings
 from gorp.data import Encoding, Task, load_cl_benchmark
-from gorp.evaluation import AccuracyMatrix, EvalConfig, score_task, summary
+from gorp.evaluation import EvalConfig, score_task, summary
 from gorp.method import Method
-from gorp.methods import METHODS
+from gorp.methods import METHODS, build_method
 from gorp.models import ModelConfig, load_model
+from gorp.sequence import Stage, T, learn_sequence
 from gorp.training import TaskResult, train_task
 
 
@@ -58,27 +58,13 @@ class Cell:
         return f"{self.method}-seed{self.seed}-{digest}"
 
     def columns(self, row: int) -> list[int]:
-        """Tasks to score after task `row`: all of them at the end, before it those learned so far, or the newest."""
-        if row == len(self.order):
-            return list(range(row))
-        return list(range(row + 1)) if self.cells == "needed" else [row - 1]
+        """Tasks to score after task `row`: all before the first and after the last, else those learned and the next.
 
-
-class Trainable(Protocol):
-    """What the loop must know of a task; the rest is for the functions that train and score it."""
-
-    @property
-    def name(self) -> str:
-        """In the matrix, and in messages."""
-        ...
-
-    @property
-    def train(self) -> Dataset | None:
-        """Its training rows, in the form that the training function takes; a benchmark's tasks all have them."""
-        ...
-
-
-T = TypeVar("T", bound=Trainable)
+        With `ends` none before the first, and the newest alone before the last.
+        """
+        if row == len(self.order) or (row == 0 and self.cells == "needed"):
+            return list(range(len(self.order)))
+        return list(range(row + 1)) if self.cells == "needed" else [row - 1] if row else []
 
 
 def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
@@ -97,7 +83,7 @@ def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
     def train(method: Method, task: Task, rows: Dataset, **where: Any) -> TaskResult:
         return train_task(model, tokenizer, method, rows, encoding=encoding, **where)
 
-    def score(served: nn.Module, task: Task) -> tuple[float, int]:
+    def score(served: nn.Module, task: Task, row: int) -> tuple[float, int]:
         result = score_task(served, tokenizer, task, split=cell.split, encoding=encoding, config=config)
         return result.score, result.rows
 
@@ -110,7 +96,7 @@ def learn_in_turn(
     tasks: Sequence[T],
     *,
     train: Callable[..., TaskResult],
-    score: Callable[[nn.Module, T], tuple[float, int]],
+    score: Callable[[nn.Module, T, int], tuple[float, int]],
     started: float,
 ) -> dict[str, Any]:
     """Learn the tasks one after another with the cell's method, score after each, and put the result together.
@@ -119,42 +105,28 @@ def learn_in_turn(
         cell: What is run.
         model: Untouched by any method.
         tasks: In the cell's order.
-        train: Called with the method, the newest task, the rows, and `name`, `index`, `seed`, `training`, `folder` as
-            `train_task` takes them.
-        score: From the model as it serves and a task to percent right and rows.
+        train: Called with the method, the newest task, the rows, and `name`, `index`, `seed`, `training`, `folder`,
+            `callbacks` as `train_task` takes them.
+        score: From the model as it serves, a task and the row of the matrix to percent right and rows.
         started: `time.perf_counter()` when the cell began, loading included.
     """
-    method = build_method(cell.method, cell.options, cell.lora)
-    method.setup(model)
-    matrix, results, evaluating = AccuracyMatrix([task.name for task in tasks]), [], 0.0
+    config = METHODS[cell.method].Config(**cell.options)
+    method = build_method(cell.method, config, LoraSettings(**cell.lora))
 
-    def fill(row: int, columns: Sequence[int]) -> None:
-        nonlocal evaluating
-        begin = time.perf_counter()
-        with method.serving(model) as served:
-            for j in columns:
-                matrix.set(row, tasks[j].name, *score(served, tasks[j]))
-        evaluating += time.perf_counter() - begin
+    def train_stage(stage: Stage[T], **where: Any) -> TaskResult:
+        newest, last = stage.tasks[-1], len(stage.contains)  # a joint stage too has the index of the last task
+        where |= {"name": newest.name, "index": last, "seed": cell.seed}
+        return train(method, newest, stage.rows, training={"save_strategy": "no", **cell.training}, **where)
 
-    last = len(tasks)
-    if cell.cells == "needed":
-        fill(0, range(last))
-    stages = [(last, union(tasks, cell.seed))] if method.joint else [(i + 1, t.train) for i, t in enumerate(tasks)]
-    for index, rows in stages:
-        task = tasks[index - 1]
-        assert rows is not None
-        training = {"save_strategy": "no", **cell.training}
-        with tempfile.TemporaryDirectory() as folder:
-            where = {"name": task.name, "index": index, "seed": cell.seed, "folder": Path(folder)}
-            results.append(train(method, task, rows, training=training, **where))
-        fill(index, cell.columns(index))
+    learned = learn_sequence(method, model, tasks, train=train_stage, score=score, columns=cell.columns, seed=cell.seed)
+    results = learned.results
     return {
         "cell": asdict(cell),
-        **summary(matrix),
-        "matrix": matrix.to_dict(),
+        **summary(learned.matrix),
+        "matrix": learned.matrix.to_dict(),
         "train_seconds": sum(r.seconds for r in results),
         "boundary_seconds": sum(r.boundary_seconds for r in results),
-        "eval_seconds": evaluating,
+        "eval_seconds": learned.scoring_seconds,
         "seconds": time.perf_counter() - started,
         "steps": sum(r.steps for r in results),
         "peak_bytes": peak_bytes(),
@@ -162,13 +134,6 @@ def learn_in_turn(
         "facts": dict(results[-1].facts),
         "environment": environment(),
     }
-
-
-def build_method(name: str, options: Mapping[str, Any], lora: Mapping[str, Any]) -> Method:
-    """A method by its name, with the fields of its configuration; `lora` is ignored by methods without adapters."""
-    method_class = METHODS[name]
-    config = method_class.Config(**options)
-    return method_class(config, LoraSettings(**lora)) if method_class.uses_lora else method_class(config)  # pyright: ignore[reportCallIssue]
 
 
 def load(cell: Cell) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -202,12 +167,6 @@ def load_tasks(cell: Cell, data: Path) -> list[Task]:
         )
         for name in cell.order
     ]
-
-
-def union(tasks: Sequence[Trainable], seed: int) -> Dataset:
-    """The training rows of all tasks, shuffled together."""
-    rows = [rows for task in tasks if (rows := task.train) is not None]
-    return concatenate_datasets(rows).shuffle(seed=seed, keep_in_memory=True)
 
 
 def peak_bytes() -> int:

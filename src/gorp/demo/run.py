@@ -1,8 +1,6 @@
 """The embedded demo: the same tasks, model and seed, learned once without protection and once with GORP."""
 
 import json
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +11,12 @@ import torch
 from gorp.adapters import LoraSettings
 from gorp.data import Encoding, Task, TaskSpec, load_task
 from gorp.evaluation import AccuracyMatrix, EvalConfig, TaskScore, score_task, summary
-from gorp.method import Method
-from gorp.methods.gorp import Gorp, GorpConfig
-from gorp.methods.sequential_lora import SequentialLora
+from gorp.methods import build_method
+from gorp.methods.gorp import GorpConfig
 from gorp.models import ModelConfig, load_model
 from gorp.progress import Progress
-from gorp.training import train_task
+from gorp.sequence import Stage, learn_sequence
+from gorp.training import TaskResult, train_task
 
 
 DATA = Path(__file__).parent / "data"
@@ -29,10 +27,10 @@ TASKS = ("snips", "clinc150", "banking77", "dbpedia")
 LORA = LoraSettings(target_modules="all-linear")
 """The same adapters for both. A model this small wants all of its layers to learn."""
 
-GORP = GorpConfig(full_modules="all-linear")
-"""All else as by default."""
+CONFIGS = {"sequential_lora": None, "gorp": GorpConfig(full_modules="all-linear")}
+"""Of each method; all else as by default."""
 
-COMPARED = ("sequential_lora", "gorp")
+COMPARED = tuple(CONFIGS)
 """Fine-tuning as usual, and GORP."""
 
 
@@ -90,27 +88,8 @@ def run_demo(settings: DemoSettings, *, progress: Progress | None = None) -> dic
     Raises:
         ModelError: If the model is not there.
     """
-    progress = progress or Progress()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tasks = demo_tasks(settings)
-    base: dict[str, TaskScore] = {}
-    results = {}
-    for name in COMPARED:
-        model, tokenizer = load_model(ModelConfig(path=settings.model), device)
-        run = _Run(settings, _method(name), model, tokenizer, tasks, progress)
-        if not base:
-            progress.say("scoring the base model")
-            base = run.scores(0, tasks)
-        started, scores = time.perf_counter(), base
-        for score in base.values():
-            run.matrix.set(0, score.task, score.score, score.rows)
-        for index in range(1, len(tasks) + 1):
-            run.learn(index)
-            scores = run.scores(index, tasks[:index])
-            progress.matrix(run.matrix)
-        seconds = time.perf_counter() - started
-        results[name] = DemoResult(matrix=run.matrix, seconds=seconds, samples=scores[tasks[0].name].samples)
-    return results
+    tasks, base = demo_tasks(settings), {}
+    return {name: _learn(name, settings, tasks, base, progress or Progress()) for name in COMPARED}
 
 
 def demo_tasks(settings: DemoSettings) -> list[Task]:
@@ -134,59 +113,41 @@ def demo_tasks(settings: DemoSettings) -> list[Task]:
     return tasks
 
 
-def _method(name: str) -> Method:
-    return SequentialLora(lora=LORA) if name == "sequential_lora" else Gorp(GORP, LORA)
+def _learn(
+    name: str, settings: DemoSettings, tasks: list[Task], base: dict[str, TaskScore], progress: Progress
+) -> DemoResult:
+    """One method on its own copy of the model; `base` has the base model's scores, or gets them."""
+    model, tokenizer = load_model(ModelConfig(path=settings.model), "cuda" if torch.cuda.is_available() else "cpu")
+    method = build_method(name, CONFIGS[name], LORA)
+    encoding, config = Encoding(max_prompt_tokens=64, max_completion_tokens=24), EvalConfig(batch_size=64)
+    training = {
+        "learning_rate": settings.learning_rates[name],
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "save_strategy": "no",
+    }
+    scores: dict[str, TaskScore] = {}
 
+    def train(stage: Stage[Task], **where: Any) -> TaskResult:
+        where |= {"name": stage.name, "index": stage.index, "seed": settings.seed}
+        return train_task(model, tokenizer, method, stage.rows, training=training, encoding=encoding, **where)
 
-class _Run:
-    """One method on its own copy of the model."""
+    def score(served: Any, task: Task, row: int) -> tuple[float, int]:
+        newest = scores if row else base
+        if row or task.name not in base:
+            with progress.evaluating(f"{name} on {task.name}") as advance:
+                newest[task.name] = score_task(
+                    served, tokenizer, task, encoding=encoding, config=config, progress=advance
+                )
+        return newest[task.name].score, newest[task.name].rows
 
-    def __init__(
-        self, settings: DemoSettings, method: Method, model: Any, tokenizer: Any, tasks: list[Task], progress: Progress
-    ) -> None:
-        self.settings, self.method, self.model, self.tokenizer = settings, method, model, tokenizer
-        self.tasks, self.progress = tasks, progress
-        self.encoding = Encoding(max_prompt_tokens=64, max_completion_tokens=24)
-        self.matrix = AccuracyMatrix([task.name for task in tasks])
-        method.setup(model)
+    def columns(row: int) -> range:
+        return range(row or len(tasks))
 
-    def learn(self, index: int) -> None:
-        """Train on task number `index`, counted from 1."""
-        task, settings = self.tasks[index - 1], self.settings
-        assert task.train is not None
-        training = {
-            "learning_rate": settings.learning_rates[self.method.name],
-            "num_train_epochs": settings.epochs,
-            "per_device_train_batch_size": settings.batch_size,
-            "save_strategy": "no",
-        }
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            self.progress.training(f"{self.method.name} on {task.name}") as callback,
-        ):
-            train_task(
-                self.model,
-                self.tokenizer,
-                self.method,
-                task.train,
-                name=task.name,
-                index=index,
-                seed=settings.seed,
-                training=training,
-                encoding=self.encoding,
-                folder=Path(folder),
-                callbacks=(callback,),
-            )
-
-    def scores(self, row: int, tasks: list[Task]) -> dict[str, TaskScore]:
-        """Score `tasks` after task number `row`, and fill in the matrix."""
-        config, found = EvalConfig(batch_size=64), {}
-        with self.method.serving(self.model) as model:
-            for task in tasks:
-                with self.progress.evaluating(f"{self.method.name} on {task.name}") as advance:
-                    score = score_task(
-                        model, self.tokenizer, task, encoding=self.encoding, config=config, progress=advance
-                    )
-                self.matrix.set(row, task.name, score.score, score.rows)
-                found[task.name] = score
-        return found
+    if not base:
+        progress.say("scoring the base model")
+    learned = learn_sequence(
+        method, model, tasks, train=train, score=score, columns=columns, seed=settings.seed, progress=progress
+    )
+    samples = scores[tasks[0].name].samples
+    return DemoResult(matrix=learned.matrix, seconds=learned.seconds, samples=samples)

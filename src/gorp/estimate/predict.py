@@ -26,13 +26,14 @@ from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, kep
 from gorp.estimate.ledger import Ledger, SavedTensors, held_tensors, storage_bytes
 from gorp.estimate.protected import ProtectedShapes
 from gorp.estimate.shapes import batch_of, check_static, forward_and_backward, make_fake
-from gorp.method import TaskContext
+from gorp.method import Method, TaskContext
+from gorp.methods import build_method
 from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.methods.protected_full import ProtectedFull
 from gorp.models import skeleton
 from gorp.targets import resolve
 from gorp.training.settings import DEFAULTS
-from gorp.workspace.config import RunConfig, build_method
+from gorp.workspace.config import RunConfig
 from gorp.workspace.lengths import check_budgets
 
 
@@ -134,7 +135,7 @@ class _Step:
 
     def protected_full(self) -> Estimate:
         """At the last task of the YAML, S as large as the tasks before it can make it."""
-        method, model = build_method(self.config), skeleton(self.config.model)
+        method, model = self._own(), skeleton(self.config.model)
         assert isinstance(method, ProtectedFull)
         method.setup(model)
         shapes, before = ProtectedShapes(model, method), self.tasks - 1
@@ -181,8 +182,11 @@ class _Step:
         return self._estimate(model, kept=kept, kept_limit=kept)
 
     def _method(self) -> Gorp:
-        method = build_method(self.config)
+        method = self._own()
         return method if isinstance(method, Gorp) else Gorp(GorpConfig(), self.config.lora or LoraSettings())
+
+    def _own(self) -> Method:
+        return build_method(self.config.method, self.config.options, self.config.lora)
 
     def _estimate(
         self,

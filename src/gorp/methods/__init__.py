@@ -1,6 +1,7 @@
 """Every method by the name the command line knows it by. Adding a method adds one line here."""
 
-from gorp.method import Method
+from gorp.adapters import LoraSettings
+from gorp.method import Method, MethodConfig
 from gorp.methods.ewc import Ewc
 from gorp.methods.gorp import Gorp
 from gorp.methods.incremental_lora import IncrementalLora
@@ -21,3 +22,15 @@ METHODS: dict[str, type[Method]] = {
     "olora": OLora,
     "multi_task": MultiTask,
 }
+
+
+def build_method(name: str, config: MethodConfig | None = None, lora: LoraSettings | None = None) -> Method:
+    """A new method, before its `setup`.
+
+    Args:
+        name: A key of `METHODS`.
+        config: Of that method's `Config`; its defaults when None.
+        lora: The adapters; defaults when None. Methods without adapters ignore it.
+    """
+    method = METHODS[name]
+    return method(config, lora) if method.uses_lora else method(config)  # pyright: ignore[reportCallIssue]

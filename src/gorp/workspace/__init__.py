@@ -36,7 +36,7 @@ from gorp.workspace.store import Version, Workspace
 
 
 if TYPE_CHECKING:
-    from gorp.workspace.config import RunConfig, build_method, effective, load_config, parse_config
+    from gorp.workspace.config import RunConfig, effective, load_config, parse_config
     from gorp.workspace.evaluate import evaluate_version
     from gorp.workspace.run import plan, run_sequence
 
@@ -45,7 +45,6 @@ __all__ = [
     "RunConfig",
     "Version",
     "Workspace",
-    "build_method",
     "effective",
     "evaluate_version",
     "load_config",
@@ -55,7 +54,7 @@ __all__ = [
     "status",
 ]
 
-_MODULES = dict.fromkeys(("RunConfig", "build_method", "effective", "load_config", "parse_config"), "config") | {
+_MODULES = dict.fromkeys(("RunConfig", "effective", "load_config", "parse_config"), "config") | {
     "evaluate_version": "evaluate",
     "plan": "run",
     "run_sequence": "run",

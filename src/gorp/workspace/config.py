@@ -27,8 +27,8 @@ from gorp.data import ORDERS, Encoding, TaskSpec, check_names
 from gorp.data.files import names_a_file
 from gorp.errors import ConfigError, nearest, shown
 from gorp.evaluation import EvalConfig
-from gorp.method import Method, MethodConfig
-from gorp.methods import METHODS
+from gorp.method import MethodConfig
+from gorp.methods import METHODS, build_method
 from gorp.models import SHIPPED, ModelConfig
 from gorp.training.settings import DEFAULTS, check_training_block
 from gorp.workspace.blocks import check_keys, read_block, read_value, show
@@ -109,19 +109,12 @@ def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
     )
 
 
-def build_method(config: RunConfig) -> Method:
-    """A new method as the configuration asks for it, before `setup`."""
-    method = METHODS[config.method]
-    if config.lora is not None:
-        return method(config.options, config.lora)  # pyright: ignore[reportCallIssue]
-    return method(config.options)
-
-
 def effective(config: RunConfig) -> dict[str, Any]:
     """Everything that decides the run, defaults and what the mode decides filled in, as JSON values."""
+    method = build_method(config.method, config.options, config.lora)
     return {
         "model": asdict(config.model),
-        "method": {"name": config.method, **_plain(asdict(build_method(config).config))},
+        "method": {"name": config.method, **_plain(asdict(method.config))},
         "lora": None if config.lora is None else _plain(asdict(config.lora)),
         "training": DEFAULTS | dict(config.training),
         "encoding": asdict(config.encoding),

@@ -12,13 +12,13 @@ from gorp.data import Task, load_task, rows_fingerprint
 from gorp.errors import DataError
 from gorp.evaluation import inspect_task
 from gorp.method import Method
-from gorp.methods import METHODS
+from gorp.methods import METHODS, build_method
 from gorp.model_files import base_digests
 from gorp.models import architecture_of, load_model, load_tokenizer, locate
 from gorp.progress import Progress
 from gorp.training import ProcessAsFound, check_arguments, training_arguments
 from gorp.workspace.changes import check_settings
-from gorp.workspace.config import RunConfig, build_method
+from gorp.workspace.config import RunConfig
 from gorp.workspace.learned import recall, train_file_sha256
 from gorp.workspace.lengths import check_lengths
 from gorp.workspace.store import Version, Workspace
@@ -102,7 +102,7 @@ def prepare(
     model, _ = load_model(local, device_for(config))
     for note in check_lengths(tasks, tokenizer, model, encoding=config.encoding, evaluation=config.eval):
         progress.say(note)
-    method = build_method(config)
+    method = build_method(config.method, config.options, config.lora)
     method.setup(model)
     method.check_optimizer(optimizer, options)
     state = lineage[-1].method_state(sha256) if lineage else {}

@@ -6,11 +6,9 @@ on from the last of these that is whole, and ends with the same weights.
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from datasets import Dataset, concatenate_datasets
 
 from gorp.data import Task, rows_fingerprint
 from gorp.disk import disk_errors
@@ -18,6 +16,7 @@ from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import AccuracyMatrix, can_be_padded
 from gorp.method import TaskContext
 from gorp.progress import Progress
+from gorp.sequence import JOINT, Stage, stages
 from gorp.storage import write_json
 from gorp.targets import Treatment, treatments
 from gorp.training import last_complete, train_task
@@ -35,25 +34,6 @@ from gorp.workspace.state import DELTA, MEMORY, METHOD, file_sha256, read_state,
 from gorp.workspace.store import Version, Workspace
 from gorp.workspace.unfinished import Unfinished
 from gorp.workspace.version import TRAINING
-
-
-JOINT = "joint"
-"""What the one training of a method on all tasks together is called."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One training: a task, or all of them for a joint method."""
-
-    name: str
-    index: int
-    """Counted from 1."""
-    contains: list[str]
-    """What the version it leads to has learned."""
-    tasks: list[Task]
-    """What it is trained on."""
-    rows: Dataset
-    """Their rows together."""
 
 
 def run_sequence(
@@ -151,14 +131,14 @@ def check_unfinished(session: Session) -> None:
         CheckpointError: It names what differs, and what to do.
     """
     lineage = session.lineage
-    stages = _stages(session, lineage[-1].contains if lineage else [])
-    for stage in stages[:1]:
+    pending = _stages(session, lineage[-1].contains if lineage else [])
+    for stage in pending[:1]:
         _unfinished(session, stage, lineage).check()
-    for stage in stages[1:]:
+    for stage in pending[1:]:
         folder = session.workspace.run_folder(stage.name)
         if last_complete(folder) is not None:
             raise CheckpointError(
-                f"{folder}: holds an unfinished training of task `{stage.name}`, before which task `{stages[0].name}` "
+                f"{folder}: holds an unfinished training of task `{stage.name}`, before which task `{pending[0].name}` "
                 f"would be learned now. Put `{stage.name}` first again, or begin it anew when its turn comes: "
                 "`gorp train` with --restart."
             )
@@ -199,23 +179,12 @@ def _measure_versions(session: Session, progress: Progress) -> None:
     enter(session, lineage[-1])
 
 
-def _stages(session: Session, done: list[str]) -> list[Stage]:
-    """The trainings that are pending when the tasks `done` are learned."""
-    names = [task.name for task in session.tasks]
-    if done == names:
-        return []
-    if session.method.joint:
-        rows = concatenate_datasets([rows for task in session.tasks if (rows := task.train) is not None])
-        shuffled = rows.shuffle(seed=session.config.seed, keep_in_memory=True)
-        return [Stage(name=JOINT, index=1, contains=names, tasks=session.tasks, rows=shuffled)]
-    return [
-        Stage(name=task.name, index=index, contains=names[:index], tasks=[task], rows=task.train)
-        for index, task in enumerate(session.tasks, 1)
-        if index > len(done) and task.train is not None
-    ]
+def _stages(session: Session, learned: list[str]) -> list[Stage[Task]]:
+    """The trainings that are pending when the tasks `learned` are."""
+    return stages(session.tasks, joint=session.method.joint, seed=session.config.seed, learned=learned)
 
 
-def _unfinished(session: Session, stage: Stage, lineage: list[Version]) -> Unfinished:
+def _unfinished(session: Session, stage: Stage[Task], lineage: list[Version]) -> Unfinished:
     """The training of `stage`, as it would begin after `lineage`; a joint method begins at the base model."""
     parent = "v0" if session.method.joint or not lineage else lineage[-1].name
     version = session.workspace.next_name() if lineage else "v1"
@@ -223,7 +192,7 @@ def _unfinished(session: Session, stage: Stage, lineage: list[Version]) -> Unfin
     return Unfinished(session, task=stage.name, rows=rows, parent=parent, version=version)
 
 
-def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool, progress: Progress) -> None:
+def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart: bool, progress: Progress) -> None:
     """Train one stage, or go on with it; score; publish the version."""
     store = session.workspace
     if session.method.joint:  # always from the base model
@@ -253,7 +222,7 @@ def _learn(session: Session, stage: Stage, lineage: list[Version], restart: bool
 
 
 def _train(
-    session: Session, stage: Stage, work: Unfinished, lineage: list[Version], progress: Progress
+    session: Session, stage: Stage[Task], work: Unfinished, lineage: list[Version], progress: Progress
 ) -> dict[str, Any]:
     """Train, and write what the task leaves into the folder of its version; training.json last."""
     if work.begin():

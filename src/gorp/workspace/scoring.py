@@ -9,8 +9,8 @@ import torch
 from gorp.data import Task
 from gorp.evaluation import AccuracyMatrix, comparison, score_task, summary
 from gorp.evaluation.batches import answer_limit
+from gorp.methods import build_method
 from gorp.progress import Progress
-from gorp.workspace.config import build_method
 from gorp.workspace.prepare import Session
 from gorp.workspace.scores import Scores, cell_key, learned_part
 from gorp.workspace.state import DELTA
@@ -77,8 +77,8 @@ def not_learned(
 
 def enter(session: Session, version: Version) -> None:
     """Make the method what it was after `version`; v0 is the method before its first task."""
-    state = version.method_state(session.base["sha256"])
-    session.method.load_state_dict(state or build_method(session.config).state_dict())
+    state, config = version.method_state(session.base["sha256"]), session.config
+    session.method.load_state_dict(state or build_method(config.method, config.options, config.lora).state_dict())
 
 
 def is_scored(session: Session, version: Version) -> bool:
