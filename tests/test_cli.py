@@ -84,7 +84,7 @@ def test_the_flags_are_these():
         "status": {"--explain", "--json"},
         "eval": {"--version", "--task", "--trust-remote-code", "--json"},
         "methods": {"--json"},
-        "estimate": {"--ranks", "--tflops", "--gbps", "--json"},
+        "estimate": {"--tflops", "--gbps", "--json"},
     }
 
 

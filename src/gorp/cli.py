@@ -225,7 +225,6 @@ def methods(as_json: AsJson = False) -> None:
 @app.command()
 def estimate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The YAML that `gorp train` takes.")],
-    ranks: Annotated[int, typer.Option(min=1, help="Processes of data-parallel training, one device each.")] = 1,
     tflops: Annotated[
         float | None, typer.Option(min=0.001, help="Of a GPU that is not here: 10^12 operations a second it reaches.")
     ] = None,
@@ -243,11 +242,11 @@ def estimate(
             raise ConfigError("--tflops and --gbps go together: a device that is not here needs both.")
         settings = load_config(config)
         device = device_for(settings, tflops=tflops, gbps=gbps)
-        estimates = predict(settings, device, ranks=ranks)
+        estimates = predict(settings, device)
         if as_json:
-            _print_json({"device": device.name, "ranks": ranks, **{n: e.to_dict() for n, e in estimates.items()}})
+            _print_json({"device": device.name, **{n: e.to_dict() for n, e in estimates.items()}})
             return
-        console.print(plain_table(f"one rank of {ranks}, {device.name}", headings_of(estimates), lines_of(estimates)))
+        console.print(plain_table(f"on {device.name}", headings_of(estimates), lines_of(estimates)))
 
 
 def _start() -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gorp.adapters import LoraSettings
-from gorp.estimate.kept import gorp_weights, kept_bytes, kept_limit, readings_of
+from gorp.estimate.kept import gorp_weights, kept_bytes, readings_of
 from gorp.method import TaskContext, footprint
 from gorp.methods.gorp import Gorp, GorpConfig
 from tests.models_small import tiny_llama, tiny_t5
@@ -71,10 +71,10 @@ def test_kept_is_exact_at_the_budget_and_grows_by_readings_alone(source):
     method, model = Gorp(config, LoraSettings(r=4, target_modules="all-linear")), tiny_t5(t5_tokenizer())
     weights = gorp_weights(model, method)
     learn(method, model, tasks=3, steps=8)
-    limit, each = kept_limit(weights, config), readings_of(weights, config)
-    assert limit + 3 * each == footprint(method.state_dict())
+    after_three, each = kept_bytes(weights, config, 4, tasks=3, steps=8), readings_of(weights, config)
+    assert after_three == footprint(method.state_dict())
     assert (each > 0) == (source == "inputs")
-    assert kept_bytes(weights, config, 4, tasks=100, steps=8) == limit + 100 * each
+    assert kept_bytes(weights, config, 4, tasks=100, steps=8) == after_three + 97 * each
 
 
 def test_kept_is_a_bound_for_the_defaults():
@@ -82,9 +82,8 @@ def test_kept_is_a_bound_for_the_defaults():
     method, model = Gorp(config, LoraSettings()), tiny_t5(t5_tokenizer())
     weights = gorp_weights(model, method)
     learn(method, model, tasks=2, steps=12)
-    held = footprint(method.state_dict())
-    limit = kept_limit(weights, config) + 2 * readings_of(weights, config)
-    assert held <= kept_bytes(weights, config, 8, tasks=2, steps=12) <= limit
+    dense = kept_bytes(weights, config, 8, tasks=2, steps=None)
+    assert footprint(method.state_dict()) <= kept_bytes(weights, config, 8, tasks=2, steps=12) <= dense
 
 
 def test_unknown_steps_count_as_dense():

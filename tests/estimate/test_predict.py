@@ -99,12 +99,6 @@ def test_checkpointing_trades_memory_for_arithmetic(project):
     assert checkpointed.flops > plain.flops
 
 
-def test_ranks_add_buckets_and_traffic(project):
-    one, two = predicted(project, bf16=False)["full"], predict(config_of(project), DEVICE, ranks=2)["full"]
-    assert two.gradients == 2 * one.gradients
-    assert two.seconds > one.seconds
-
-
 def test_shapes_alone_are_enough(project, tmp_path):
     (tmp_path / "model").mkdir()
     for part in ("run.yaml", "model/config.json"):
@@ -155,7 +149,7 @@ def test_command(tmp_path):
     project = make_project(tmp_path)
     done = CliRunner().invoke(app, ["estimate", str(project), "--tflops", "100", "--gbps", "1000", "--json"])
     assert done.exit_code == 0, done.stderr
-    assert set(json.loads(done.stdout)) == {"device", "ranks", "gorp", "lora", "full"}
+    assert set(json.loads(done.stdout)) == {"device", "gorp", "lora", "full"}
     table = CliRunner().invoke(app, ["estimate", str(project), "--tflops", "100", "--gbps", "1000"])
     assert "peak memory" in table.stdout and "kept after the last task" in table.stdout
 

@@ -24,8 +24,6 @@ class Device:
     """Seconds that the smallest operation takes."""
     on_host: bool = True
     """Whether its memory is the main memory: true of a CPU."""
-    link: float = 25e9
-    """Bytes a second between two ranks."""
 
     def seconds(self, flops: float, moved: float) -> float:
         """Roofline time of one operation: `flops` operations, `moved` bytes."""

@@ -2,8 +2,8 @@
 
 Between tasks a weight of m x n leaves  4·s·(n + 1)  bytes of S, and of delta  4·min(R·(m + n), m·n). How many
 directions s the energy rule takes depends on the gradients, so what is predicted is the most: all that a task can
-bring. At the budget and with dense deltas the sum stops growing: `kept_limit`. Each task that `memory_source: inputs`
-reads leaves  2·k·(m + n) + 16  bytes of its own for each weight (`gorp.coverage`), which go on being added.
+bring; at the budget and with dense deltas it stops growing. Each task that `memory_source: inputs` reads leaves
+2·k·(m + n) + 16  bytes of its own for each weight (`gorp.coverage`), which go on being added.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,11 +65,6 @@ def kept_bytes(weights: Sequence[Weight], config: GorpConfig, r: int, *, tasks: 
         s = directions(weight, config, r, refreshes=refreshes, tasks=tasks)
         total += 4 * s * (weight.n + 1) + delta_bytes(weight, config, r, refreshes=refreshes, tasks=tasks)
     return total
-
-
-def kept_limit(weights: Sequence[Weight], config: GorpConfig) -> int:
-    """What `kept_bytes` without readings grows to and never beyond: S at its budget, dense deltas."""
-    return 8 + sum(4 * cap(w.n, config) * (w.n + 1) + 4 * w.m * w.n for w in weights)
 
 
 def readings_of(weights: Sequence[Weight], config: GorpConfig) -> int:

@@ -7,7 +7,6 @@ outside it is written out here, with N tokens a step, S n x s, q = k + oversampl
     project A    2 · 4·r·n·s flops: A's gradient before the step, A after it
     project W    2 · 4·m·n·s flops with protected_full: likewise
     refresh      (3 + 2p) · 2·N·q·(m + n) flops in one step of T, and one fold, 2·m·n·k; without a core one product
-    ranks        all-reduce of the gradients; at a refresh n·q numbers, with a core (1 + p)·(m + n)·q more
 """
 
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel
 from gorp.adapters import LoraSettings, add_lora
 from gorp.errors import ModelError
 from gorp.estimate.device import Device
-from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, kept_limit, readings_of, refreshes_of
+from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, refreshes_of
 from gorp.estimate.ledger import Ledger, SavedTensors, held_tensors, storage_bytes
 from gorp.estimate.protected import ProtectedShapes
 from gorp.estimate.shapes import batch_of, check_static, forward_and_backward, make_fake
@@ -39,7 +38,7 @@ from gorp.workspace.lengths import check_budgets
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The costs of one way to train, on one rank. All memory in bytes."""
+    """The costs of one way to train, in one process. All memory in bytes."""
 
     trainable: int
     """Numbers that are trained."""
@@ -50,7 +49,7 @@ class Estimate:
     protection: int
     """S on the device, and frames; with protected_full W at the task's start."""
     gradients: int
-    """Of what is trained, and once more as buckets where there are several ranks."""
+    """Of what is trained."""
     optimizer: int
     """AdamW's two moments."""
     activations: int
@@ -65,17 +64,13 @@ class Estimate:
     """One optimizer step."""
     kept: int
     """Carried from task to task, after the last task, at most."""
-    kept_limit: int
-    """Which it never exceeds, however many tasks, but for `kept_each`."""
-    kept_each: int
-    """Which every task adds to that."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
 
 
-def predict(config: RunConfig, device: Device, *, ranks: int = 1) -> dict[str, Estimate]:
+def predict(config: RunConfig, device: Device) -> dict[str, Estimate]:
     """Estimates of `gorp`, of `lora` on every linear layer as PEFT does it, and of `full` AdamW.
 
     gorp is as the YAML has it; with its defaults where the YAML asks for another method. Where that is
@@ -87,7 +82,7 @@ def predict(config: RunConfig, device: Device, *, ranks: int = 1) -> dict[str, E
         ConfigError: If the budgets of a row exceed the model's positions.
     """
     check_static(skeleton(config.model))
-    step = _Step(config, device, ranks)
+    step = _Step(config, device)
     own = {"protected_full": step.protected_full()} if config.method == ProtectedFull.name else {}
     return own | {"gorp": step.gorp(), "lora": step.lora(), "full": step.full()}
 
@@ -95,8 +90,8 @@ def predict(config: RunConfig, device: Device, *, ranks: int = 1) -> dict[str, E
 class _Step:
     """One optimizer step of `config` on `device`."""
 
-    def __init__(self, config: RunConfig, device: Device, ranks: int) -> None:
-        self.config, self.device, self.ranks = config, device, ranks
+    def __init__(self, config: RunConfig, device: Device) -> None:
+        self.config, self.device = config, device
         options = DEFAULTS | dict(config.training)
         self.tasks = len(config.tasks)
         self.rows = int(options["per_device_train_batch_size"])
@@ -120,17 +115,14 @@ class _Step:
         base = sum(4 * w.m * w.n if w.core else 0 for w in weights) * _item(model) // 4
         frames = storage_bytes(b for name, b in model.named_buffers() if name.endswith((".left", ".right")))
         r = method.lora.r
-        seconds, flops, sent = self._beside(weights, sizes, method.config, r)
+        seconds, flops = self._beside(weights, sizes, method.config, r)
         return self._estimate(
             model,
             protection=storage_bytes(memory.values()) + frames,
             base=base,
             seconds=seconds,
             flops=flops,
-            sent=sent,
             kept=kept_bytes(weights, method.config, r, tasks=self.tasks, steps=self.steps),
-            kept_limit=kept_limit(weights, method.config),
-            kept_each=readings_of(weights, method.config),
         )
 
     def protected_full(self) -> Estimate:
@@ -154,9 +146,7 @@ class _Step:
             seconds=seconds,
             flops=flops,
             autocast=autocast,
-            kept=shapes.kept() + self.tasks * shapes.kept_each(),
-            kept_limit=shapes.kept(),
-            kept_each=shapes.kept_each(),
+            kept=shapes.kept(self.tasks),
         )
 
     def _begin(self, model: nn.Module, method: Gorp | ProtectedFull, memory: dict[str, Tensor]) -> None:
@@ -173,13 +163,13 @@ class _Step:
         model.requires_grad_(False)
         pairs = add_lora(model, resolve(model, "all-linear", role="lora"), settings)
         kept = storage_bytes(factor for pair in pairs.values() for factor in (pair.down, pair.up))
-        return self._estimate(model, kept=kept, kept_limit=kept)
+        return self._estimate(model, kept=kept)
 
     def full(self) -> Estimate:
         """AdamW on every parameter; what it keeps is another model."""
         model = skeleton(self.config.model)
         kept = 4 * sum(p.numel() for p in model.parameters())
-        return self._estimate(model, kept=kept, kept_limit=kept)
+        return self._estimate(model, kept=kept)
 
     def _method(self) -> Gorp:
         method = self._own()
@@ -193,13 +183,10 @@ class _Step:
         model: PreTrainedModel,
         *,
         kept: int,
-        kept_limit: int,
-        kept_each: int = 0,
         protection: int = 0,
         base: int = 0,
         seconds: float = 0.0,
         flops: int = 0,
-        sent: float = 0.0,
         autocast: torch.dtype | None = None,
     ) -> Estimate:
         """Run the micro-batch on shapes, and add what was computed beside it.
@@ -207,13 +194,10 @@ class _Step:
         Args:
             model: On the meta device, with adapters; what is trained requires a gradient.
             kept: See `Estimate`.
-            kept_limit: See `Estimate`.
-            kept_each: See `Estimate`.
             protection: Bytes of S and frames.
             base: Bytes of W₀ in main memory.
-            seconds: Of a step, beside passes, optimizer and all-reduce.
+            seconds: Of a step, beside passes and optimizer.
             flops: Likewise.
-            sent: Bytes that each rank sends, beside its gradients.
             autocast: Of the forward pass, where the YAML does not say.
         """
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -222,27 +206,23 @@ class _Step:
         beside = storage_bytes(p for n, p in model.named_parameters() if ".lora_" in n or n.endswith(".core"))
         buffers = storage_bytes(b for name, b in model.named_buffers() if name.endswith((".left", ".right")))
         ledger, saved = self._run(model, self.autocast or autocast)
-        gradients = trained_bytes * (2 if self.ranks > 1 else 1)
         optimizer = 2 * trained_bytes
-        resident = held + protection - buffers + optimizer + (gradients - trained_bytes)
+        resident = held + protection - buffers + optimizer
         resident += base if self.device.on_host else 0
         optimizing = self.device.seconds(0, 9 * trained_bytes)
-        exchange = 2 * (self.ranks - 1) / self.ranks * (trained_bytes + sent) / self.device.link
         return Estimate(
             trainable=sum(p.numel() for p in trained),
             weights=held - beside - buffers,
             trained=beside,
             protection=protection,
-            gradients=gradients,
+            gradients=trained_bytes,
             optimizer=optimizer,
             activations=saved.bytes,
             peak=resident + ledger.peak,
             main_memory=base,
             flops=self.accumulation * ledger.flops + flops,
-            seconds=self.accumulation * ledger.seconds + optimizing + exchange + seconds,
+            seconds=self.accumulation * ledger.seconds + optimizing + seconds,
             kept=kept,
-            kept_limit=kept_limit,
-            kept_each=kept_each,
         )
 
     def _run(self, model: PreTrainedModel, autocast: torch.dtype | None) -> tuple[Ledger, SavedTensors]:
@@ -271,11 +251,9 @@ class _Step:
                     ) from error
         return ledger, saved
 
-    def _beside(
-        self, weights: list[Weight], sizes: dict[str, int], config: GorpConfig, r: int
-    ) -> tuple[float, int, float]:
-        """Seconds, flops and bytes sent of gorp's own work in a step: projections of A, and refreshes / T."""
-        seconds, flops, sent = 0.0, 0, 0.0
+    def _beside(self, weights: list[Weight], sizes: dict[str, int], config: GorpConfig, r: int) -> tuple[float, int]:
+        """Seconds and flops of gorp's own work in a step: projections of A, and refreshes / T."""
+        seconds, flops = 0.0, 0
         q, sketched = config.rank + config.oversampling, config.memory_source == "sketch"
         power = config.power_steps or 0
         for w in weights:
@@ -289,8 +267,7 @@ class _Step:
                 moved = products * 4 * (tokens * (w.m + w.n) + 2 * w.n * s) + 2 * 4 * w.m * w.n * w.core
                 flops += work // config.refresh_every
                 seconds += self.device.seconds(work, moved) / config.refresh_every
-                sent += ((1 + power) * (w.m + w.n) * w.core + w.n) * q * 4 / config.refresh_every
-        return seconds, flops, sent
+        return seconds, flops
 
     def _tokens(self, name: str) -> int:
         """N of a step at a weight: an encoder-decoder's decoder sees the answer, everything else the prompt."""

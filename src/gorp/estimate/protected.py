@@ -49,10 +49,10 @@ class ProtectedShapes:
             flops, seconds = flops + work, seconds + (device.seconds(work, moved) if tasks else 0.0)
         return seconds, flops
 
-    def kept(self) -> int:
-        """Bytes of the method's `state_dict` without readings after any number of tasks, at most."""
-        return 8 + sum(4 * room(n, self._budget) * (n + 1) + 4 * m * n for m, n in self.shapes.values())
-
-    def kept_each(self) -> int:
-        """Bytes of readings that every task adds."""
-        return sum(reading_bytes(m, n) for m, n in self.shapes.values())
+    def kept(self, tasks: int) -> int:
+        """Bytes of the method's `state_dict` after `tasks` tasks, at most."""
+        each = (
+            4 * room(n, self._budget) * (n + 1) + 4 * m * n + tasks * reading_bytes(m, n)
+            for m, n in self.shapes.values()
+        )
+        return 8 + sum(each)

@@ -16,30 +16,28 @@ HEADINGS = {
 BYTES = {
     "weights": "weights",
     "trained": "adapters and cores",
-    "protection": "S, frames, W at a task's start",
+    "protection": "protection (S, frames, starting weights)",
     "gradients": "gradients",
-    "optimizer": "AdamW's moments",
-    "activations": "activations kept for the backward pass",
+    "optimizer": "optimizer state (AdamW)",
+    "activations": "activations",
     "peak": "peak memory",
-    "main_memory": "W₀ in main memory",
+    "main_memory": "original weights, in main memory",
     "kept": "kept after the last task, at most",
-    "kept_limit": "kept after any number of tasks, at most",
-    "kept_each": "and readings, for each task",
 }
 """Field -> what the line says."""
 
 
 def headings_of(estimates: Mapping[str, Estimate]) -> list[str]:
     """The headings of the columns that `lines_of` fills."""
-    return ["per rank", *(HEADINGS[way] for way in estimates)]
+    return ["", *(HEADINGS[way] for way in estimates)]
 
 
 def lines_of(estimates: Mapping[str, Estimate]) -> list[list[str]]:
     """The cells of the table, text."""
     ways = list(estimates.values())
-    lines = [["trainable numbers", *(f"{way.trainable:,}" for way in ways)]]
+    lines = [["trainable parameters", *(f"{way.trainable:,}" for way in ways)]]
     lines += [[label, *(bytes_of(getattr(way, field)) for way in ways)] for field, label in BYTES.items()]
-    lines.append(["matrix products of a step", *(f"{way.flops / 1e12:.3f} TFLOP" for way in ways)])
+    lines.append(["arithmetic of a step", *(f"{way.flops / 1e12:.3g} TFLOP" for way in ways)])
     lines.append(["time of a step", *(f"{way.seconds:.3g} s" for way in ways)])
     return lines
 
