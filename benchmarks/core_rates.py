@@ -42,7 +42,7 @@ def left_over(rule: str, rate: float, seed: int) -> float:
         with torch.no_grad():
             method.edit_gradients(model, optimizer)
             optimizer.step()
-            method.after_step(model)
+            method.after_step(model, optimizer)
     method.end_task(model, optimizer, context)
     return ((method.deltas["0.weight"].dense() - wanted).norm() / wanted.norm()).square().item()
 

@@ -27,6 +27,7 @@ from gorp.adapters import LoraSettings
 from gorp.method import Method, TaskContext
 from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.methods.olora import OLora
+from gorp.outputs import IGNORED, Answers, Outputs, answers_of
 
 
 RANK = 8
@@ -57,9 +58,29 @@ class Peer:
         """The loss and its gradients; in a bfloat16 model under autocast, as `training: {bf16: true}` runs."""
         weight = next(self.model.parameters())
         with torch.autocast(weight.device.type, dtype=torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
-            loss = self.model(**batch).loss
-        extra = None if self.method is None else self.method.extra_loss(self.model, dict(batch))
+            outputs = self.model(**batch)
+        loss = outputs.loss
+        extra = (
+            None
+            if self.method is None
+            else self.method.extra_loss(self.model, dict(batch), self._seen(dict(batch), outputs))
+        )
         (loss if extra is None else loss + extra).backward()
+
+    def _seen(self, batch: dict[str, Tensor], outputs: Any) -> Outputs:
+        """The forward pass for a method's loss term, as the Trainer glue shows it."""
+        shifted = not self.model.config.is_encoder_decoder
+
+        def answers(outputs: Any, batch: Mapping[str, Tensor]) -> Answers:
+            return answers_of(outputs.logits, batch["labels"], shifted=shifted)
+
+        return Outputs(
+            self.model,
+            batch,
+            first=lambda: answers(outputs, batch),
+            run=lambda other: answers(self.model(**other), other),
+            weight=lambda: 1 / (batch["labels"] != IGNORED).sum(),
+        )
 
     def update(self) -> None:
         """Everything after the gradients."""
@@ -69,7 +90,7 @@ class Peer:
         self.optimizer.step()
         if self.method is not None:
             with torch.no_grad():
-                self.method.after_step(self.model)
+                self.method.after_step(self.model, self.optimizer)
         self.optimizer.zero_grad()
 
 

@@ -15,9 +15,13 @@ from gorp.method import Method
 from gorp.methods import METHODS, build_method
 from gorp.storage import read_tensors, write_tensors
 from gorp.training import TaskResult, train_task
+from tests.methods.per_task import PerTaskLora
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
 
+
+KNOWN: dict[str, type[Method]] = {**METHODS, PerTaskLora.name: PerTaskLora}
+"""Every method, and one whose state is no delta."""
 
 TRAINING: dict[str, Any] = {
     "per_device_train_batch_size": 4,
@@ -65,7 +69,8 @@ def fresh(name: str, model: PreTrainedModel, *, lora: LoraSettings | None = None
         options = {"rank": 4, "refresh_every": 3, "oversampling": 4} | options
     if name == "ewc":
         options = {"fisher_examples": 4} | options
-    method = build_method(name, METHODS[name].Config(**options), lora)
+    config = KNOWN[name].Config(**options)
+    method = build_method(name, config, lora) if name in METHODS else KNOWN[name](config, lora)  # type: ignore[call-arg]
     method.setup(model)
     return method
 
@@ -80,6 +85,7 @@ def train(
     data: Dataset | None = None,
     say: Callable[[str], None] = lambda line: None,
     on_ready: Any = None,
+    num_tasks: int | None = None,
     **training: Any,
 ) -> TaskResult:
     """One task through the real `train_task`; `training` wins over `TRAINING`."""
@@ -95,6 +101,7 @@ def train(
         training=TRAINING | training,
         encoding=Encoding(max_prompt_tokens=64),
         folder=folder,
+        num_tasks=num_tasks,
         callbacks=callbacks,
         on_ready=on_ready,
         say=say,

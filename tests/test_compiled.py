@@ -100,7 +100,7 @@ def test_one_graph_trains_every_step_as_the_eager_model_does(family):
                 loss.backward()
                 method.edit_gradients(model, optimizer)
                 optimizer.step()
-                method.after_step(model)
+                method.after_step(model, optimizer)
                 optimizer.zero_grad()
                 losses.append(loss.item())
             method.end_task(model, optimizer, context)

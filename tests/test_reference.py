@@ -55,7 +55,7 @@ def run(net: Net, method: Gorp, optimizer: torch.optim.Optimizer, data: list[tup
         with torch.no_grad():
             method.edit_gradients(net, optimizer)
             optimizer.step()
-            method.after_step(net)
+            method.after_step(net, optimizer)
 
 
 def run_reference(weights: dict[str, ReferenceWeight], data: list[tuple[Tensor, Tensor]]) -> None:

@@ -108,7 +108,7 @@ def moved(arithmetic: str, *, outside: float) -> dict[str, float]:
         with torch.no_grad():
             method.edit_gradients(model, optimizer)
             optimizer.step()
-            method.after_step(model)
+            method.after_step(model, optimizer)
     (pair,), change = method.task.pairs.values(), method.task.full.finish()["0.weight"]
     return {"adapter": pair.up.norm().item(), "core": change.dense().norm().item()}
 

@@ -8,16 +8,20 @@ every task, and calls the seams from there (`gorp.training.trainer`).
     begin_task      make the weights, add adapters, freeze, take snapshots; may build structure, must not train
     parameter_groups  what is trained, and at which learning rate
     check_optimizer refuse one that the method cannot work with: before training, and in a dry run
+    make_optimizer  an optimizer of its own, in place of the one that the Trainer's arguments name
     extra_loss      penalties, replay, distillation: a term that weighs the same however the batch is cut
     edit_gradients  projections and masks: after the last micro-batch and the all-reduce, before clipping
     after_step      correct the weights once they have moved: strict projection, proximal step, moving average
     end_task        remember what must not be forgotten; fold what was learned into `deltas`
     abandon         instead of end_task, after an error or an interruption: model and method as before begin_task
-    serving         the model as it answers questions
+    serving         the model as it answers questions, of a task whose name may be known
     state_dict, load_state_dict   everything carried from task to task, and what a resumed task needs
 
 **Rule for resuming.** On resume the method is loaded as it was when the task began, `begin_task` is called again, and
 only then the state of the checkpoint is loaded. State is tensors, so that it fits into safetensors.
+
+**Flags** say what a method asks of its surroundings: `joint`, `needs_task_id`, `needs_num_tasks`, `stores_data`,
+`mergeable`. What cannot be given is refused before training, with the method's name (`gorp.training.preflight`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,13 +34,10 @@ from torch import Tensor, nn
 
 from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
 from gorp.errors import ConfigError, TrainingError, nearest
+from gorp.outputs import Batch, Outputs
 from gorp.ranges import check_ranges
 from gorp.trainable import check_trainable
 from gorp.weights import BaseWeights
-
-
-Batch = dict[str, Tensor]
-"""`input_ids`, `attention_mask` and `labels`, on the model's device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,9 @@ class TaskContext:
     seed: int
     num_steps: int
     """Optimizer steps this task will take."""
+    num_tasks: int | None = None
+    """Tasks of the whole sequence; None where nobody knows how many will come. A benchmark knows; a workspace does not,
+    since tasks are added to it, unless the method `needs_num_tasks`: then its YAML lists all that there will be."""
     batches: Callable[[int, int | None], Iterator[Batch]]
     """`batches(batch_size, limit)`: at most `limit` of the task's training rows, drawn at random without replacement,
     the same ones on every call, on every rank and in a resumed run."""
@@ -90,9 +94,27 @@ class Method:
     """Whether the `lora:` block of a configuration means anything to it."""
     joint: ClassVar[bool] = False
     """Whether it trains once on the union of all tasks."""
+    needs_num_tasks: ClassVar[bool] = False
+    """Whether `TaskContext.num_tasks` must be known."""
+    needs_task_id: ClassVar[bool] = False
+    """Whether it can answer only when it is told which task a question belongs to."""
+    stores_data: ClassVar[bool] = False
+    """Whether its state holds rows of earlier tasks, so that deleting a file of rows does not delete them."""
+    mergeable: ClassVar[bool] = True
+    """Whether all that it has learned is in `deltas`: then one plain model, W₀ + deltas, answers for all tasks."""
     widens: ClassVar[bool] = False
     """Whether it trains the model's own weights in float32, whatever their dtype between tasks. The forward pass of a
     bfloat16 model then runs under autocast."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse flags that contradict each other: one plain model is told no task.
+
+        Raises:
+            TypeError: With the class's name.
+        """
+        super().__init_subclass__(**kwargs)
+        if cls.needs_task_id and (cls.mergeable or cls.joint):
+            raise TypeError(f"{cls.__name__}: needs_task_id goes with mergeable = False and without joint")
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config: Any = config or self.Config()
@@ -148,8 +170,29 @@ class Method:
         """Optimizer groups; a group without its own `lr` gets `learning_rate`. Default: all that is trainable."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
-    def extra_loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        """A scalar to add to the task's mean loss, or None. Weighed once a step, whatever the accumulation."""
+    def make_optimizer(self, groups: list[dict[str, Any]], options: Mapping[str, Any]) -> torch.optim.Optimizer | None:
+        """An optimizer of the method's own; None, the default: the one that `training.optim` names.
+
+        A method that overrides this refuses `training.optim`. Its optimizer is saved with a checkpoint by
+        `state_dict()`, so that a run resumes bit for bit if the state is complete and of plain tensors.
+
+        Args:
+            groups: Those of `parameter_groups`.
+            options: What AdamW would be made with: `lr`, `weight_decay`, `betas`, `eps`.
+        """
+        return None
+
+    def extra_loss(self, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor | None:
+        """A scalar to add to the task's mean loss, or None. Weighed once a step, whatever the accumulation.
+
+        A term that does not depend on the batch is returned as it is. One that is a sum over tokens goes through
+        `outputs.mean`, so that it too is the same however the step is cut.
+
+        Args:
+            model: In training mode.
+            batch: The micro-batch, with labels.
+            outputs: What the model made of it, K x V logits at the K labels, and the way to more forward passes.
+        """
         return None
 
     def check_optimizer(self, optimizer: type, options: Mapping[str, Any]) -> None:
@@ -162,8 +205,13 @@ class Method:
     def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Change `.grad` in place."""
 
-    def after_step(self, model: nn.Module) -> None:
-        """Correct the weights. Overrides call this one first: it counts the steps."""
+    def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Correct the weights. Overrides call this one first: it counts the steps.
+
+        Args:
+            model: Its weights have moved; gradients are still there.
+            optimizer: That moved them; the rate of the step is `lr` of each group.
+        """
         self.step += 1
 
     def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
@@ -182,8 +230,23 @@ class Method:
         model.requires_grad_(False)
 
     @contextmanager
-    def serving(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model that answers questions between two tasks: round(W₀ + delta)."""
+    def serving(self, model: nn.Module, task: str | None = None) -> Iterator[nn.Module]:
+        """The model that answers questions between two tasks: round(W₀ + delta).
+
+        Overrides add what is not in `deltas`, inside `with super().serving(model, task)`, and take it out at the end.
+
+        Args:
+            model: The base model.
+            task: The name of the task that the questions belong to, learned or not; None where nobody knows.
+
+        Raises:
+            ConfigError: If it `needs_task_id` and gets none.
+        """
+        if self.needs_task_id and task is None:
+            raise ConfigError(
+                f"the method `{self.name}` needs to be told which task a question belongs to. Name the task, or use a "
+                "method that does not (`gorp methods`)."
+            )
         self.weights.load(self.deltas)
         yield model
 

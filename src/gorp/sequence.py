@@ -110,8 +110,8 @@ def learn_sequence(
         method: New, before its `setup`.
         model: The base model, untouched by any method.
         tasks: In the order of training, all with rows.
-        train: Called with the stage, `folder` for checkpoints, which is removed afterwards, and `callbacks` of the
-            Trainer.
+        train: Called with the stage, `folder` for checkpoints, which is removed afterwards, `callbacks` of the Trainer,
+            and `num_tasks`.
         score: From the model as it serves, a task and the row of the matrix to percent right and rows behind it.
         columns: From a row of the matrix (0: the base model) to the tasks to score in it, counted from 0.
         seed: Shuffles the union that a joint method trains on.
@@ -127,8 +127,8 @@ def learn_sequence(
     def fill(row: int) -> None:
         nonlocal scoring
         began = time.perf_counter()
-        with method.serving(model) as served:
-            for task in (tasks[column] for column in columns(row)):
+        for task in (tasks[column] for column in columns(row)):
+            with method.serving(model, task.name) as served:
                 matrix.set(row, task.name, *score(served, task, row))
         scoring += time.perf_counter() - began
 
@@ -139,7 +139,7 @@ def learn_sequence(
             tempfile.TemporaryDirectory() as folder,
             progress.training(f"{method.name} on {stage.name}") as callback,
         ):
-            results.append(train(stage, folder=Path(folder), callbacks=(callback,)))
+            results.append(train(stage, folder=Path(folder), callbacks=(callback,), num_tasks=len(tasks)))
         fill(len(stage.contains))
         progress.matrix(matrix)
     return Learned(matrix=matrix, results=results, seconds=time.perf_counter() - started, scoring_seconds=scoring)

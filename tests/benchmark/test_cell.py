@@ -29,7 +29,7 @@ def learn(cell):
     trained, scored = [], []
 
     def train(method, task, data, **where):
-        trained.append((task.name, len(data), where["name"], where["index"]))
+        trained.append((task.name, len(data), where["name"], where["index"], where["num_tasks"]))
         return train_task(model, tokenizer, method, data, encoding=Encoding(), **where)
 
     def score(served, task, row):
@@ -46,7 +46,7 @@ def cell(**fields):
 
 def test_every_task_is_trained_in_turn_and_scored_where_the_metrics_need_it():
     result, trained, scored = learn(cell())
-    assert trained == [("a", 8, "a", 1), ("b", 8, "b", 2)]
+    assert trained == [("a", 8, "a", 1, 2), ("b", 8, "b", 2, 2)]
     assert scored == ["a", "b", "a", "b", "a", "b"]
     assert result["matrix"]["R"] == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
     assert (result["steps"], result["ap"], result["bwt"]) == (4, 5.5, 2.0)
@@ -61,7 +61,7 @@ def test_a_trial_scores_the_diagonal_and_the_end():
 
 def test_a_joint_method_trains_once_on_all_rows():
     _, trained, scored = learn(cell(method="multi_task"))
-    assert trained == [("b", 16, "b", 2)] and scored == ["a", "b", "a", "b"]
+    assert trained == [("b", 16, "b", 2, 2)] and scored == ["a", "b", "a", "b"]
 
 
 @pytest.mark.parametrize(("split", "asked"), [("dev", 3), ("eval", 5)])

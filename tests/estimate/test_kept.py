@@ -32,7 +32,7 @@ def learn(method, model, *, tasks, steps):
             method.edit_gradients(model, optimizer)
             optimizer.step()
             with torch.no_grad():
-                method.after_step(model)
+                method.after_step(model, optimizer)
             optimizer.zero_grad()
         method.end_task(model, optimizer, task)
 

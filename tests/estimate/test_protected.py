@@ -53,7 +53,7 @@ def test_the_products_of_a_step_are_counted():
     model(**batch).loss.backward()
     with Ledger() as ledger, torch.no_grad():
         method.edit_gradients(model, optimizer)
-        method.after_step(model)
+        method.after_step(model, optimizer)
     seconds, flops = shapes.step(1, DEVICE)
     assert flops == ledger.flops and seconds > 0
     assert shapes.step(0, DEVICE) == (0.0, 0)

@@ -17,11 +17,12 @@ from gorp.delta import unpack_deltas
 from gorp.errors import ConfigError, TrainingError
 from gorp.method import Method, TaskContext
 from gorp.methods import METHODS
-from tests.runs import Kill, Killed, Losses, assert_equal, fresh, rows, through_a_file, tiny, train
+from tests.runs import KNOWN, Kill, Killed, Losses, assert_equal, fresh, rows, through_a_file, tiny, train
 
 
 both_families = pytest.mark.parametrize("family", ["t5", "llama"])
-every_method = pytest.mark.parametrize("name", METHODS)
+every_method = pytest.mark.parametrize("name", KNOWN)
+every_shipped_method = pytest.mark.parametrize("name", METHODS)
 
 STRONG = {"ewc": {"strength": 1e4}, "olora": {"strength": 5.0}}
 """Penalties that are felt within a few steps."""
@@ -83,13 +84,20 @@ class TestAfterTwoTasks:
         run = trained(name, family)
         moved = (run.live - logits(tiny(family))).norm()
         assert moved > 0.01 * run.live.norm()
-        assert (logits(run.model) - run.live).norm() <= 1e-4 * moved
+        with run.method.serving(run.model, "task2") as model:
+            assert (logits(model) - run.live).norm() <= 1e-4 * moved
+        if run.method.mergeable:
+            assert (logits(run.model) - run.live).norm() <= 1e-4 * moved
 
     def test_serving_gives_the_same_answers_and_leaves_the_model_as_it_was(self, name, family):
         run = trained(name, family)
         before = {key: x.clone() for key, x in run.model.state_dict().items()}
-        with run.method.serving(run.model) as model:
-            torch.testing.assert_close(logits(model), logits(run.model))
+        with run.method.serving(run.model, "task1") as first:
+            answers = logits(first)
+        with run.method.serving(run.model, "task2") as model:
+            assert torch.equal(logits(model), answers) == run.method.mergeable
+            if run.method.mergeable:
+                torch.testing.assert_close(answers, logits(run.model))
         for key, x in run.model.state_dict().items():
             torch.testing.assert_close(x, before[key], rtol=0, atol=1e-7)
 
@@ -108,7 +116,7 @@ class TestAfterTwoTasks:
             for (key, p), q in zip(run.model.named_parameters(), pristine.parameters(), strict=True)
             if not torch.equal(p, q)
         }
-        assert moved and moved <= set(run.method.deltas)
+        assert bool(moved) == run.method.mergeable and moved <= set(run.method.deltas)
 
     def test_another_process_goes_on_from_the_files(self, name, family, tmp_path):
         run, model = trained(name, family), tiny(family)
@@ -116,7 +124,7 @@ class TestAfterTwoTasks:
         method.load_state_dict(through_a_file(run.method.state_dict(), tmp_path / "method.safetensors"))
         assert_equal(method.state_dict(), run.method.state_dict())
         assert_equal(method.memory_tensors(), run.method.memory_tensors())
-        with method.serving(model):
+        with method.serving(model, "task2"), run.method.serving(run.model, "task2"):
             torch.testing.assert_close(logits(model), logits(run.model))
 
     def test_its_deltas_are_the_difference_to_the_base_model(self, name, family):
@@ -131,6 +139,21 @@ class TestAfterTwoTasks:
         facts = trained(name, family).method.facts()
         assert json.loads(json.dumps(facts)) == facts
         assert facts["footprint_bytes"] > 0
+
+
+@pytest.mark.parametrize("name", [name for name, method in KNOWN.items() if method.needs_task_id])
+def test_one_that_must_know_the_task_says_so(name):
+    with (
+        pytest.raises(ConfigError, match=f"`{name}` needs to be told which task"),
+        trained(name, "llama").method.serving(trained(name, "llama").model),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("flags", [{"mergeable": True}, {"mergeable": False, "joint": True}])
+def test_flags_that_contradict_each_other_are_refused(flags):
+    with pytest.raises(TypeError, match="Odd: needs_task_id goes with mergeable = False and without joint"):
+        type("Odd", (Method,), {"needs_task_id": True} | flags)
 
 
 @every_method
@@ -190,7 +213,7 @@ def test_a_model_with_layers_of_a_dead_task_is_refused(name):
 @both_families
 def test_learns_its_first_task(name, family, tmp_path):
     losses, model = Losses(), tiny(family)
-    lora = LoraSettings(target_modules="all-linear") if METHODS[name].uses_lora else None
+    lora = LoraSettings(target_modules="all-linear") if KNOWN[name].uses_lora else None
     options = {"num_train_epochs": 8, "learning_rate": 1e-2, "weight_decay": 0.0, "logging_steps": 1}
     train(model, fresh(name, model, lora=lora), 1, tmp_path, callbacks=(losses,), **options)
     print(f"\n{name}, {family}: {losses.values[0]:.2f} to {losses.values[-1]:.2f}")
@@ -220,14 +243,14 @@ def test_a_step_is_the_same_however_its_batch_is_cut(name, family, tmp_path):
 @every_method
 class TestConfig:
     def test_survives_json(self, name):
-        config = METHODS[name].Config()
-        assert METHODS[name].Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
-        assert METHODS[name].Config(**dataclasses.asdict(METHODS[name]().config)) == METHODS[name]().config
+        config = KNOWN[name].Config()
+        assert KNOWN[name].Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        assert KNOWN[name].Config(**dataclasses.asdict(KNOWN[name]().config)) == KNOWN[name]().config
 
     def test_every_field_is_explained_and_frozen(self, name):
-        config = METHODS[name].Config()
+        config = KNOWN[name].Config()
         with pytest.raises(TypeError, match="unexpected keyword argument 'no_such_option'"):
-            METHODS[name].Config(no_such_option=1)
+            KNOWN[name].Config(no_such_option=1)
         for field in dataclasses.fields(config):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(config, field.name, None)
@@ -267,14 +290,14 @@ def test_nonsense_is_refused_with_what_is_right(name, nonsense, message):
         METHODS[name].Config(**nonsense)
 
 
-@every_method
+@every_shipped_method
 def test_the_catalogue_says_what_the_class_says(name):
     method = METHODS[name]
     said = f'"{name}": About(title={method.title!r}, keeps={method.keeps!r}, paper={method.paper!r})'
     assert CATALOGUE.get(name) == (method.title, method.keeps, method.paper), f"gorp/catalogue.py should hold {said}"
 
 
-@every_method
+@every_shipped_method
 def test_names_itself_and_its_source(name):
     method = METHODS[name]
     assert method.name == name

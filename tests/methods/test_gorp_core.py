@@ -33,7 +33,7 @@ def learned(lora: tuple[str, ...] | str, full: tuple[str, ...] | str) -> float:
         with torch.no_grad():
             method.edit_gradients(model, optimizer)
             optimizer.step()
-            method.after_step(model)
+            method.after_step(model, optimizer)
     method.end_task(model, optimizer, context)
     return ((model[0].weight - target).norm() / wanted.norm()).square().item()
 

@@ -100,7 +100,7 @@ def learn(method: Gorp, model: torch.nn.Module, index: int, steps: int = 6) -> N
         method.edit_gradients(model, optimizer)
         optimizer.step()
         with torch.no_grad():
-            method.after_step(model)
+            method.after_step(model, optimizer)
         optimizer.zero_grad()
     method.end_task(model, optimizer, task)
 

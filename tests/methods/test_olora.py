@@ -26,17 +26,17 @@ NOW = [[3.0, -1.0, 0.0], [0.0, 2.0, 1.0]]  # overlaps: 3, 2; -1, 2
 )
 def test_the_penalty_is_the_hand_computed_overlap(penalty, by_hand):
     method = with_rows(EARLIER, NOW, strength=0.5, penalty=penalty)
-    assert method.extra_loss(nn.Identity(), {}).item() == pytest.approx(0.5 * by_hand)
+    assert method.extra_loss(nn.Identity(), {}, None).item() == pytest.approx(0.5 * by_hand)
 
 
 @pytest.mark.parametrize("penalty", ["squared", "absolute"])
 def test_orthogonal_rows_cost_nothing(penalty):
     method = with_rows(EARLIER, [[-2.0, 0.0, 1.0], [4.0, 0.0, -2.0]], penalty=penalty)
-    assert method.extra_loss(nn.Identity(), {}).item() == 0.0
+    assert method.extra_loss(nn.Identity(), {}, None).item() == 0.0
 
 
 def test_there_is_no_penalty_in_the_first_task():
-    assert OLora().extra_loss(nn.Identity(), {}) is None
+    assert OLora().extra_loss(nn.Identity(), {}, None) is None
 
 
 def test_training_makes_the_rows_orthogonal(tmp_path):

@@ -72,7 +72,7 @@ def learn(net, method, batch, optimizer: str, *, rate: float = 0.02, steps: int 
         method.edit_gradients(net, made)
         made.step()
         with torch.no_grad():
-            method.after_step(net)
+            method.after_step(net, made)
         made.zero_grad()
     method.end_task(net, made, context(batch, index))
 

@@ -33,7 +33,7 @@ class Spy(Method):
         self.calls.append("parameter_groups")
         return [{"params": [self.parameter], "lr": 2 * learning_rate}]
 
-    def extra_loss(self, model, batch):
+    def extra_loss(self, model, batch, outputs):
         self.calls.append("extra_loss")
 
     def edit_gradients(self, model, optimizer):
@@ -42,9 +42,10 @@ class Spy(Method):
         self.parameter.grad.mul_(100.0)
         self.before = self.parameter.detach().clone()
 
-    def after_step(self, model):
-        super().after_step(model)
+    def after_step(self, model, optimizer):
+        super().after_step(model, optimizer)
         self.calls.append("after_step")
+        self.rates = [group["lr"] for group in optimizer.param_groups]
         self.moved = (self.parameter.detach() - self.before).norm().item()
 
     def end_task(self, model, optimizer, task):
@@ -96,6 +97,7 @@ def test_an_optimizer_that_averages_ends_at_its_average(tmp_path, monkeypatch):
 
 def test_clipping_sees_the_edited_gradient_and_groups_keep_their_rate(tmp_path):
     spy, _ = spied(tmp_path, max_grad_norm=0.5, learning_rate=1e-2)
+    assert spy.rates == [2e-2]  # what a proximal step would be as long as
     assert 100 * spy.norm > 0.5
     assert spy.moved == pytest.approx(2 * 1e-2 * 0.5, rel=1e-4)
 
@@ -236,8 +238,58 @@ def test_seeds_differ_from_task_to_task(tmp_path):
         model, spy = tiny("llama"), Spy()
         spy.setup(model)
         seen = []
-        spy.extra_loss = lambda model, batch, seen=seen: seen.append(batch["input_ids"].clone())
+        spy.extra_loss = lambda model, batch, outputs, seen=seen: seen.append(batch["input_ids"].clone())
         train(model, spy, index, tmp_path, data=rows(1), optim="sgd", max_steps=1)
         orders.append([row for ids in seen for row in ids.tolist()])
     assert len(orders[0]) == len(orders[1]) == 8
     assert orders[0] != orders[1]
+
+
+class Planner(Spy):
+    """Wants to know how many tasks there are."""
+
+    name = "planner"
+    needs_num_tasks = True
+
+
+def test_a_method_that_plans_for_the_number_of_tasks_is_not_begun_without_it(tmp_path):
+    model, planner = tiny("llama"), Planner()
+    planner.setup(model)
+    with pytest.raises(ConfigError, match=r"`planner` plans for the number of tasks.*Pass num_tasks to train_task"):
+        train(model, planner, 1, tmp_path, optim="sgd")
+    assert planner.calls == []
+    train(model, planner, 1, tmp_path, optim="sgd", num_tasks=5, max_steps=1)
+    assert planner.task.num_tasks == 5
+
+
+class Momentum(Spy):
+    """Brings its optimizer."""
+
+    name = "momentum"
+
+    def make_optimizer(self, groups, options):
+        assert {"lr", "weight_decay", "betas", "eps"} <= set(options)
+        return torch.optim.SGD(groups, lr=options["lr"], momentum=0.9)
+
+
+def test_a_method_may_bring_its_own_optimizer_which_resumes_bit_for_bit(tmp_path):
+    ends = []
+    for cuts in ((), (Kill(3),)):
+        for cut in (*cuts, None):
+            model, method = tiny("llama"), Momentum()
+            method.setup(model)
+            options = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
+            if cut is not None:
+                with pytest.raises(Killed):
+                    train(model, method, 1, tmp_path / str(len(cuts)), callbacks=(cut,), **options)
+                continue
+            train(model, method, 1, tmp_path / str(len(cuts)), **options)
+            ends.append(method.parameter.detach().clone())
+    assert torch.equal(*ends) and not torch.equal(ends[0], tiny("llama").get_parameter("model.norm.weight"))
+
+
+def test_an_optimizer_that_a_method_would_ignore_is_refused(tmp_path):
+    model, method = tiny("llama"), Momentum()
+    method.setup(model)
+    with pytest.raises(ConfigError, match=r"training\.optim is `sgd`, and the method `momentum` brings an optimizer"):
+        train(model, method, 1, tmp_path, optim="sgd")

@@ -106,7 +106,7 @@ def learn_in_turn(
         model: Untouched by any method.
         tasks: In the cell's order.
         train: Called with the method, the newest task, the rows, and `name`, `index`, `seed`, `training`, `folder`,
-            `callbacks` as `train_task` takes them.
+            `callbacks`, `num_tasks` as `train_task` takes them.
         score: From the model as it serves, a task and the row of the matrix to percent right and rows.
         started: `time.perf_counter()` when the cell began, loading included.
     """

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-IGNORED = -100
-"""Label of a position without loss, the `ignore_index` of torch's cross entropy."""
+from gorp.outputs import IGNORED
 
 
 @dataclass(frozen=True)

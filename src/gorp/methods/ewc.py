@@ -21,7 +21,8 @@ from typing_extensions import override
 from gorp.adapters import LoraSettings
 from gorp.distributed import num_ranks, rank, sum_over_ranks
 from gorp.lora_method import SharedLoraMethod
-from gorp.method import Batch, MethodConfig, TaskContext, prefixed, without_prefix
+from gorp.method import MethodConfig, TaskContext, prefixed, without_prefix
+from gorp.outputs import Batch, Outputs
 from gorp.ranges import COUNT, FRACTION, NOT_NEGATIVE
 
 
@@ -63,7 +64,7 @@ class Ewc(SharedLoraMethod):
         }
 
     @override
-    def extra_loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
+    def extra_loss(self, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor | None:
         if not self._pull:
             return None
         now = self._parameters()

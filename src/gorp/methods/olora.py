@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from gorp.adapters import LoraSettings
 from gorp.lora_method import LoraMethod
-from gorp.method import Batch, MethodConfig, TaskContext, prefixed, without_prefix
+from gorp.method import MethodConfig, TaskContext, prefixed, without_prefix
+from gorp.outputs import Batch, Outputs
 from gorp.ranges import NOT_NEGATIVE
 
 
@@ -54,7 +55,7 @@ class OLora(LoraMethod):
         self._beside = {name: rows.to(self.pairs[name].down.device) for name, rows in self.rows.items()}
 
     @override
-    def extra_loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
+    def extra_loss(self, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor | None:
         if not self._beside:
             return None
         overlaps = [rows @ self.pairs[name].down.mT for name, rows in self._beside.items()]

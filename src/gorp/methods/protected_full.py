@@ -113,8 +113,8 @@ class ProtectedFull(Method):
                 gradient.copy_(project_gradient(gradient, self.memory.basis(name, gradient), made_in=dtype))
 
     @override
-    def after_step(self, model: nn.Module) -> None:
-        super().after_step(model)
+    def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
+        super().after_step(model, optimizer)
         for name, start in self._starts.items():
             weight = self.weights.parameter(name).data
             basis = self.memory.basis(name, start)

@@ -2,7 +2,7 @@
 
 from gorp.training.checkpoint import last_complete, last_whole
 from gorp.training.found import AsFound, ProcessAsFound
-from gorp.training.preflight import check_arguments
+from gorp.training.preflight import check_arguments, check_method
 from gorp.training.sequence import TaskResult, train_encoded, train_task
 from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
@@ -15,6 +15,7 @@ __all__ = [
     "ProcessAsFound",
     "TaskResult",
     "check_arguments",
+    "check_method",
     "last_complete",
     "last_whole",
     "train_encoded",

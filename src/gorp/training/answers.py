@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from gorp.data.collate import IGNORED
+from gorp.outputs import IGNORED
 
 
 class AnswerLoss:

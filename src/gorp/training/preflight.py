@@ -4,7 +4,7 @@ The optimizer and the schedule on a parameter of four numbers, the loggers, and 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_utils import SchedulerType
 
 from gorp.errors import ConfigError
+from gorp.method import Method
 from gorp.training.found import ProcessAsFound
 
 
@@ -44,6 +45,29 @@ def check_arguments(arguments: TrainingArguments, num_rows: Sequence[int] = ()) 
         return cls, options
     finally:
         process.restore()
+
+
+def check_method(method: Method, training: Mapping[str, Any], *, num_tasks: int | None) -> None:
+    """Refuse a method that would not get what it declares to need.
+
+    Args:
+        method: It is not changed.
+        training: The `training:` block, as it is written.
+        num_tasks: Of the whole sequence; None where it is not known.
+
+    Raises:
+        ConfigError: It names the method.
+    """
+    if method.needs_num_tasks and num_tasks is None:
+        raise ConfigError(
+            f"the method `{method.name}` plans for the number of tasks of the whole sequence, and nobody said how many "
+            "there are. Pass num_tasks to train_task, or use a method that does not need it (`gorp methods`)."
+        )
+    if type(method).make_optimizer is not Method.make_optimizer and "optim" in training:
+        raise ConfigError(
+            f"training.optim is `{_written(training['optim'])}`, and the method `{method.name}` brings an optimizer of "
+            "its own, so the option would be ignored. Remove it."
+        )
 
 
 def optimizer_of(arguments: TrainingArguments, model: Any = None) -> tuple[type, dict[str, Any]]:

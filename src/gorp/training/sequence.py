@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gorp.data import Collator, Encoding, encode
-from gorp.method import Batch, Method, TaskContext
+from gorp.method import Method, TaskContext
+from gorp.outputs import Batch
 from gorp.targets import Treatment, treatments, untouched_line, weight_of
 from gorp.training.checkpoint import last_whole
 from gorp.training.failures import explained
 from gorp.training.found import AsFound, ProcessAsFound
 from gorp.training.interrupt import SaveOnInterrupt
-from gorp.training.preflight import check_arguments, num_steps
+from gorp.training.preflight import check_arguments, check_method, num_steps
 from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
 
@@ -55,6 +56,7 @@ def train_task(
     training: Mapping[str, Any],
     encoding: Encoding,
     folder: Path,
+    num_tasks: int | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
     on_ready: Callable[[list[Treatment]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -75,12 +77,13 @@ def train_task(
         training: The `training:` block.
         encoding: How long prompts and answers may be.
         folder: For checkpoints.
+        num_tasks: Tasks of the whole sequence, where that is known.
         callbacks: Of the Trainer, for progress.
         on_ready: Told which weights are trained, before the first step.
         say: Told in a line what the method warns of, from which step training goes on, and of an interruption.
 
     Raises:
-        ConfigError: If the method can learn nothing more.
+        ConfigError: If the method can learn nothing more, or needs what it is not given (`gorp.training.preflight`).
         KeyboardInterrupt: On SIGINT, when the running step is saved in `folder`; on SIGTERM its subclass `Terminated`;
             see `gorp.training.interrupt`.
         CheckpointError: If `folder` holds checkpoints and every one of them is damaged.
@@ -99,6 +102,7 @@ def train_task(
         seed=seed,
         training=training,
         folder=folder,
+        num_tasks=num_tasks,
         callbacks=callbacks,
         on_ready=on_ready,
         say=say,
@@ -116,6 +120,7 @@ def train_encoded(
     seed: int,
     training: Mapping[str, Any],
     folder: Path,
+    num_tasks: int | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
     on_ready: Callable[[list[Treatment]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -134,12 +139,14 @@ def train_encoded(
             encoder_decoder=_is_encoder_decoder(model),
             widened=method.widens and getattr(model, "dtype", None) == torch.bfloat16,
         )
+        check_method(method, training, num_tasks=num_tasks)
         check_arguments(arguments, [len(encoded)])
         context = TaskContext(
             name=name,
             index=index,
             seed=seed,
             num_steps=num_steps(len(encoded), arguments),
+            num_tasks=num_tasks,
             batches=lambda size, limit: _batches(encoded, collator, size, limit, arguments.seed, _device(model)),
         )
         checkpoint = last_whole(folder, ranks=arguments.world_size, say=say)

@@ -19,6 +19,7 @@ from typing_extensions import override
 from gorp.disk import disk_errors
 from gorp.errors import ConfigError, TrainingError
 from gorp.method import Method
+from gorp.outputs import IGNORED, Answers, Batch, Outputs, answers_of
 from gorp.training.answers import AnswerLoss, answer_loss
 from gorp.training.checkpoint import load_checkpoint, mark_complete, remove_others, save_checkpoint
 from gorp.training.failures import KEPT
@@ -47,7 +48,7 @@ class ContinualTrainerMixin(Trainer):
         scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         if scaled and getattr(self.plain_model.config, "is_encoder_decoder", False):
             # T5 takes `num_items_in_batch` among its **kwargs and ignores it: we turn its mean into that share.
-            share = (inputs["labels"] != -100).sum() / num_items_in_batch
+            share = (inputs["labels"] != IGNORED).sum() / num_items_in_batch
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             loss, outputs = super().compute_loss(model, self._for_smoothing(inputs), return_outputs=True)
             loss = loss * share * ranks
@@ -56,10 +57,38 @@ class ContinualTrainerMixin(Trainer):
                 loss, outputs = super().compute_loss(
                     model, {**inputs}, return_outputs=True, num_items_in_batch=num_items_in_batch
                 )
-        extra = self.method.extra_loss(self.plain_model, inputs) if model.training else None
+        extra = None
+        if model.training:
+            items = num_items_in_batch if scaled else None
+            extra = self.method.extra_loss(self.plain_model, inputs, self._seen(inputs, outputs, items))
         if extra is not None:
             loss = loss + (extra / self.current_gradient_accumulation_steps if scaled else extra)
         return (loss, outputs) if return_outputs else loss
+
+    def _seen(self, inputs: Any, outputs: Any, items: Any) -> Outputs:
+        """The forward pass for a method's loss term; `items` are the labels of the step where the loss counts them."""
+
+        def weight() -> float | Tensor:
+            if items is None:  # each micro-batch is a mean, and the Trainer takes the mean of them
+                return 1 / (inputs["labels"] != IGNORED).sum().clamp(min=1)
+            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            return ranks * self.current_gradient_accumulation_steps / items
+
+        return Outputs(
+            self.plain_model,
+            inputs,
+            first=lambda: self._answers(outputs, inputs["labels"]),
+            run=self._run,
+            weight=weight,
+        )
+
+    def _run(self, batch: Batch) -> Answers:
+        """One more forward pass, of the model as it is now."""
+        return self._answers(self.plain_model(**batch), batch["labels"])
+
+    def _answers(self, outputs: Any, labels: Tensor) -> Answers:
+        """The logits where a label is."""
+        return answers_of(outputs["logits"], labels, shifted=False)
 
     def _for_smoothing(self, inputs: Any) -> dict[str, Any]:
         """A copy; with label smoothing the Trainer takes out the labels that T5 makes its decoder's input from."""
@@ -90,7 +119,9 @@ class ContinualTrainerMixin(Trainer):
         if self.optimizer is None:
             optimizer_class, options = optimizer_of(self.args, self.plain_model)
             self.method.check_optimizer(optimizer_class, options)
-            self.optimizer = optimizer_class(self.method.parameter_groups(self.plain_model, options["lr"]), **options)
+            groups = self.method.parameter_groups(self.plain_model, options["lr"])
+            own = self.method.make_optimizer(groups, options)
+            self.optimizer = optimizer_class(groups, **options) if own is None else own
             self.optimizer.register_step_post_hook(lambda *_: self._after_step())
         return self.optimizer
 
@@ -132,7 +163,7 @@ class ContinualTrainerMixin(Trainer):
 
     def _after_step(self) -> None:
         with torch.no_grad():
-            self.method.after_step(self.plain_model)
+            self.method.after_step(self.plain_model, self.plain_optimizer)
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -193,6 +224,22 @@ class ContinualTrainer(ContinualTrainerMixin, Trainer):
     def _logits_wanted(self, inputs: Any) -> AbstractContextManager[None]:
         own = self.compute_loss_func
         return own.watching(inputs["labels"]) if isinstance(own, AnswerLoss) else nullcontext()
+
+    @override
+    def _run(self, batch: Batch) -> Answers:
+        if not isinstance(self.compute_loss_func, AnswerLoss):
+            return super()._run(batch)
+        with self._logits_wanted(batch):  # without the labels, or the model would compute a loss of whole logits
+            outputs = self.plain_model(**{key: value for key, value in batch.items() if key != "labels"})
+        return self._answers(outputs, batch["labels"])
+
+    @override
+    def _answers(self, outputs: Any, labels: Tensor) -> Answers:
+        logits = outputs["logits"]
+        if not isinstance(self.compute_loss_func, AnswerLoss):
+            return answers_of(logits, labels, shifted=True)
+        targets = labels[:, 1:]
+        return Answers(logits=logits[0], labels=targets[targets != IGNORED])
 
 
 class ContinualSeq2SeqTrainer(ContinualTrainerMixin, Seq2SeqTrainer):

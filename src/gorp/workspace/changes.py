@@ -1,8 +1,8 @@
 """What may change between two runs of one workspace.
 
     nothing learned yet   everything but the weights of the base model
-    between two tasks     `training`, `encoding`, `eval`, the rows of learned tasks, tasks not learned yet, and the
-                          options in `TUNABLE`
+    between two tasks     `training`, `encoding`, `eval`, the rows of learned tasks, tasks not learned yet (but not how
+                          many, where the method plans for that), and the options in `TUNABLE`
     within a task         only what does not decide its course: `eval`, paths, how often it is saved and logged
 
 Scores need no rule: each is kept with what it was measured on, and measured again when that changes.
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gorp.errors import ConfigError
-from gorp.workspace.config import RunConfig, effective
+from gorp.workspace.config import RunConfig, effective, num_tasks
 from gorp.workspace.store import Version
 from gorp.workspace.tunable import TUNABLE
 
@@ -29,7 +29,8 @@ def course(config: RunConfig) -> dict[str, Any]:
     values = effective(config)
     training = {key: value for key, value in values["training"].items() if not key.startswith(OBSERVING)}
     blocks = {name: values[name] for name in ("method", "lora", "encoding", "seed")}
-    return {**blocks, "training": training, "model": {"dtype": values["model"]["dtype"]}}
+    planned = {} if (count := num_tasks(config)) is None else {"num_tasks": count}
+    return {**blocks, "training": training, "model": {"dtype": values["model"]["dtype"]}, **planned}
 
 
 def check_settings(config: RunConfig, current: Version) -> None:
@@ -53,6 +54,11 @@ def check_settings(config: RunConfig, current: Version) -> None:
         before, now = (_without(spec, FREE_TASK_FIELDS) for spec in (specs[name], new["tasks"][index]))
         _compare(before, now, f"tasks[{index}]")
     _compare(old["method"]["name"], new["method"]["name"], "method.name")
+    if num_tasks(config) not in (None, len(old["tasks"])):
+        raise ConfigError(
+            f"tasks: {len(names)} are listed, and the method `{config.method}` has planned for {len(old['tasks'])}. "
+            "List as many, or use a method that does not need to know how many will come (`gorp methods`)."
+        )
     for block in ("method", "lora"):
         before, now = (values[block] and _without(values[block], TUNABLE[block]) for values in (old, new))
         _compare(before, now, block)

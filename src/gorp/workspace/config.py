@@ -109,6 +109,11 @@ def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
     )
 
 
+def num_tasks(config: RunConfig) -> int | None:
+    """Tasks of the whole sequence: None, because another may be added at any time, unless the method plans for them."""
+    return len(config.tasks) if METHODS[config.method].needs_num_tasks else None
+
+
 def effective(config: RunConfig) -> dict[str, Any]:
     """Everything that decides the run, defaults and what the mode decides filled in, as JSON values."""
     method = build_method(config.method, config.options, config.lora)

@@ -14,7 +14,7 @@ from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, load_config, parse_config
 from gorp.workspace.mark import check_place
 from gorp.workspace.prepare import Session, prepare
-from gorp.workspace.scoring import delta_digest, enter, score_row, write_matrix
+from gorp.workspace.scoring import enter, learned_digest, score_row, write_matrix
 from gorp.workspace.store import Workspace
 from gorp.workspace.version import Version
 
@@ -64,7 +64,9 @@ def evaluate_version(
 def _score(session: Session, chosen: Version, task: str | None, progress: Progress) -> dict[str, Any]:
     enter(session, chosen)
     wanted = [item for item in session.tasks if task in (None, item.name)]
-    cells = score_row(session, chosen.name, delta_digest(chosen), progress, tasks=wanted, fresh=True)
+    cells = score_row(
+        session, chosen.name, learned_digest(session, chosen.record["sha256"]), progress, tasks=wanted, fresh=True
+    )
     write_matrix(session, session.workspace.lineage())
     return {"version": chosen.name, "scores": cells}
 

@@ -16,9 +16,9 @@ from gorp.methods import METHODS, build_method
 from gorp.model_files import base_digests
 from gorp.models import architecture_of, load_model, load_tokenizer, locate
 from gorp.progress import Progress
-from gorp.training import ProcessAsFound, check_arguments, training_arguments
+from gorp.training import ProcessAsFound, check_arguments, check_method, training_arguments
 from gorp.workspace.changes import check_settings
-from gorp.workspace.config import RunConfig
+from gorp.workspace.config import RunConfig, num_tasks
 from gorp.workspace.learned import recall, train_file_sha256
 from gorp.workspace.lengths import check_lengths
 from gorp.workspace.store import Version, Workspace
@@ -84,6 +84,8 @@ def prepare(
         for note in task.notes:
             progress.say(f"{task.name}: {note}")
     encoder_decoder = bool(architecture.is_encoder_decoder)
+    method = build_method(config.method, config.options, config.lora)
+    check_method(method, config.training, num_tasks=num_tasks(config))
     optimizer, options = check_training(config, workspace, architecture, tasks)
     for task in tasks:
         asked: Any = {"encoder_decoder": encoder_decoder, "encoding": config.encoding, "config": config.eval}
@@ -102,7 +104,6 @@ def prepare(
     model, _ = load_model(local, device_for(config))
     for note in check_lengths(tasks, tokenizer, model, encoding=config.encoding, evaluation=config.eval):
         progress.say(note)
-    method = build_method(config.method, config.options, config.lora)
     method.setup(model)
     method.check_optimizer(optimizer, options)
     state = lineage[-1].method_state(sha256) if lineage else {}

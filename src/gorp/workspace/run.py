@@ -21,14 +21,14 @@ from gorp.storage import write_json
 from gorp.targets import Treatment, treatments
 from gorp.training import last_complete, train_task
 from gorp.workspace.accepted import keep_configuration
-from gorp.workspace.config import RunConfig, effective
+from gorp.workspace.config import RunConfig, effective, num_tasks
 from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.learned import keep
 from gorp.workspace.mark import check_place
 from gorp.workspace.prepare import Session, prepare
 from gorp.workspace.preview import preview
 from gorp.workspace.record import version_record
-from gorp.workspace.scoring import BASE_WEIGHTS, delta_digest, enter, is_scored, not_learned, score_row, write_matrix
+from gorp.workspace.scoring import BASE_WEIGHTS, enter, is_scored, learned_digest, not_learned, score_row, write_matrix
 from gorp.workspace.seal import sealed
 from gorp.workspace.state import DELTA, MEMORY, METHOD, file_sha256, read_state, write_state
 from gorp.workspace.store import Version, Workspace
@@ -108,7 +108,14 @@ def plan(
     total = sum(p.numel() for p in session.model.parameters())
     contains = session.lineage[-1].contains if session.lineage else []
     pending = [task.name for task in session.tasks if task.name not in contains]
-    nothing = TaskContext(name="plan", index=1, seed=config.seed, num_steps=1, batches=lambda size, limit: iter(()))
+    nothing = TaskContext(
+        name="plan",
+        index=1,
+        seed=config.seed,
+        num_steps=1,
+        num_tasks=num_tasks(config),
+        batches=lambda size, limit: iter(()),
+    )
     if pending:
         for line in session.method.warnings(len(contains)):
             progress.say(line)
@@ -121,6 +128,15 @@ def _notes(session: Session) -> list[str]:
     notes = session.method.notes(session.model)
     if not can_be_padded(session.model, session.tokenizer):
         notes.append("this model reads its padding, so rows are scored in batches of equal length")
+    method = session.method
+    if method.stores_data:
+        notes.append(
+            f"`{method.name}` keeps training rows of learned tasks in the workspace, as token ids: deleting a task's "
+            "file does not delete them"
+        )
+    if not method.mergeable:
+        asks = ", and it must be told the task of every question" if method.needs_task_id else ""
+        notes.append(f"what `{method.name}` learns is no one plain model{asks}; `gorp eval` scores it as it answers")
     return notes
 
 
@@ -175,7 +191,7 @@ def _measure_versions(session: Session, progress: Progress) -> None:
     for version in lineage:
         if not is_scored(session, version):
             enter(session, version)
-            score_row(session, version.name, delta_digest(version), progress)
+            score_row(session, version.name, learned_digest(session, version.record["sha256"]), progress)
     enter(session, lineage[-1])
 
 
@@ -211,7 +227,8 @@ def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart
         session.method.load_state_dict(read_state(work.folder, session.base["sha256"]))
     for task in stage.tasks:
         keep(store, task)
-    scores = score_row(session, name, file_sha256(work.folder / DELTA), progress)
+    digests = {file: file_sha256(work.folder / file) for file in (DELTA, METHOD)}
+    scores = score_row(session, name, learned_digest(session, digests), progress)
     record = version_record(
         session, lineage=lineage, task=stage.name, contains=stage.contains, scores=scores, training=training
     )
@@ -240,6 +257,7 @@ def _train(
             training=session.config.training,
             encoding=session.config.encoding,
             folder=work.run,
+            num_tasks=num_tasks(session.config),
             callbacks=(callback,),
             on_ready=lambda table: progress.treatments(table, total),
             say=progress.say,

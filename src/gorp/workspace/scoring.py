@@ -13,7 +13,7 @@ from gorp.methods import build_method
 from gorp.progress import Progress
 from gorp.workspace.prepare import Session
 from gorp.workspace.scores import Scores, cell_key, learned_part
-from gorp.workspace.state import DELTA
+from gorp.workspace.state import DELTA, METHOD
 from gorp.workspace.store import Version
 
 
@@ -29,7 +29,7 @@ def score_row(
     Args:
         session: Its method holds the version's state.
         version: The version's name.
-        digest: SHA-256 of its delta, or `BASE_WEIGHTS`.
+        digest: `learned_digest` of it, or `BASE_WEIGHTS`.
         progress: What to show.
         tasks: All tasks when empty.
         fresh: Measure again what was measured before.
@@ -38,23 +38,25 @@ def score_row(
         Task -> score, rows, metric.
     """
     scores, cells = _scores(session), {}
-    with session.method.serving(session.model) as model:
-        for task in tasks or session.tasks:
-            conditions = _conditions(session, task)
-            key = _key(session, digest, conditions)
-            cell = None if fresh else scores.find(version, task.name, key)
-            if cell is None:
-                with progress.evaluating(f"{version} on {task.name}") as advance:
-                    score = score_task(
-                        model,
-                        session.tokenizer,
-                        task,
-                        encoding=session.config.encoding,
-                        config=session.config.eval,
-                        progress=advance,
-                    )
-                cell = scores.enter(version, score, key, conditions)
-            cells[task.name] = {name: cell[name] for name in ("score", "rows", "metric")}
+    for task in tasks or session.tasks:
+        conditions = _conditions(session, task)
+        key = _key(session, digest, conditions)
+        cell = None if fresh else scores.find(version, task.name, key)
+        if cell is None:
+            with (
+                session.method.serving(session.model, task.name) as model,
+                progress.evaluating(f"{version} on {task.name}") as advance,
+            ):
+                score = score_task(
+                    model,
+                    session.tokenizer,
+                    task,
+                    encoding=session.config.encoding,
+                    config=session.config.eval,
+                    progress=advance,
+                )
+            cell = scores.enter(version, score, key, conditions)
+        cells[task.name] = {name: cell[name] for name in ("score", "rows", "metric")}
     return cells
 
 
@@ -83,14 +85,20 @@ def enter(session: Session, version: Version) -> None:
 
 def is_scored(session: Session, version: Version) -> bool:
     """Whether the version's row has a valid score for every task."""
-    scores, digest = _scores(session), delta_digest(version)
+    scores, digest = _scores(session), learned_digest(session, version.record["sha256"])
     keys = {task.name: _key(session, digest, _conditions(session, task)) for task in session.tasks}
     return all(scores.find(version.name, name, key) for name, key in keys.items())
 
 
-def delta_digest(version: Version) -> str:
-    """What stands for the version's weights in the key of a score."""
-    return version.record["sha256"].get(DELTA, BASE_WEIGHTS)
+def learned_digest(session: Session, digests: Mapping[str, str]) -> str:
+    """What stands for all that a version has learned, in the key of a score.
+
+    Args:
+        session: Its method says whether that is the delta alone.
+        digests: SHA-256 of the version's files; none for the base model.
+    """
+    delta = digests.get(DELTA, BASE_WEIGHTS)
+    return delta if session.method.mergeable or METHOD not in digests else cell_key(delta, digests[METHOD])
 
 
 def write_matrix(session: Session, lineage: Sequence[Version]) -> AccuracyMatrix:

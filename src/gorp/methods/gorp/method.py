@@ -111,9 +111,9 @@ class Gorp(Method):
         self.task.edit_gradients(optimizer, step=self.step)
 
     @override
-    def after_step(self, model: nn.Module) -> None:
+    def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         assert self.task is not None
-        super().after_step(model)
+        super().after_step(model, optimizer)
         self.task.project_factors()
         self.task.watch_due_layers(self.step)
 
