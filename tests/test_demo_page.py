@@ -43,3 +43,12 @@ def test_the_pictures_title_claims_only_what_is_so():
 def test_the_picture_can_be_read_on_any_background():
     svg = demo_picture(results())
     assert "currentColor" not in svg and re.search(r'<rect width="100%" height="100%"[^>]*fill="#ffffff"', svg)
+
+
+def test_the_command_on_the_page_gives_the_same_settings_again():
+    def command(settings):
+        return demo_page(settings, results()).facts["command"]
+
+    assert command(DemoSettings()) == "gorp demo --seed 0"
+    other = DemoSettings(model="my models/llama", seed=3, train_rows=8, epochs=1)
+    assert command(other) == "gorp demo --seed 3 --model 'my models/llama' --train-rows 8 --epochs 1"

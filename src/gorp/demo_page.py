@@ -1,5 +1,6 @@
 """The demo's results for people: the sentences, the page, the picture."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def demo_page(settings: DemoSettings, results: Mapping[str, DemoResult]) -> Page
             "epochs": str(settings.epochs),
             "learning rates": ", ".join(f"{NAMES[m]} {rate:g}" for m, rate in settings.learning_rates.items()),
             "seed": str(settings.seed),
-            "command": f"gorp demo --seed {settings.seed}",
+            "command": _command(settings),
         },
         notes=[NOTE],
         samples={f"Questions of the first task, {TASKS[0]}, after the last, {TASKS[-1]}": _samples(results)},
@@ -55,6 +56,16 @@ def demo_picture(results: Mapping[str, DemoResult]) -> str:
     kept = change["gorp"] > change["sequential_lora"] + 1.0
     title = "Ordinary LoRA forgets; gorp keeps" if kept else "Percent right on each task after each task"
     return picture({NAMES[method]: result.matrix for method, result in results.items()}, title=title)
+
+
+def _command(settings: DemoSettings) -> str:
+    """What makes these numbers again: the seed, and each option of the command that is not its default."""
+    words = ["gorp", "demo", "--seed", str(settings.seed)]
+    for name in ("model", "train_rows", "eval_rows", "epochs"):
+        value = getattr(settings, name)
+        if value != getattr(DemoSettings, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 def _lost(result: DemoResult) -> str:
