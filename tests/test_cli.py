@@ -96,10 +96,13 @@ def test_wrong_usage_is_2(arguments):
 
 
 def test_methods_lists_them_all():
+    from gorp.catalogue import About
     from gorp.methods import METHODS
 
     listed = json.loads(gorp("methods", "--json").stdout)
-    assert set(listed) == set(METHODS) and all(set(about) == {"title", "keeps", "paper"} for about in listed.values())
+    assert set(listed) == set(METHODS)
+    for name, about in listed.items():
+        assert about == {field: getattr(METHODS[name], field) for field in About._fields}
     table = gorp("methods").stdout
     assert all(re.search(rf"^ {name} ", table, re.MULTILINE) for name in METHODS)
 

@@ -20,11 +20,10 @@ from gorp.evaluation import EvalConfig
 from gorp.methods import METHODS
 from gorp.methods.gorp import MODE_DEFAULTS, GorpConfig
 from gorp.models import SHIPPED_FOLDER, ModelConfig
-from gorp.ranges import ranges
+from gorp.ranges import may_change, ranges
 from gorp.storage import read_tensors
 from gorp.training.settings import DEFAULTS, OURS
 from gorp.workspace import load_config, run_sequence
-from gorp.workspace.changes import TUNABLE
 from gorp.workspace.config import BLOCKS, NOT_SHARED, parse_config
 from tests.workspace.project import make_project
 
@@ -35,9 +34,7 @@ START = (DOCS / "getting-started.md").read_text(encoding="utf-8")
 
 SECTIONS: dict[str, Any] = {
     "model": ModelConfig,
-    "protected_full": METHODS["protected_full"].Config,
-    "ewc": METHODS["ewc"].Config,
-    "olora": METHODS["olora"].Config,
+    **{name: method.Config for name, method in METHODS.items() if fields(method.Config) and name != "gorp"},
     "lora": LoraSettings,
     "encoding": Encoding,
     "eval": EvalConfig,
@@ -174,9 +171,10 @@ def test_the_short_form_names_orders_and_the_keys_that_go_with_it():
 
 
 def test_what_may_change_after_the_first_task_is_what_the_code_allows():
-    named = words("", "**Once a task is learned**")
-    wanted = {"training", "encoding", "eval", "method", *TUNABLE["method"]}
-    assert named == wanted | {f"lora.{option}" for option in TUNABLE["lora"]}
+    assert words("", "**Once a task is learned**") == {"training", "encoding", "eval", "method", "lora"}
+    for heading, cls in {**SECTIONS, "gorp": GorpConfig}.items():
+        marked = {key for key, line in table(heading).items() if "May change between tasks." in line.text}
+        assert marked == set(may_change(cls)), heading
 
 
 @pytest.mark.parametrize("page", ["configuration", "getting-started"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gorp.delta import WeightDelta
 from gorp.low_rank import replace
 from gorp.names import weight_name
-from gorp.ranges import BELOW_ONE, POSITIVE, WIDEST, Range, check_ranges
+from gorp.ranges import BELOW_ONE, BETWEEN_TASKS, POSITIVE, WIDEST, Range, check_ranges
 
 
 ADAPTER = "gorp"
@@ -25,7 +25,7 @@ class LoraSettings:
     """Rows of A."""
     lora_alpha: Annotated[float, POSITIVE] = 32.0
     """The factors are scaled by s = lora_alpha / r."""
-    lora_dropout: Annotated[float, BELOW_ONE] = 0.0
+    lora_dropout: Annotated[float, BELOW_ONE, BETWEEN_TASKS] = 0.0
     """Share of the inputs of A dropped in training."""
     target_modules: tuple[str, ...] | str = "auto"
     """Which layers: "auto", "all-linear", or patterns (`gorp.targets.resolve`)."""

@@ -7,11 +7,27 @@ from typing import NamedTuple
 
 
 class About(NamedTuple):
-    """`title`, `keeps` and `paper` of a method's class."""
+    """What the attributes of these names of a method's class are."""
 
     title: str
     keeps: str
     paper: str
+    joint: bool = False
+    needs_num_tasks: bool = False
+    needs_task_id: bool = False
+    stores_data: bool = False
+    mergeable: bool = True
+
+    def asks(self) -> list[str]:
+        """The flags that are not as in most methods, in words."""
+        words = {
+            "needs the rows of all tasks at once": self.joint,
+            "stores rows of earlier tasks": self.stores_data,
+            "must know how many tasks there will be": self.needs_num_tasks,
+            "must be told the task of a question": self.needs_task_id,
+            "is no plain model": not self.mergeable,
+        }
+        return [word for word, is_so in words.items() if is_so]
 
 
 CATALOGUE: dict[str, About] = {
@@ -54,6 +70,7 @@ CATALOGUE: dict[str, About] = {
         title="joint LoRA: one adapter trained on all tasks together",
         keeps="needs the data of every task",
         paper="Caruana 1997, Machine Learning 28",
+        joint=True,
     ),
 }
 """Name of the method -> what it does, what it keeps between tasks, where it comes from."""

@@ -214,12 +214,13 @@ def methods(as_json: AsJson = False) -> None:
         from gorp.catalogue import CATALOGUE
         from gorp.console import console, plain_table
 
-        facts = {name: about._asdict() for name, about in CATALOGUE.items()}
         if as_json:
-            _print_json(facts)
+            _print_json({name: about._asdict() for name, about in CATALOGUE.items()})
             return
-        lines = [[name, about["title"], about["keeps"], about["paper"]] for name, about in facts.items()]
-        console().print(plain_table("", ["name", "what it does", "keeps between tasks", "paper"], lines))
+        lines = [
+            [name, about.title, about.keeps, "; ".join(about.asks()), about.paper] for name, about in CATALOGUE.items()
+        ]
+        console().print(plain_table("", ["name", "what it does", "keeps between tasks", "asks", "paper"], lines))
 
 
 @app.command()

@@ -1,6 +1,11 @@
-"""What a number of the configuration may be, stated with its field: `rank: Annotated[int, Range(1, WIDEST)] = 8`."""
+"""What an option may be, and whether it may change, stated with its field.
+
+rank: Annotated[int, Range(1, WIDEST)] = 8
+strength: Annotated[float, NOT_NEGATIVE, BETWEEN_TASKS] = 0.5
+"""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -41,14 +46,34 @@ FRACTION = Range(0, 1)
 BELOW_ONE = Range(0, 1, open_high=True)
 
 
+@dataclass(frozen=True)
+class BetweenTasks:
+    """Marks an option that may change when tasks have been learned.
+
+    It says how the next task is learned and how much of it is kept. All others decide the shape or the meaning of what
+    earlier tasks left, or which weights are protected, and stay.
+    """
+
+
+BETWEEN_TASKS = BetweenTasks()
+
+
 def ranges(cls: type) -> dict[str, Range]:
     """The range of every field of a dataclass that states one."""
-    found = {}
+    return {name: extra for name, extra in _extras(cls) if isinstance(extra, Range)}
+
+
+def may_change(cls: type) -> tuple[str, ...]:
+    """The fields of a dataclass that are marked `BETWEEN_TASKS`."""
+    return tuple(name for name, extra in _extras(cls) if isinstance(extra, BetweenTasks))
+
+
+def _extras(cls: type) -> Iterator[tuple[str, Any]]:
+    """What stands beside the types of the fields."""
     for name, hint in get_type_hints(cls, include_extras=True).items():
         for part in (hint, *get_args(hint)):  # `Annotated[int, Range(1)] | None` too
             if get_origin(part) is Annotated:
-                found.update((name, extra) for extra in part.__metadata__ if isinstance(extra, Range))
-    return found
+                yield from ((name, extra) for extra in part.__metadata__)
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from gorp.adapters import LoraSettings
-from gorp.catalogue import CATALOGUE
+from gorp.catalogue import CATALOGUE, About
 from gorp.delta import unpack_deltas
 from gorp.errors import ConfigError, TrainingError
 from gorp.method import Method, TaskContext
@@ -293,8 +293,9 @@ def test_nonsense_is_refused_with_what_is_right(name, nonsense, message):
 @every_shipped_method
 def test_the_catalogue_says_what_the_class_says(name):
     method = METHODS[name]
-    said = f'"{name}": About(title={method.title!r}, keeps={method.keeps!r}, paper={method.paper!r})'
-    assert CATALOGUE.get(name) == (method.title, method.keeps, method.paper), f"gorp/catalogue.py should hold {said}"
+    wanted = About(*(getattr(method, field) for field in About._fields))
+    assert CATALOGUE.get(name) == wanted, f"gorp/catalogue.py should hold {wanted}"
+    assert bool(wanted.asks()) == (wanted[3:] != About("", "", "")[3:])
 
 
 @every_shipped_method

@@ -23,18 +23,18 @@ from gorp.distributed import num_ranks, rank, sum_over_ranks
 from gorp.lora_method import SharedLoraMethod
 from gorp.method import MethodConfig, TaskContext, prefixed, without_prefix
 from gorp.outputs import Batch, Outputs
-from gorp.ranges import COUNT, FRACTION, NOT_NEGATIVE
+from gorp.ranges import BETWEEN_TASKS, COUNT, FRACTION, NOT_NEGATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
 class EwcConfig(MethodConfig):
     """Options of EWC."""
 
-    strength: Annotated[float, NOT_NEGATIVE] = 0.1
+    strength: Annotated[float, NOT_NEGATIVE, BETWEEN_TASKS] = 0.1
     """λ, for a Fisher information of mean 1. 0.1 was the best of 0.1, 1 and 100 on development rows."""
-    decay: Annotated[float, FRACTION] = 1.0
+    decay: Annotated[float, FRACTION, BETWEEN_TASKS] = 1.0
     """γ: how much of the earlier tasks' Fisher information is kept."""
-    fisher_examples: Annotated[int, COUNT] = 200
+    fisher_examples: Annotated[int, COUNT, BETWEEN_TASKS] = 200
     """Training examples that the Fisher information is estimated from, drawn at random."""
 
 

@@ -20,14 +20,14 @@ from gorp.adapters import LoraSettings
 from gorp.lora_method import LoraMethod
 from gorp.method import MethodConfig, TaskContext, prefixed, without_prefix
 from gorp.outputs import Batch, Outputs
-from gorp.ranges import NOT_NEGATIVE
+from gorp.ranges import BETWEEN_TASKS, NOT_NEGATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
 class OLoraConfig(MethodConfig):
     """Options of O-LoRA."""
 
-    strength: Annotated[float, NOT_NEGATIVE] = 0.5
+    strength: Annotated[float, NOT_NEGATIVE, BETWEEN_TASKS] = 0.5
     """λ: weight of the overlap with earlier adapters. (Released code: 0.5.)"""
     penalty: Literal["squared", "absolute"] = "squared"
     """Squares of the entries of Aᵢ Aₜᵀ (the paper), or their absolute values (the released code)."""

@@ -29,7 +29,7 @@ from gorp.errors import ConfigError
 from gorp.linalg import project_gradient, project_out_rows
 from gorp.method import Method, MethodConfig, TaskContext
 from gorp.names import layer_name, weight_name
-from gorp.ranges import POSITIVE, WIDEST, Range
+from gorp.ranges import BETWEEN_TASKS, POSITIVE, WIDEST, Range
 from gorp.shared_space import SharedSpace
 from gorp.targets import left_out_line, resolve
 from gorp.task_report import check_room
@@ -42,11 +42,11 @@ class ProtectedFullConfig(MethodConfig):
 
     full_modules: tuple[str, ...] | str = "all-linear"
     """Layers whose weight is trained: "all-linear", "auto" (the preset of the model's family), or patterns."""
-    budget: Annotated[float, Range(0, 1, open_low=True)] = 0.75
+    budget: Annotated[float, Range(0, 1, open_low=True), BETWEEN_TASKS] = 0.75
     """Largest share of a weight's inputs that may be protected, in (0, 1]."""
-    memory_rows: Annotated[int, Range(1, WIDEST)] = 256
+    memory_rows: Annotated[int, Range(1, WIDEST), BETWEEN_TASKS] = 256
     """Rows of a task that its inputs are read from at its end, drawn at random."""
-    threshold: Annotated[float, POSITIVE] = 0.6
+    threshold: Annotated[float, POSITIVE, BETWEEN_TASKS] = 0.6
     """τ: a direction is protected if the task's inputs have more along it than τ times what they have along an average
     direction, times the share of the directions that is protected by then."""
 

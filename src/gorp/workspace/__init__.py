@@ -12,7 +12,6 @@ version.py    a version, checked where it is read
 accepted.py   the configuration that a run began with
 store.py      versions on disk, CURRENT
 scores.py     every score with what it was measured on; the matrix
-tunable.py    options that may change between two tasks
 changes.py    what may change between two runs
 learned.py    what is needed of a learned task
 lengths.py    rows against the model's positions

@@ -2,19 +2,21 @@
 
     nothing learned yet   everything but the weights of the base model
     between two tasks     `training`, `encoding`, `eval`, the rows of learned tasks, tasks not learned yet (but not how
-                          many, where the method plans for that), and the options in `TUNABLE`
+                          many, where the method plans for that), and options that are marked `BETWEEN_TASKS`
     within a task         only what does not decide its course: `eval`, paths, how often it is saved and logged
 
 Scores need no rule: each is kept with what it was measured on, and measured again when that changes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gorp.adapters import LoraSettings
 from gorp.errors import ConfigError
+from gorp.methods import METHODS
+from gorp.ranges import may_change
 from gorp.workspace.config import RunConfig, effective, num_tasks
 from gorp.workspace.store import Version
-from gorp.workspace.tunable import TUNABLE
 
 
 FREE_TASK_FIELDS = ("train", "eval", "subset", "split", "dev_rows", "limit_train")
@@ -59,11 +61,16 @@ def check_settings(config: RunConfig, current: Version) -> None:
             f"tasks: {len(names)} are listed, and the method `{config.method}` has planned for {len(old['tasks'])}. "
             "List as many, or use a method that does not need to know how many will come (`gorp methods`)."
         )
-    for block in ("method", "lora"):
-        before, now = (values[block] and _without(values[block], TUNABLE[block]) for values in (old, new))
-        _compare(before, now, block)
+    for block, options in free_options(config.method).items():
+        before, now = (values[block] and _without(values[block], options) for values in (old, new))
+        _compare(before, now, block, free=options)
     _compare(old["seed"], new["seed"], "seed")
     _compare(old["model"]["dtype"], new["model"]["dtype"], "model.dtype")
+
+
+def free_options(method: str) -> dict[str, tuple[str, ...]]:
+    """The options that may change between two tasks, by block: those of the method's `Config`, and of its adapters."""
+    return {"method": may_change(METHODS[method].Config), "lora": may_change(LoraSettings)}
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -75,9 +82,9 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any,
         yield where, old, new
 
 
-def _compare(old: Any, new: Any, where: str) -> None:
+def _compare(old: Any, new: Any, where: str, *, free: Sequence[str] = ()) -> None:
     for path, before, now in differences(old, new, where):
-        options = ", ".join(f"`{block}.{name}`" for block in TUNABLE for name in TUNABLE[block] if block == where)
+        options = ", ".join(f"`{where}.{name}`" for name in free)
         raise ConfigError(
             f"{path} is {now!r}, but this workspace was made with {before!r}, and what it has learned depends on that. "
             "Change it back, or use another workspace. What may change after the first task: `training`, `encoding`, "

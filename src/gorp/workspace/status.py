@@ -9,7 +9,6 @@ from gorp.evaluation import summary
 from gorp.workspace.accepted import beside
 from gorp.workspace.scores import Scores, learned_part
 from gorp.workspace.store import Workspace
-from gorp.workspace.tunable import TUNABLE
 from gorp.workspace.yaml_file import read_yaml
 
 
@@ -105,10 +104,14 @@ def _check_options(path: Path, block: Mapping[str, Any], accepted: Mapping[str, 
     Raises:
         ConfigError: It names the first option.
     """
-    for name, free in TUNABLE.items():
+    for name in ("method", "lora"):
         written, before = block.get(name) or {}, accepted.get(name) or {}
         for key, value in written.items() if isinstance(written, Mapping) else ():
-            if key in before and value is not None and key not in free and value != before[key]:
+            if key in before and value is not None and value != before[key]:
+                from gorp.workspace.changes import free_options  # it loads torch: only where something differs
+
+                if key in free_options(accepted["method"]["name"])[name]:
+                    continue
                 raise ConfigError(f"{path}: {name}.{key} is {value!r}, and was {before[key]!r} when a task was learned")
     if block.get("seed", accepted["seed"]) != accepted["seed"]:
         raise ConfigError(f"{path}: seed is {block['seed']!r}, and was {accepted['seed']!r} when a task was learned")

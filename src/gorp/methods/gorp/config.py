@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from gorp.errors import ConfigError
 from gorp.method import MethodConfig
-from gorp.ranges import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, WIDEST, Range
+from gorp.ranges import BELOW_ONE, BETWEEN_TASKS, COUNT, NOT_NEGATIVE, POSITIVE, WIDEST, Range
 
 
 MODE_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -46,23 +46,23 @@ class GorpConfig(MethodConfig):
     "none", or patterns. (Paper: T5's cross-attention, LLaMA's MLP gate.)"""
     rank: Annotated[int, Range(1, WIDEST)] = 8
     """k: the core C is k x k. (Paper: 8.)"""
-    refresh_every: Annotated[int, COUNT] = 10
+    refresh_every: Annotated[int, COUNT, BETWEEN_TASKS] = 10
     """T: optimizer steps between two refreshes of a frame. (Paper: 10.)"""
-    core_learning_rate: Annotated[float, NOT_NEGATIVE] | None = None
+    core_learning_rate: Annotated[float, NOT_NEGATIVE, BETWEEN_TASKS] | None = None
     """Learning rate of the cores; None is the learning rate of the adapters. (Paper, T5: 1e-5 beside 1e-3.)"""
-    scale: Annotated[float, POSITIVE] = 1.0
+    scale: Annotated[float, POSITIVE, BETWEEN_TASKS] = 1.0
     """α in W ← W - η α U N Vᵀ. (Paper: not stated.)"""
-    energy: Annotated[float, BELOW_ONE] | None = None
+    energy: Annotated[float, BELOW_ONE, BETWEEN_TASKS] | None = None
     """ε, where gradients are remembered: fraction of a task's squared norm that the shared space holds afterwards, in
     [0, 1). (Paper: not stated.)"""
-    budget: Annotated[float, Range(0, 1, open_low=True)] | None = None
+    budget: Annotated[float, Range(0, 1, open_low=True), BETWEEN_TASKS] | None = None
     """Largest share of a weight's inputs that may be protected, in (0, 1]."""
     memory_source: Literal["moment", "sketch", "inputs"] | None = None
     """What of a task is remembered: Adam's first moment at its end (paper), a sketch of its gradients, fed at each
     refresh, or its inputs, read once more at its end."""
-    memory_rows: Annotated[int, Range(1, WIDEST)] = 256
+    memory_rows: Annotated[int, Range(1, WIDEST), BETWEEN_TASKS] = 256
     """With `memory_source: inputs`: rows of the task that are read, drawn at random."""
-    threshold: Annotated[float, POSITIVE] = 0.6
+    threshold: Annotated[float, POSITIVE, BETWEEN_TASKS] = 0.6
     """τ, with `memory_source: inputs`: a direction is protected if the task's inputs have more along it than τ times
     what they have along an average direction, times the share of the directions that is protected by then."""
     sketch_size: Annotated[int, Range(1, WIDEST)] = 128
