@@ -22,7 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from gorp.benchmark import Cell, learn_in_turn
 from gorp.benchmark.cell import load_tasks
-from gorp.method import Method
+from gorp.methods.base import Method
 from gorp.training import TaskResult, train_encoded
 
 

@@ -35,7 +35,7 @@ from gorp.benchmark.cell import load
 from gorp.data import Encoding, Task
 from gorp.data.split import row_hash
 from gorp.evaluation import AccuracyMatrix, EvalConfig, score_task, summary
-from gorp.method import Method
+from gorp.methods.base import Method
 from gorp.training import TaskResult, train_task
 
 

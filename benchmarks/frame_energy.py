@@ -19,13 +19,13 @@ from peers import Peer, task_of
 from records import arguments, conditions, described, settle, write_record
 from torch import Tensor, nn
 
-from gorp.adapters import LoraSettings
+from gorp.core.frame import Seen, exact_frame, gradient_rows, sketched_frames
 from gorp.data import Collator, Encoding, encode
 from gorp.demo.run import DemoSettings, demo_tasks
-from gorp.frame import Seen, exact_frame, gradient_rows, sketched_frames
-from gorp.low_rank import linear_of
+from gorp.layers.lora import LoraSettings
+from gorp.layers.low_rank import linear_of
 from gorp.methods.gorp import Gorp, GorpConfig
-from gorp.models import ModelConfig, load_model
+from gorp.models.load import ModelConfig, load_model
 
 
 RATE = 1e-3

@@ -4,7 +4,7 @@
     python benchmarks/moments.py table --out DIR
 
 On the encoder of `encoder.py`, the first two tasks of the order that rates are tuned on, one row a step.
-`rotate, no fill` is the first term of v alone, as `gorp.moments` says; it is no option of gorp and is put in here.
+`rotate, no fill` is the first term of v alone, as `gorp.core.moments` says; it is no option of gorp and is put in here.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from encoder import TARGETS, run_encoder_cell
 from quality import TUNED_ON, Comparison, say
 
-import gorp.full_rank
+import gorp.layers.full_rank
 from gorp.benchmark import Cell, collect, run_grid
 
 
@@ -48,7 +48,7 @@ def folder(out: Path, rule: str) -> Path:
 @contextmanager
 def ruled(rule: str) -> Iterator[None]:
     """The second moment without what the new frame does not span, where that is the rule."""
-    own = gorp.full_rank.rotate_moments
+    own = gorp.layers.full_rank.rotate_moments
 
     def without_fill(state: dict[str, Any], kept: Any, old: Any, new: Any) -> None:
         left, right = new.left.mT @ old.left, old.right.mT @ new.right
@@ -56,11 +56,11 @@ def ruled(rule: str) -> Iterator[None]:
             if key in state:
                 state[key].copy_(turn(left) @ state[key] @ turn(right))
 
-    gorp.full_rank.rotate_moments = without_fill if "," in rule else own
+    gorp.layers.full_rank.rotate_moments = without_fill if "," in rule else own
     try:
         yield
     finally:
-        gorp.full_rank.rotate_moments = own
+        gorp.layers.full_rank.rotate_moments = own
 
 
 def main() -> None:

@@ -23,11 +23,11 @@ from peft import LoraConfig, OSFConfig, get_peft_model
 from shapes import queries_and_values
 from torch import Tensor, nn
 
-from gorp.adapters import LoraSettings
-from gorp.method import Method, TaskContext
+from gorp.core.outputs import IGNORED, Answers, Outputs, answers_of
+from gorp.layers.lora import LoraSettings
+from gorp.methods.base import Method, TaskContext
 from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.methods.olora import OLora
-from gorp.outputs import IGNORED, Answers, Outputs, answers_of
 
 
 RANK = 8

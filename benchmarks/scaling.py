@@ -25,8 +25,8 @@ from records import arguments, conditions, described, figure, settle, write_reco
 from shapes import build_shape, queries_and_values, random_batch, twin
 from torch import Tensor, nn
 
-from gorp.adapters import LoraSettings, add_lora
-from gorp.method import footprint
+from gorp.core.state import footprint
+from gorp.layers.lora import LoraSettings, add_lora
 from gorp.methods.gorp import Gorp, GorpConfig
 
 

@@ -22,11 +22,11 @@ from forgetting import read
 from peers import Timer, spread
 from records import arguments, conditions, described, settle, write_record
 
-from gorp.adapters import LoraSettings
 from gorp.data import Encoding, Task, encode_prompts, pad_left
 from gorp.evaluation import EvalConfig, generate_answers
+from gorp.layers.lora import LoraSettings
 from gorp.methods.sequential_lora import SequentialLora
-from gorp.models import ModelConfig, load_model
+from gorp.models.load import ModelConfig, load_model
 from gorp.training import train_task
 
 

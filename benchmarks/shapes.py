@@ -19,7 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from gorp.models import SHIPPED_FOLDER
+from gorp.models.load import SHIPPED_FOLDER
 
 
 def _t5(width: int, hidden: int, heads: int, layers: int) -> T5Config:

@@ -22,14 +22,14 @@ from forgetting import read
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from gorp.adapters import LoraSettings
+from gorp.core.linalg import leading_outside, orthonormalize, project_out
 from gorp.data import Encoding, Task
 from gorp.data.collate import Collator
 from gorp.data.encode import encode
-from gorp.inputs import input_moments
-from gorp.linalg import leading_outside, orthonormalize, project_out
+from gorp.layers.inputs import input_moments
+from gorp.layers.lora import LoraSettings
 from gorp.methods.gorp import Gorp, GorpConfig
-from gorp.models import ModelConfig, load_model
+from gorp.models.load import ModelConfig, load_model
 from gorp.training import train_task
 
 

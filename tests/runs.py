@@ -9,10 +9,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
-from gorp.adapters import LoraSettings
 from gorp.data import Encoding
-from gorp.method import Method
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS, build_method
+from gorp.methods.base import Method
 from gorp.storage import read_tensors, write_tensors
 from gorp.training import TaskResult, train_task
 from tests.methods.per_task import PerTaskLora

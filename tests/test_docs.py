@@ -11,15 +11,15 @@ import torch
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments
 
-from gorp.adapters import LoraSettings
 from gorp.data import ORDERS, Encoding, TaskSpec
 from gorp.data.readers import FORMATS
 from gorp.data.task import METRICS
 from gorp.data.templates import ALPACA, LABELLED
 from gorp.evaluation import EvalConfig
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
 from gorp.methods.gorp import MODE_DEFAULTS, GorpConfig
-from gorp.models import SHIPPED_FOLDER, ModelConfig
+from gorp.models.load import SHIPPED_FOLDER, ModelConfig
 from gorp.ranges import may_change, ranges
 from gorp.storage import read_tensors
 from gorp.training.settings import DEFAULTS, OURS

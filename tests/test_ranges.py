@@ -6,10 +6,10 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from gorp.adapters import LoraSettings
 from gorp.data import Encoding, TaskSpec
 from gorp.errors import ConfigError
 from gorp.evaluation import EvalConfig
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
 from gorp.ranges import Range, ranges
 

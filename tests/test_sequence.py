@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerCallback
 
-from gorp.adapters import LoraSettings
 from gorp.data import Encoding
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS, build_method
 from gorp.progress import Progress
 from gorp.sequence import JOINT, learn_sequence, stages

@@ -1,4 +1,4 @@
-"""What a long run tells of itself. The base shows nothing; `gorp.live` has what a terminal shows."""
+"""What a long run tells of itself. The base shows nothing; `gorp.cli.live` has what a terminal shows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from transformers import TrainerCallback
 
 from gorp.evaluation import AccuracyMatrix
-from gorp.targets import Treatment
+from gorp.layers.targets import Treatment
 
 
 class Progress:

@@ -15,7 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from torch import nn
 
 from gorp.evaluation import AccuracyMatrix
-from gorp.method import Method
+from gorp.methods.base import Method
 from gorp.progress import Progress
 from gorp.training import TaskResult
 

@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from gorp.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
-from gorp.frame import Seen, gradient_rows, sketched_frames
+from gorp.core.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
+from gorp.core.frame import Seen, gradient_rows, sketched_frames
 from tests.matrices import basis
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from gorp.distributed import num_ranks
+from gorp.core.distributed import num_ranks
 from gorp.storage import write_tensors
 from tests.runs import fresh, rows, tiny, train
 

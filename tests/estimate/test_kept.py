@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from gorp.adapters import LoraSettings
+from gorp.core.state import footprint
 from gorp.estimate.kept import gorp_weights, kept_bytes, readings_of
-from gorp.method import TaskContext, footprint
+from gorp.layers.lora import LoraSettings
+from gorp.methods.base import TaskContext
 from gorp.methods.gorp import Gorp, GorpConfig
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer

@@ -9,15 +9,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gorp.adapters import add_lora
 from gorp.cli import app
 from gorp.errors import ModelError
 from gorp.estimate import Device, SavedTensors, predict
 from gorp.estimate.shapes import batch_of, forward_and_backward
-from gorp.method import TaskContext
+from gorp.layers.lora import add_lora
+from gorp.layers.targets import resolve
 from gorp.methods import build_method
-from gorp.models import ModelConfig, load_model, skeleton
-from gorp.targets import resolve
+from gorp.methods.base import TaskContext
+from gorp.models.load import ModelConfig, load_model, skeleton
 from gorp.workspace import load_config
 from tests.models_small import tiny_moe
 from tests.tokenizers_small import llama_tokenizer
@@ -134,7 +134,7 @@ def test_of_a_hub_model_its_description_alone_is_fetched(project, tmp_path, monk
     shutil.copy(project.parent / "model/config.json", tmp_path)
     asked = []
     monkeypatch.setattr(
-        "gorp.models.snapshot_download", lambda path, **options: asked.append((path, options)) or str(tmp_path)
+        "gorp.models.load.snapshot_download", lambda path, **options: asked.append((path, options)) or str(tmp_path)
     )
     assert skeleton(ModelConfig(path="org/name", revision="v1"))
     assert asked == [("org/name", {"revision": "v1", "allow_patterns": ["config.json", "adapter_config.json"]})]

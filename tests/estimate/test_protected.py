@@ -2,10 +2,11 @@
 
 import torch
 
+from gorp.core.state import footprint
 from gorp.estimate import Device, predict
 from gorp.estimate.ledger import Ledger
 from gorp.estimate.protected import ProtectedShapes
-from gorp.method import TaskContext, footprint
+from gorp.methods.base import TaskContext
 from gorp.methods.protected_full import ProtectedFull, ProtectedFullConfig
 from gorp.workspace import load_config
 from tests.models_small import tiny_llama

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from gorp.adapters import LoraSettings
-from gorp.catalogue import CATALOGUE, About
-from gorp.delta import unpack_deltas
+from gorp.cli.catalogue import CATALOGUE, About
 from gorp.errors import ConfigError, TrainingError
-from gorp.method import Method, TaskContext
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
+from gorp.methods.base import Method, TaskContext
+from gorp.weights.delta import unpack_deltas
 from tests.runs import KNOWN, Kill, Killed, Losses, assert_equal, fresh, rows, through_a_file, tiny, train
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gorp.adapters import LoraSettings
-from gorp.method import TaskContext
+from gorp.layers.lora import LoraSettings
+from gorp.methods.base import TaskContext
 from gorp.methods.ewc import Ewc, EwcConfig
 from tests.runs import fresh, tiny, train
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from gorp.adapters import LoraSettings
 from gorp.data import Encoding
 from gorp.errors import ModelError
+from gorp.layers.lora import LoraSettings
+from gorp.layers.targets import resolve
 from gorp.methods import METHODS
-from gorp.targets import resolve
 from gorp.training import train_task
 from tests.runs import rows
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from gorp.adapters import LoraSettings
-from gorp.coverage import covered
 from gorp.data import Collator, Encoding, encode
 from gorp.errors import ConfigError, ModelError
-from gorp.inputs import input_moments
+from gorp.layers.inputs import input_moments
+from gorp.layers.lora import LoraSettings
+from gorp.protection.coverage import covered
 from tests.runs import fresh, rows, tiny, tokenizer, train
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from gorp.adapters import LoraSettings
-from gorp.method import TaskContext
+from gorp.layers.lora import LoraSettings
+from gorp.methods.base import TaskContext
 from gorp.methods.gorp import Gorp, GorpConfig
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import gorp.shared_space
-from gorp.adapters import LoraSettings
-from gorp.coverage import Coverage, covered
-from gorp.inputs import InputSums, weight_inputs
-from gorp.method import Method
+import gorp.protection.space
+from gorp.layers.inputs import InputSums, weight_inputs
+from gorp.layers.lora import LoraSettings
+from gorp.methods.base import Method
+from gorp.protection.coverage import Coverage, covered
 from tests.runs import assert_equal, fresh, rows, through_a_file, tiny, train
 
 
@@ -50,7 +50,7 @@ def trained(budget: float = 0.75) -> Run:
             yield names, sums
 
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr(gorp.shared_space, "weight_inputs", spy)
+        patch.setattr(gorp.protection.space, "weight_inputs", spy)
         for index in (1, 2, 3):
             run.facts.append(train(model, method, index, Path(folder), data=rows(2 - index % 2)).facts)
             run.sums.append(read[-1])  # the last is the one at the task's end

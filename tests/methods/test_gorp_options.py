@@ -8,9 +8,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
-from gorp.adapters import LoraSettings
 from gorp.errors import ConfigError
-from gorp.method import TaskContext
+from gorp.layers.lora import LoraSettings
+from gorp.methods.base import TaskContext
 from gorp.methods.gorp import Gorp, GorpConfig
 from tests.runs import tiny
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from gorp.method import TaskContext
 from gorp.methods import METHODS
+from gorp.methods.base import TaskContext
 from tests.runs import assert_equal, fresh, tiny, train
 
 

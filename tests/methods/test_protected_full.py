@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from gorp.errors import ConfigError, ModelError
-from gorp.method import TaskContext
+from gorp.methods.base import TaskContext
 from gorp.methods.gorp import GorpConfig
 from gorp.methods.protected_full import ProtectedFull, ProtectedFullConfig
 from tests.runs import assert_equal, fresh, tiny, train

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gorp.method import Method
-from gorp.outputs import IGNORED, answers_of
+from gorp.core.outputs import IGNORED, answers_of
+from gorp.methods.base import Method
 from tests.runs import rows, tiny, train
 
 

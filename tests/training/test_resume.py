@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from gorp.adapters import LoraSettings
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
 from gorp.termination import Terminated
 from tests.runs import Kill, Killed, assert_equal, fresh, through_a_file, tiny, train

@@ -6,7 +6,7 @@ from transformers import Trainer, TrainerCallback
 
 from gorp.data import Encoding, encode
 from gorp.errors import CheckpointError, ConfigError, TrainingError
-from gorp.method import Method
+from gorp.methods.base import Method
 from gorp.storage import write_tensors
 from gorp.training import training_arguments
 from gorp.training.checkpoint import last_complete, load_checkpoint

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from gorp.cli import app
-from gorp.console import fraction
+from gorp.cli.console import fraction
 from gorp.workspace import load_config, run_sequence, status
 from tests.workspace.project import make_project, task, write_config, write_rows
 
@@ -102,7 +102,7 @@ def test_training_warns_before_a_task_and_refuses_one_that_could_change_nothing(
     write_config(tmp_path, **blocks)
     result = CliRunner().invoke(app, ["train", str(path), "--dry-run"])
     assert result.exit_code == 0 and "the budget may be reached in the next task in " in result.stderr
-    monkeypatch.setattr("gorp.memory.SubspaceMemory.is_full", lambda self, name: True)
+    monkeypatch.setattr("gorp.core.memory.SubspaceMemory.is_full", lambda self, name: True)
     for extra in ([], ["--dry-run"]):
         result = CliRunner().invoke(app, ["train", str(path), *extra])
         assert result.exit_code == 2 and "S is the whole space for every trained weight (6 of them)" in result.stderr

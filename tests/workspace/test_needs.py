@@ -5,8 +5,8 @@ from typing import ClassVar
 import pytest
 
 from gorp.errors import ConfigError
-from gorp.lora_method import LoraMethod
 from gorp.methods import METHODS
+from gorp.methods.lora import LoraMethod
 from gorp.workspace import Workspace, evaluate_version, load_config, run_sequence, status
 from tests.methods.per_task import PerTaskLora
 from tests.workspace.project import make_project, task, write_config

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from gorp.cli import app
 from gorp.data import load_task
-from gorp.delta import unpack_deltas
 from gorp.errors import CheckpointError, ConfigError, DataError, GorpError, ModelError, TrainingError
 from gorp.evaluation import AccuracyMatrix, TaskScore, score_task
-from gorp.model_files import base_digests
-from gorp.models import load_model
+from gorp.models.files import base_digests
+from gorp.models.load import load_model
 from gorp.progress import Progress
 from gorp.storage import read_json, read_tensors
-from gorp.weights import BaseWeights
+from gorp.weights.base import BaseWeights
+from gorp.weights.delta import unpack_deltas
 from gorp.workspace import Workspace, effective, evaluate_version, load_config, plan, run_sequence, status
 from gorp.workspace import run as run_module
 from gorp.workspace.accepted import portable

@@ -16,12 +16,12 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gorp.adapters import LoraSettings
 from gorp.data import Encoding, Task, load_cl_benchmark
 from gorp.evaluation import EvalConfig, score_task, summary
-from gorp.method import Method
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS, build_method
-from gorp.models import ModelConfig, load_model
+from gorp.methods.base import Method
+from gorp.models.load import ModelConfig, load_model
 from gorp.sequence import Stage, T, learn_sequence
 from gorp.training import TaskResult, train_task
 

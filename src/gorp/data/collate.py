@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gorp.outputs import IGNORED
+from gorp.core.outputs import IGNORED
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from gorp.adapters import LoraSettings
 from gorp.data import Encoding, Task, TaskSpec, load_task
 from gorp.evaluation import AccuracyMatrix, EvalConfig, TaskScore, score_task, summary
+from gorp.layers.lora import LoraSettings
 from gorp.methods import build_method
 from gorp.methods.gorp import GorpConfig
-from gorp.models import ModelConfig, load_model
+from gorp.models.load import ModelConfig, load_model
 from gorp.progress import Progress
 from gorp.sequence import Stage, learn_sequence
 from gorp.training import TaskResult, train_task

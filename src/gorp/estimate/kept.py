@@ -3,7 +3,7 @@
 Between tasks a weight of m x n leaves  4·s·(n + 1)  bytes of S, and of delta  4·min(R·(m + n), m·n). How many
 directions s the energy rule takes depends on the gradients, so what is predicted is the most: all that a task can
 bring; at the budget and with dense deltas it stops growing. Each task that `memory_source: inputs` reads leaves
-2·k·(m + n) + 16  bytes of its own for each weight (`gorp.coverage`), which go on being added.
+2·k·(m + n) + 16  bytes of its own for each weight (`gorp.protection.coverage`), which go on being added.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gorp.coverage import reading_bytes
-from gorp.low_rank import linear_of
-from gorp.memory import room
+from gorp.core.memory import room
+from gorp.layers.low_rank import linear_of
+from gorp.layers.names import weight_name
+from gorp.layers.targets import resolve
 from gorp.methods.gorp import Gorp, GorpConfig
-from gorp.names import weight_name
-from gorp.targets import resolve
+from gorp.protection.coverage import reading_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from gorp.adapters import LoraSettings, add_lora
 from gorp.errors import ModelError
 from gorp.estimate.device import Device
 from gorp.estimate.kept import Weight, directions, gorp_weights, kept_bytes, refreshes_of
 from gorp.estimate.ledger import Ledger, SavedTensors, held_tensors, storage_bytes
 from gorp.estimate.protected import ProtectedShapes
 from gorp.estimate.shapes import batch_of, check_static, forward_and_backward, make_fake
-from gorp.method import Method, TaskContext
+from gorp.layers.lora import LoraSettings, add_lora
+from gorp.layers.targets import resolve
 from gorp.methods import build_method
+from gorp.methods.base import Method, TaskContext
 from gorp.methods.gorp import Gorp, GorpConfig
 from gorp.methods.protected_full import ProtectedFull
-from gorp.models import skeleton
-from gorp.targets import resolve
+from gorp.models.load import skeleton
 from gorp.training.settings import DEFAULTS
 from gorp.workspace.config import RunConfig
 from gorp.workspace.lengths import check_budgets

@@ -9,11 +9,11 @@ For a weight of m x n with s protected directions, float32. S may be at the budg
 
 from torch import nn
 
-from gorp.coverage import reading_bytes
+from gorp.core.memory import room
 from gorp.estimate.device import Device
-from gorp.memory import room
+from gorp.layers.names import weight_name
 from gorp.methods.protected_full import ProtectedFull
-from gorp.names import weight_name
+from gorp.protection.coverage import reading_bytes
 
 
 class ProtectedShapes:

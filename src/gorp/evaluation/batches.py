@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gorp.behaviour import minds_padding, ordinary_tokens
 from gorp.data import Encoding, pad_left
 from gorp.data.collate import pad_right
 from gorp.errors import ModelError
+from gorp.models.behaviour import minds_padding, ordinary_tokens
 from gorp.ranges import COUNT, Range, check_ranges
 
 

@@ -1,7 +1,7 @@
 """Every method by the name the command line knows it by. Adding a method adds one line here."""
 
-from gorp.adapters import LoraSettings
-from gorp.method import Method, MethodConfig
+from gorp.layers.lora import LoraSettings
+from gorp.methods.base import Method, MethodConfig
 from gorp.methods.ewc import Ewc
 from gorp.methods.gorp import Gorp
 from gorp.methods.incremental_lora import IncrementalLora

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from gorp.adapters import LoraSettings
-from gorp.distributed import num_ranks, rank, sum_over_ranks
-from gorp.lora_method import SharedLoraMethod
-from gorp.method import MethodConfig, TaskContext, prefixed, without_prefix
-from gorp.outputs import Batch, Outputs
+from gorp.core.distributed import num_ranks, rank, sum_over_ranks
+from gorp.core.outputs import Batch, Outputs
+from gorp.core.state import prefixed, without_prefix
+from gorp.layers.lora import LoraSettings
+from gorp.methods.base import MethodConfig, TaskContext
+from gorp.methods.lora import SharedLoraMethod
 from gorp.ranges import BETWEEN_TASKS, COUNT, FRACTION, NOT_NEGATIVE
 
 

@@ -5,7 +5,7 @@ W x + s Bₜ Aₜ x,   W ← W + s Bₜ Aₜ after task t                       
 
 from typing import final
 
-from gorp.lora_method import LoraMethod
+from gorp.methods.lora import LoraMethod
 
 
 @final

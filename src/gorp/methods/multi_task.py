@@ -2,7 +2,7 @@
 
 from typing import final
 
-from gorp.lora_method import LoraMethod
+from gorp.methods.lora import LoraMethod
 
 
 @final

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from gorp.adapters import LoraSettings
-from gorp.lora_method import LoraMethod
-from gorp.method import MethodConfig, TaskContext, prefixed, without_prefix
-from gorp.outputs import Batch, Outputs
+from gorp.core.outputs import Batch, Outputs
+from gorp.core.state import prefixed, without_prefix
+from gorp.layers.lora import LoraSettings
+from gorp.methods.base import MethodConfig, TaskContext
+from gorp.methods.lora import LoraMethod
 from gorp.ranges import BETWEEN_TASKS, NOT_NEGATIVE
 
 

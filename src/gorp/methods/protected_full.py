@@ -3,8 +3,8 @@
     before a step    G ← G (I - S Sᵀ)                           so that moments and clipping see what will count
     after it         W ← W - (W - W_begin) S Sᵀ                 whatever the optimizer made of it
 
-S, n x s, is grown at the end of each task from its inputs, as in GORP's strict mode (`gorp.inputs`, `gorp.memory`), and
-so ‖ΔW S‖ <= 1e-5 ‖ΔW‖ in float32 for the change ΔW of any later task, under any optimizer. The first line alone would
+S, n x s, is grown at the end of each task from its inputs, as in GORP's strict mode (`gorp.protection.space`), and so
+‖ΔW S‖ <= 1e-5 ‖ΔW‖ in float32 for the change ΔW of any later task, under any optimizer. The first line alone would
 not do: Adam divides the gradient entry by entry, which leads a good part of the step back into S, and decay shrinks
 W along S as well. Where S is empty, as in the first task, this is plain full fine-tuning of the chosen layers.
 
@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from gorp.delta import WeightDelta
+from gorp.core.linalg import project_gradient, project_out_rows
 from gorp.errors import ConfigError
-from gorp.linalg import project_gradient, project_out_rows
-from gorp.method import Method, MethodConfig, TaskContext
-from gorp.names import layer_name, weight_name
+from gorp.layers.names import layer_name, weight_name
+from gorp.layers.targets import left_out_line, resolve
+from gorp.layers.widening import WidenedLayer, made_in
+from gorp.methods.base import Method, MethodConfig, TaskContext
+from gorp.protection.report import check_room
+from gorp.protection.space import SharedSpace
 from gorp.ranges import BETWEEN_TASKS, POSITIVE, WIDEST, Range
-from gorp.shared_space import SharedSpace
-from gorp.targets import left_out_line, resolve
-from gorp.task_report import check_room
-from gorp.widening import WidenedLayer, made_in
+from gorp.weights.delta import WeightDelta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,8 @@ class ProtectedFull(Method):
         model.requires_grad_(False)
         self._let_go()
         self.weights.load(self.deltas)
-        config = self.config
-        self.space.grow(model, self._names, task, rows=config.memory_rows, threshold=config.threshold)
+        rows, threshold = self.config.memory_rows, self.config.threshold
+        self.space.grow(model, self._names, task.name, task.batches, rows=rows, threshold=threshold)
         self.space.end_task()
 
     def _take_in(self, name: str) -> None:

@@ -2,9 +2,9 @@
 
 W ← W - η · Adam(dL/dW)    for every parameter, in float32
 
-A model in bfloat16 or float16 is widened to float32 while it trains (`gorp.widening`). The forward pass of a bfloat16
-model runs under autocast (`widens`), so products cost what they did. At the task's end W is round(W₀ + delta), as
-everywhere.
+A model in bfloat16 or float16 is widened to float32 while it trains (`gorp.layers.widening`). The forward pass of a
+bfloat16 model runs under autocast (`widens`), so products cost what they did. At the task's end W is
+round(W₀ + delta), as everywhere.
 """
 
 from typing import Any, final
@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from transformers.trainer_pt_utils import get_parameter_names
 from typing_extensions import override
 
-from gorp.method import Method, MethodConfig, TaskContext
-from gorp.widening import Widened
+from gorp.layers.widening import Widened
+from gorp.methods.base import Method, MethodConfig, TaskContext
 
 
 NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]

@@ -5,7 +5,7 @@ W₀ x + s B A x,   the same A and B from the first task to the last
 
 from typing import final
 
-from gorp.lora_method import SharedLoraMethod
+from gorp.methods.lora import SharedLoraMethod
 
 
 @final

@@ -1,9 +1,9 @@
 """The engine: Hugging Face's Trainer, a new one for each task, with a method's seams attached."""
 
 from gorp.training.checkpoint import last_complete, last_whole
+from gorp.training.engine import TaskResult, train_encoded, train_task
 from gorp.training.found import AsFound, ProcessAsFound
 from gorp.training.preflight import check_arguments, check_method
-from gorp.training.sequence import TaskResult, train_encoded, train_task
 from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
 

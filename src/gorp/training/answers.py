@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from gorp.outputs import IGNORED
+from gorp.core.outputs import IGNORED
 
 
 class AnswerLoss:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from gorp.errors import CheckpointError
-from gorp.method import Method
+from gorp.methods.base import Method
 from gorp.storage import read_json, read_tensors, sync_folder, write_json, write_tensors
 
 

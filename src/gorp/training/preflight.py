@@ -14,7 +14,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_utils import SchedulerType
 
 from gorp.errors import ConfigError
-from gorp.method import Method
+from gorp.methods.base import Method
 from gorp.training.found import ProcessAsFound
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from typing_extensions import override
 
+from gorp.core.outputs import IGNORED, Answers, Batch, Outputs, answers_of
 from gorp.disk import disk_errors
 from gorp.errors import ConfigError, TrainingError
-from gorp.method import Method
-from gorp.outputs import IGNORED, Answers, Batch, Outputs, answers_of
+from gorp.methods.base import Method
 from gorp.training.answers import AnswerLoss, answer_loss
 from gorp.training.checkpoint import load_checkpoint, mark_complete, remove_others, save_checkpoint
 from gorp.training.failures import KEPT

@@ -11,8 +11,8 @@ Scores need no rule: each is kept with what it was measured on, and measured aga
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gorp.adapters import LoraSettings
 from gorp.errors import ConfigError
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
 from gorp.ranges import may_change
 from gorp.workspace.config import RunConfig, effective, num_tasks

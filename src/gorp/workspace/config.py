@@ -22,14 +22,14 @@ from typing import Any, get_type_hints
 
 from transformers import TrainingArguments
 
-from gorp.adapters import LoraSettings
 from gorp.data import ORDERS, Encoding, TaskSpec, check_names
 from gorp.data.files import names_a_file
 from gorp.errors import ConfigError, nearest, shown
 from gorp.evaluation import EvalConfig
-from gorp.method import MethodConfig
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS, build_method
-from gorp.models import SHIPPED, ModelConfig
+from gorp.methods.base import MethodConfig
+from gorp.models.load import SHIPPED, ModelConfig
 from gorp.training.settings import DEFAULTS, check_training_block
 from gorp.workspace.blocks import check_keys, read_block, read_value, show
 from gorp.workspace.yaml_file import read_yaml

@@ -6,8 +6,8 @@ from typing import Any
 
 from gorp.disk import disk_errors
 from gorp.errors import ConfigError, nearest
-from gorp.model_files import weights_sha256
-from gorp.models import ModelConfig
+from gorp.models.files import weights_sha256
+from gorp.models.load import ModelConfig
 from gorp.progress import Progress
 from gorp.workspace.accepted import CONFIG, beside
 from gorp.workspace.changes import check_settings

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from gorp.delta import WeightDelta, leak, unpack_deltas
 from gorp.storage import read_tensors, tensor_names
+from gorp.weights.delta import WeightDelta, leak, unpack_deltas
 from gorp.workspace.state import DELTA, MEMORY
 from gorp.workspace.store import Version
 

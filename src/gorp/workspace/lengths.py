@@ -11,7 +11,7 @@ from gorp.data.encode import encode_completions, places
 from gorp.data.split import columns
 from gorp.errors import ConfigError
 from gorp.evaluation.batches import EvalConfig, answer_limit, is_encoder_decoder
-from gorp.positions import Positions, positions_of, trained_length
+from gorp.models.positions import Positions, positions_of, trained_length
 
 
 @dataclass(frozen=True)

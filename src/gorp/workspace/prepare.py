@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from gorp.data import Task, load_task, rows_fingerprint
 from gorp.errors import DataError
 from gorp.evaluation import inspect_task
-from gorp.method import Method
 from gorp.methods import METHODS, build_method
-from gorp.model_files import base_digests
-from gorp.models import architecture_of, load_model, load_tokenizer, locate
+from gorp.methods.base import Method
+from gorp.models.files import base_digests
+from gorp.models.load import architecture_of, load_model, load_tokenizer, locate
 from gorp.progress import Progress
 from gorp.training import ProcessAsFound, check_arguments, check_method, training_arguments
 from gorp.workspace.changes import check_settings

@@ -14,11 +14,11 @@ from gorp.data import Task, rows_fingerprint
 from gorp.disk import disk_errors
 from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import AccuracyMatrix, can_be_padded
-from gorp.method import TaskContext
+from gorp.layers.targets import Treatment, treatments
+from gorp.methods.base import TaskContext
 from gorp.progress import Progress
 from gorp.sequence import JOINT, Stage, stages
 from gorp.storage import write_json
-from gorp.targets import Treatment, treatments
 from gorp.training import last_complete, train_task
 from gorp.workspace.accepted import keep_configuration
 from gorp.workspace.config import RunConfig, effective, num_tasks

@@ -12,7 +12,7 @@ from gorp.storage import read_tensors, write_tensors
 if TYPE_CHECKING:  # torch is imported with the first tensor, not by `gorp status`
     from torch import Tensor
 
-    from gorp.method import Method
+    from gorp.methods.base import Method
 
 
 DELTA, MEMORY, METHOD = "delta.safetensors", "memory.safetensors", "method.safetensors"
@@ -26,8 +26,8 @@ def write_state(folder: Path, method: "Method", base_sha256: str) -> None:
     Deltas and bases are in the method's state too, under `delta/` and `memory/`, and are not written twice: what the
     two contract files say is what the next task protects.
     """
-    from gorp.delta import pack_deltas
-    from gorp.method import prefixed
+    from gorp.core.state import prefixed
+    from gorp.weights.delta import pack_deltas
 
     options = {
         name: getattr(method.config, name, None) for name in ("mode", "memory_source", "energy", "threshold", "budget")
@@ -47,7 +47,7 @@ def read_state(folder: Path, base_sha256: str) -> "dict[str, Tensor]":
     Raises:
         CheckpointError: If the memory is another model's, or of the other side of the weights.
     """
-    from gorp.method import prefixed
+    from gorp.core.state import prefixed
 
     bases, header = read_tensors(folder / MEMORY)
     if header.get("side") != SIDE or header.get("base_sha256") != base_sha256:

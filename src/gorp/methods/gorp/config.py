@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from gorp.errors import ConfigError
-from gorp.method import MethodConfig
+from gorp.methods.base import MethodConfig
 from gorp.ranges import BELOW_ONE, BETWEEN_TASKS, COUNT, NOT_NEGATIVE, POSITIVE, WIDEST, Range
 
 
@@ -79,7 +79,7 @@ class GorpConfig(MethodConfig):
     """Paper mode: coordinates of S for A, n input dimensions or r rows. (Paper: not stated; r leaves no room.)"""
     moments: Literal["rotate", "keep", "reset"] | None = None
     """The optimizer's moments of a core when its frame changes: carried into the new frame, left, or begun anew; see
-    `gorp.moments`. (Paper: not stated; GaLore keeps them.)"""
+    `gorp.core.moments`. (Paper: not stated; GaLore keeps them.)"""
     staggered: bool | None = None
     """Whether layers refresh their frames at different steps. (Paper: all together.)"""
     oversampling: Annotated[int, Range(0, 1000)] = 8

@@ -20,19 +20,19 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gorp.adapters import LoraSettings
-from gorp.delta import WeightDelta
+from gorp.core.moments import check_moments
 from gorp.errors import ConfigError
-from gorp.method import Method, TaskContext
+from gorp.layers.lora import LoraSettings
+from gorp.layers.names import layer_name, weight_name
+from gorp.layers.targets import left_out_line, resolve
+from gorp.layers.trainable import check_rank
+from gorp.methods.base import Method, TaskContext
 from gorp.methods.gorp.config import GorpConfig
 from gorp.methods.gorp.shared_adapter import SharedAdapter
 from gorp.methods.gorp.task import GorpTask
-from gorp.moments import check_moments
-from gorp.names import layer_name, weight_name
-from gorp.shared_space import SharedSpace
-from gorp.targets import left_out_line, resolve
-from gorp.task_report import check_room
-from gorp.trainable import check_rank
+from gorp.protection.report import check_room
+from gorp.protection.space import SharedSpace
+from gorp.weights.delta import WeightDelta
 
 
 @final
@@ -134,7 +134,14 @@ class Gorp(Method):
         self._take_out(model)
         self.weights.load(self.deltas)
         if config.memory_source == "inputs":
-            self.space.grow(model, list(changes), task, rows=config.memory_rows, threshold=config.threshold)
+            self.space.grow(
+                model,
+                list(changes),
+                task.name,
+                task.batches,
+                rows=config.memory_rows,
+                threshold=config.threshold,
+            )
         self.space.end_task()
 
     @override

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gorp.adapters import LoraPair
-from gorp.delta import WeightDelta, pack_deltas, unpack_deltas
-from gorp.low_rank import LowRankUpdate
-from gorp.method import prefixed, without_prefix
+from gorp.core.state import prefixed, without_prefix
+from gorp.layers.lora import LoraPair
+from gorp.layers.low_rank import LowRankUpdate
+from gorp.weights.delta import WeightDelta, pack_deltas, unpack_deltas
 
 
 class SharedAdapter:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gorp import moments
-from gorp.adapters import LoraPair
+from gorp.core import moments
+from gorp.core.memory import SubspaceMemory
+from gorp.core.sketch import FrequentDirections
 from gorp.errors import ConfigError
-from gorp.low_rank import LowRankUpdate
-from gorp.memory import SubspaceMemory
+from gorp.layers.lora import LoraPair
+from gorp.layers.low_rank import LowRankUpdate
 from gorp.methods.gorp.config import GorpConfig
-from gorp.sketch import FrequentDirections
 
 
 class TaskSummary:
@@ -31,7 +31,7 @@ class TaskSummary:
 
         Args:
             name: The weight.
-            rows: Random combinations of the gradient's rows, from `gorp.frame.gradient_rows`.
+            rows: Random combinations of the gradient's rows, from `gorp.core.frame.gradient_rows`.
         """
         if self.config.memory_source == "sketch":
             # Without asking, which would wait for the device: rows of a gradient that is not finite count as zero.

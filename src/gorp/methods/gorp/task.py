@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gorp.adapters import LoraPair, LoraSettings, add_lora, remove_lora
-from gorp.delta import WeightDelta
-from gorp.distributed import sum_over_ranks
-from gorp.frame import Pairs, Seen, gradient_rows, is_due
-from gorp.full_rank import FullRankBranch
-from gorp.inputs import weight_inputs
-from gorp.linalg import coarsest, leading_outside, project_out, stands_out
-from gorp.low_rank import LowRankUpdate, unwrap
-from gorp.memory import SubspaceMemory
-from gorp.method import TaskContext, prefixed, without_prefix
+from gorp.core.distributed import sum_over_ranks
+from gorp.core.frame import Pairs, Seen, gradient_rows, is_due
+from gorp.core.linalg import coarsest, leading_outside, project_out, stands_out
+from gorp.core.memory import SubspaceMemory
+from gorp.core.state import prefixed, without_prefix
+from gorp.layers.full_rank import FullRankBranch
+from gorp.layers.inputs import weight_inputs
+from gorp.layers.lora import LoraPair, LoraSettings, add_lora, remove_lora
+from gorp.layers.low_rank import LowRankUpdate, unwrap
+from gorp.layers.names import layers_of, weight_name
+from gorp.layers.watch import PairWatch, RowWatch
+from gorp.methods.base import TaskContext
 from gorp.methods.gorp.config import GorpConfig
 from gorp.methods.gorp.shared_adapter import SharedAdapter
 from gorp.methods.gorp.summary import TaskSummary
-from gorp.names import layers_of, weight_name
-from gorp.watch import PairWatch, RowWatch
-from gorp.weights import BaseWeights
+from gorp.weights.base import BaseWeights
+from gorp.weights.delta import WeightDelta
 
 
 ALONE = 2.0

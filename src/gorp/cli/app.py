@@ -1,0 +1,38 @@
+"""The command line: parses, calls, prints. Results go to standard output, everything else to the error stream.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 130 interrupted (Ctrl-C) and 143 terminated (SIGTERM),
+after which the same command goes on.
+"""
+
+from typing import Annotated
+
+import typer
+
+from gorp.cli.demo import demo
+from gorp.cli.evaluate import evaluate
+from gorp.cli.look import methods, status
+from gorp.cli.train import estimate, train
+
+
+app = typer.Typer(
+    help="Teach a language model one task after another, and prove that it still knows the earlier ones.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, train, status):
+    app.command()(command)
+app.command("eval")(evaluate)
+for command in (methods, estimate):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Run `gorp COMMAND --help` for the options of a command."""
+    if version:
+        import gorp
+
+        typer.echo(gorp.__version__)
+        raise typer.Exit

@@ -1,0 +1,99 @@
+"""What the methods that train LoRA pairs and nothing else have in common: two bases, fresh pairs or one pair."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from gorp.core.state import prefixed, without_prefix
+from gorp.errors import ConfigError
+from gorp.layers.lora import LoraPair, LoraSettings, add_lora, remove_lora
+from gorp.layers.targets import left_out_line, resolve
+from gorp.layers.trainable import check_rank
+from gorp.methods.base import Method, MethodConfig, TaskContext
+from gorp.weights.delta import WeightDelta
+
+
+class LoraMethod(Method):
+    """A fresh LoRA pair for every task, folded at its end: W₀ x + Σᵢ s Bᵢ Aᵢ x, only the last pair trainable."""
+
+    uses_lora = True
+
+    def __init__(self, config: MethodConfig | None = None, lora: LoraSettings | None = None) -> None:
+        super().__init__(config)
+        self.lora = lora or LoraSettings()
+        self.pairs: dict[str, LoraPair] = {}
+        """The trainable pair of each weight, while a task runs."""
+
+    @override
+    def choose(self, model: nn.Module) -> list[str]:
+        self.layers: list[str] = resolve(model, self.lora.target_modules, role="lora")
+        if not self.layers:
+            raise ConfigError(
+                f"{self.name} has nothing to train: lora.target_modules is `none`. Name layers, or `auto`."
+            )
+        check_rank(model, self.layers, self.lora.r, "lora.r")
+        return self.layers
+
+    @override
+    def notes(self, model: nn.Module) -> list[str]:
+        return [line for line in [left_out_line(model, self.lora.target_modules)] if line]
+
+    @override
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        super().begin_task(model, task)
+        self.pairs = add_lora(model, self.layers, self.lora)
+
+    @override
+    def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
+        for name, pair in self.pairs.items():
+            self.deltas.setdefault(name, WeightDelta(self.weights.base(name).shape)).add(pair.delta().to("cpu"))
+        self._finish(model)
+
+    @override
+    def abandon(self, model: nn.Module) -> None:
+        remove_lora(model)
+        self.pairs = {}
+        super().abandon(model)
+
+    def _finish(self, model: nn.Module) -> None:
+        remove_lora(model)
+        self.pairs = {}
+        self.weights.load(self.deltas)
+
+
+class SharedLoraMethod(LoraMethod):
+    """One LoRA pair for all tasks: W₀ x + s B A x, the same A and B from the first task to the last."""
+
+    def __init__(self, config: MethodConfig | None = None, lora: LoraSettings | None = None) -> None:
+        super().__init__(config, lora)
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+        """A and B as the last task left them, by weight."""
+
+    @override
+    def begin_task(self, model: nn.Module, task: TaskContext) -> None:
+        super().begin_task(model, task)
+        self.weights.load({})  # the pair itself holds what earlier tasks added
+        for name, factors in self.factors.items():
+            self.pairs[name].load(*factors)
+
+    @override
+    def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
+        for name, pair in self.pairs.items():
+            self.weights.base(name)
+            self.deltas[name] = pair.delta().to("cpu")
+            self.factors[name] = (pair.down.detach().cpu().clone(), pair.up.detach().cpu().clone())
+        self._finish(model)
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        downs = {name: down for name, (down, _) in self.factors.items()}
+        ups = {name: up for name, (_, up) in self.factors.items()}
+        return super().state_dict() | prefixed("down", downs) | prefixed("up", ups)
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        ups = without_prefix("up", state)
+        self.factors = {name: (down, ups[name]) for name, down in without_prefix("down", state).items()}

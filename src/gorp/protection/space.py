@@ -1,0 +1,124 @@
+"""The shared space S as a method carries it: its bases, what is known of the tasks it protects, and the newest report.
+
+A method grows S at the end of each task, from the task's inputs (`grow`) or by its own rule (`memory.extend`), and
+keeps every change of later tasks orthogonal to it. After an error all of it is again as the task found it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gorp.core.memory import SubspaceMemory
+from gorp.core.state import prefixed, without_prefix
+from gorp.layers.inputs import Batches, weight_inputs
+from gorp.protection.coverage import Coverage
+from gorp.protection.report import TaskReport, full_and_nearly_full
+from gorp.weights.base import BaseWeights
+from gorp.weights.delta import WeightDelta, leak
+
+
+class SharedSpace:
+    """S of each protected weight, n x s.
+
+    Args:
+        budget: Largest share of a weight's input dimensions that may be protected, in (0, 1].
+        energy: ε, for a method that grows S by `memory.extend`; see `SubspaceMemory`.
+    """
+
+    def __init__(self, *, budget: float, energy: float = 0.0) -> None:
+        self.memory = SubspaceMemory(energy=energy, budget=budget)
+        self.coverage = Coverage()
+        self.report = TaskReport()
+        """Of the last finished task."""
+        # The three as the running task found them:
+        self._before: tuple[dict[str, Tensor], dict[str, Tensor], TaskReport] | None = None
+
+    def begin_task(self) -> None:
+        """Start the report on a task."""
+        self._before = self.memory.state_dict(), self.coverage.state_dict(), self.report
+        self.memory.begin_task()
+        self.report = TaskReport()
+
+    def end_task(self) -> None:
+        """Keep what the task has left."""
+        self._before = None
+
+    def abandon(self) -> None:
+        """Go back to what the task found."""
+        if self._before is not None:
+            memory, coverage, self.report = self._before
+            self.memory.load_state_dict(memory)
+            self.coverage.load_state_dict(coverage)
+        self._before = None
+
+    def changed(
+        self, name: str, change: WeightDelta, *, weights: BaseWeights, before: WeightDelta, after: WeightDelta
+    ) -> None:
+        """Measure what the task's change of one weight does: to outputs of earlier tasks, and along S.
+
+        Args:
+            name: The weight.
+            change: ΔW of the task, as trained.
+            weights: The base model's.
+            before: All tasks' change of the weight as the task found it.
+            after: The same with `change`.
+        """
+        self.coverage.move(name, change)
+        if self.memory.size(name):
+            parameter = weights.parameter(name)
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            basis = self.memory.basis(name, parameter, dtype=wide)
+            self.report.leak[name] = leak(change, basis)
+            self.report.served[name] = weights.served_leak(name, before, after, basis)
+
+    def grow(
+        self, model: nn.Module, names: Sequence[str], task: str, batches: Batches, *, rows: int, threshold: float
+    ) -> None:
+        """Let S of the named weights grow by the inputs of a finished task.
+
+        Args:
+            model: As it serves after the task.
+            names: Of the weights that the task could change.
+            task: Its name.
+            batches: `TaskContext.batches` of the task.
+            rows: How many of its rows are read.
+            threshold: τ of `gorp.core.linalg.extend_basis_above`.
+        """
+        for readers, inputs in weight_inputs(model, names, batches, rows=rows):
+            self.memory.extend_above(readers, inputs.total, threshold=threshold)
+            for name in readers:
+                basis, weight = self.memory.basis(name, inputs.total), model.get_parameter(name)
+                self.coverage.enter(task, name, inputs, basis=basis, weight=weight)
+        self.coverage.release(self.memory.released, newest=task)
+
+    def facts(self, trained: Sequence[str]) -> dict[str, Any]:
+        """Leak, capacity, and what is known of the earlier tasks, as JSON values.
+
+        Args:
+            trained: Names of the trained weights.
+        """
+        return self.report.facts(self.memory, trained) | {"earlier": self.coverage.facts()}
+
+    def warnings(self, weights: BaseWeights) -> list[str]:
+        """What the last task did that ΔW S = 0 does not cover, in sentences."""
+        dtypes = [str(weights.parameter(name).dtype).removeprefix("torch.") for name in self.report.served]
+        return self.report.warnings(self.memory, dtypes)
+
+    def outlook(self, stuck: Sequence[str], *, trained: int, finished: int) -> list[str]:
+        """What will happen in the next task where S has no room; see `full_and_nearly_full`."""
+        return full_and_nearly_full(self.memory, stuck, trained, finished)
+
+    def bases(self) -> dict[str, Tensor]:
+        """S by weight, for `Method.memory_tensors`."""
+        return {name: value for name, value in self.memory.state_dict().items() if not name.endswith("::energy")}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`memory/...` and `coverage/...`."""
+        return prefixed("memory", self.memory.state_dict()) | prefixed("coverage", self.coverage.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` gave; other keys are left alone."""
+        self.memory.load_state_dict(without_prefix("memory", state))
+        self.coverage.load_state_dict(without_prefix("coverage", state))

@@ -1,0 +1,253 @@
+"""One task of a sequence: prepare the model, train with a new Trainer, let the method remember."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from gorp.core.outputs import Batch
+from gorp.data import Collator, Encoding, encode
+from gorp.layers.targets import Treatment, treatments, untouched_line, weight_of
+from gorp.methods.base import Method, TaskContext
+from gorp.training.checkpoint import last_whole
+from gorp.training.failures import explained
+from gorp.training.found import AsFound, ProcessAsFound
+from gorp.training.interrupt import SaveOnInterrupt
+from gorp.training.preflight import check_arguments, check_method, num_steps
+from gorp.training.settings import training_arguments
+from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What training one task cost and left."""
+
+    task: str
+    steps: int
+    seconds: float
+    """Wall-clock time of training and of the task boundary; of this process only, where the task was resumed."""
+    boundary_seconds: float
+    """The part spent at the task's end: folding, growing the memory, a Fisher pass."""
+    tokens: int
+    """Input tokens seen, padding included."""
+    resumed_at: int
+    """Optimizer step that training went on from; 0 for a fresh start."""
+    facts: Mapping[str, Any]
+    """What the method reports: leak, capacity, bytes kept."""
+
+
+def train_task(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    method: Method,
+    rows: Dataset,
+    *,
+    name: str,
+    index: int,
+    seed: int,
+    training: Mapping[str, Any],
+    encoding: Encoding,
+    folder: Path,
+    num_tasks: int | None = None,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    on_ready: Callable[[list[Treatment]], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TaskResult:
+    """Train `method` on one task, going on from the last complete checkpoint in `folder` if there is one.
+
+    The method must be as the previous task left it. Afterwards the model is plain again, with all tasks in its
+    weights, and the method holds the task's delta.
+
+    Args:
+        model: The base model, on its device, known to the method through `method.setup`.
+        tokenizer: The model's.
+        method: As the previous task left it.
+        rows: Columns `prompt` and `completion`.
+        name: Of the task, for messages.
+        index: Of the task in the sequence, from 1.
+        seed: Of the whole sequence; each task derives its own.
+        training: The `training:` block.
+        encoding: How long prompts and answers may be.
+        folder: For checkpoints.
+        num_tasks: Tasks of the whole sequence, where that is known.
+        callbacks: Of the Trainer, for progress.
+        on_ready: Told which weights are trained, before the first step.
+        say: Told in a line what the method warns of, from which step training goes on, and of an interruption.
+
+    Raises:
+        ConfigError: If the method can learn nothing more, or needs what it is not given (`gorp.training.preflight`).
+        KeyboardInterrupt: On SIGINT, when the running step is saved in `folder`; on SIGTERM its subclass `Terminated`;
+            see `gorp.training.interrupt`.
+        CheckpointError: If `folder` holds checkpoints and every one of them is damaged.
+
+    After any error and any interruption the model and the method are as they were before the call, so the same objects
+    can be used again. Only a method that was stopped in its `end_task` refuses, until a state is loaded into it.
+    """
+    encoded = encode(rows, tokenizer, encoder_decoder=_is_encoder_decoder(model), encoding=encoding)
+    return train_encoded(
+        model,
+        method,
+        encoded,
+        Collator(pad_token_id=tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
+        name=name,
+        index=index,
+        seed=seed,
+        training=training,
+        folder=folder,
+        num_tasks=num_tasks,
+        callbacks=callbacks,
+        on_ready=on_ready,
+        say=say,
+    )
+
+
+def train_encoded(
+    model: nn.Module,
+    method: Method,
+    encoded: Dataset,
+    collator: Callable[[list[Any]], Batch],
+    *,
+    name: str,
+    index: int,
+    seed: int,
+    training: Mapping[str, Any],
+    folder: Path,
+    num_tasks: int | None = None,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    on_ready: Callable[[list[Treatment]], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TaskResult:
+    """`train_task` for rows that are token ids already: any model whose forward pass returns a loss.
+
+    `encoded` holds what `collator` makes batches of; `collator` turns a list of rows into the keyword arguments of the
+    model's forward pass. All other arguments are those of `train_task`.
+    """
+    process, found = ProcessAsFound(), AsFound(model)
+    try:
+        arguments = training_arguments(
+            training,
+            folder=folder,
+            seed=seed * 1000 + index,
+            encoder_decoder=_is_encoder_decoder(model),
+            widened=method.widens and getattr(model, "dtype", None) == torch.bfloat16,
+        )
+        check_method(method, training, num_tasks=num_tasks)
+        check_arguments(arguments, [len(encoded)])
+        context = TaskContext(
+            name=name,
+            index=index,
+            seed=seed,
+            num_steps=num_steps(len(encoded), arguments),
+            num_tasks=num_tasks,
+            batches=lambda size, limit: _batches(encoded, collator, size, limit, arguments.seed, _device(model)),
+        )
+        checkpoint = last_whole(folder, ranks=arguments.world_size, say=say)
+        for line in method.warnings(index - 1):
+            say(line)
+        try:
+            return _train(model, method, encoded, collator, arguments, context, checkpoint, callbacks, on_ready, say)
+        except BaseException:
+            method.abandon(model)
+            found.restore()
+            raise
+    finally:
+        process.restore()
+
+
+def _train(
+    model: Any,
+    method: Method,
+    encoded: Dataset,
+    collator: Callable[[list[Any]], Batch],
+    arguments: TrainingArguments,
+    context: TaskContext,
+    checkpoint: Path | None,
+    callbacks: tuple[TrainerCallback, ...],
+    on_ready: Callable[[list[Treatment]], None] | None,
+    say: Callable[[str], None],
+) -> TaskResult:
+    name = context.name
+    resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    set_seed(arguments.seed)
+    method.begin_task(model, context)
+    if on_ready is not None:
+        on_ready(treatments(model))
+    begun = AsFound(model)
+    trainer_class = ContinualSeq2SeqTrainer if _is_encoder_decoder(model) else ContinualTrainer
+    trainer = trainer_class(
+        model, arguments, method=method, task_name=name, train_dataset=encoded, data_collator=collator
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    interrupt = SaveOnInterrupt(name, say)
+    for callback in (*callbacks, interrupt):
+        trainer.add_callback(callback)
+    if checkpoint is None:
+        say(f"task {name} starts from the beginning: {context.num_steps} steps")
+    else:
+        say(f"task {name} goes on from step {resumed_at} of {context.num_steps}")
+    started = time.perf_counter()
+    with interrupt.listening(arguments), explained(name, trainer.state_now):
+        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if checkpoint is not None and resumed_at >= context.num_steps:  # the Trainer had no step to do that before
+        trainer.restore_random_state(checkpoint)
+    optimizer = trainer.plain_optimizer
+    if callable(to_averages := getattr(optimizer, "eval", None)):
+        to_averages()  # a schedule-free optimizer trains at one point and answers with another: an average
+    trainer.check_weights()
+    trained = {weight_of(parameter) for parameter, p in model.named_parameters() if p.requires_grad}
+    if line := untouched_line(trainer.untouched(), len(trained)):
+        say(f"{name}: {line}")
+    begun.restore()
+    boundary = time.perf_counter()
+    _end_task(method, model, optimizer, context)
+    finished = time.perf_counter()
+    return TaskResult(
+        task=name,
+        steps=output.global_step,
+        seconds=finished - started,
+        boundary_seconds=finished - boundary,
+        tokens=int(trainer.state.num_input_tokens_seen),
+        resumed_at=resumed_at,
+        facts=method.facts(),
+    )
+
+
+def _end_task(method: Method, model: nn.Module, optimizer: Optimizer, context: TaskContext) -> None:
+    """Let the method remember; one that is stopped in the middle of that has half of it, and may train no more."""
+    try:
+        method.end_task(model, optimizer, context)
+    except BaseException:
+        method.broken = f"an error came while it was taking in task `{context.name}`"
+        raise
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _batches(
+    encoded: Dataset,
+    collator: Callable[[list[Any]], Batch],
+    size: int,
+    limit: int | None,
+    seed: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """`limit` rows drawn without replacement, the same ones for the same seed, on the model's device."""
+    order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed)).tolist()[:limit]
+    for start in range(0, len(order), size):
+        rows = [encoded[i] for i in order[start : start + size]]
+        yield {key: value.to(device) for key, value in collator(rows).items()}

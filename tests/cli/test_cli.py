@@ -1,0 +1,521 @@
+"""The command line: exit codes, what goes where, and that whatever is wrong touches nothing."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gorp.cli import app
+from gorp.demo import DemoResult
+from gorp.storage import read_tensors, write_json, write_tensors
+from gorp.workspace.state import file_sha256
+from tests.report.matrices import SECOND, matrix
+from tests.workspace.project import make_project, save_model, task, tree_hash, weights, without_digests, write_config
+
+
+def gorp(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-m", "gorp", *map(str, arguments)]
+
+    def hears_ctrl_c() -> None:  # a shell's background job, and what it starts, would ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c
+    )
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two tasks by the command line, in the default workspace."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = make_project(folder)
+    result = gorp("train", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    return path, folder / "run", result
+
+
+HEAVY = {"torch", "transformers", "datasets", "matplotlib", "peft", "accelerate"}
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "--version", "train --help", "methods", "status WORKSPACE", "status YAML"]
+)
+def test_commands_that_only_look_need_no_heavy_library(finished, command):
+    path, work, _ = finished
+    arguments = [{"WORKSPACE": str(work), "YAML": str(path)}.get(word, word) for word in command.split()]
+    code = f"""
+import sys
+from gorp.cli import app
+try:
+    app({arguments}, prog_name="gorp")
+except SystemExit as end:
+    assert not end.code, end.code
+print("loaded:", sorted({HEAVY} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\nloaded: []\n")
+
+
+def test_the_flags_are_these():
+    flags = {}
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        text = plain(gorp(name, "--help").output)
+        flags[name] = set(re.findall(r"--[a-z-]+", text)) - {"--help", "--workspace."}
+    assert flags == {
+        "demo": {"--json", "--seed", "--out", "--picture", "--model", "--train-rows", "--eval-rows", "--epochs"},
+        "train": {"--workspace", "--restart", "--dry-run", "--json"},
+        "status": {"--explain", "--json"},
+        "eval": {"--version", "--task", "--trust-remote-code", "--json"},
+        "methods": {"--json"},
+        "estimate": {"--tflops", "--gbps", "--json"},
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["train"], ["train", "x.yaml", "--rank", "8"], ["demo", "--epochs", "0"]]
+)
+def test_wrong_usage_is_2(arguments):
+    assert gorp(*arguments).exit_code == 2
+
+
+def test_methods_lists_them_all():
+    from gorp.cli.catalogue import About
+    from gorp.methods import METHODS
+
+    listed = json.loads(gorp("methods", "--json").stdout)
+    assert set(listed) == set(METHODS)
+    for name, about in listed.items():
+        assert about == {field: getattr(METHODS[name], field) for field in About._fields}
+    table = gorp("methods").stdout
+    assert all(re.search(rf"^ {name} ", table, re.MULTILINE) for name in METHODS)
+
+
+def test_train_prints_one_json_object_and_logs_elsewhere(finished):
+    _, work, result = finished
+    state = json.loads(result.stdout)
+    assert (state["current"], state["pending"], state["workspace"]) == ("v2", [], str(work))
+    assert "trainable numbers" in result.stderr and re.search(r"^ q +LoRA", result.stderr, re.M)
+    assert "v2 is written: two" in result.stderr
+
+
+def test_status_says_what_became_of_each_task_and_explains_when_asked(finished):
+    path, work, result = finished
+    state = json.loads(result.stdout)
+    assert json.loads(gorp("status", work, "--json").stdout) == state
+    text = gorp("status", work).stdout
+    assert text == gorp("status", path).stdout
+    R = state["matrix"]["R"]
+    assert re.search(rf"^  one: {R[2][0]:.1f}, (lost|gained|as when)", text, re.M) and "two: " in text
+    assert re.search(r"\* v2 +two", text) and "pending: nothing" in text and "Leak covers inputs in S" in text
+    assert "AP = " not in text and "R[i, j]" not in text
+    explained = gorp("status", path, "--explain").stdout
+    assert "AP = " in explained and "R[i, j]" in explained and "capacity: how full S is" in explained
+
+
+def test_status_reads_the_yaml_as_it_is_now(finished, tmp_path):
+    path, work = copied(finished, tmp_path)
+    assert gorp("train", path).exit_code == 0  # has nothing to do, and tells the copied workspace where its YAML is
+    write_config(tmp_path, tasks=[task("one"), task("two"), task("three")])
+    for place in (path, work):
+        assert "pending: three" in gorp("status", place).stdout
+    write_config(tmp_path, tasks=[task("two"), task("one")])
+    text = gorp("status", path).stdout
+    assert "pending: nothing" in text and "does not begin with the learned tasks, one, two" in text
+    path.write_text("tasks: [")
+    text = gorp("status", path).stdout
+    assert "pending: nothing" in text and "the YAML is not used" in text and "not YAML" in text
+
+
+def test_train_ends_with_what_became_of_each_task(finished, tmp_path):
+    path, work = copied(finished, tmp_path)
+    result = gorp("train", path)
+    assert result.stdout.splitlines()[:1] == gorp("status", work).stdout.splitlines()[:1]
+    assert {line.split(":")[0] for line in result.stdout.splitlines()[2:4]} == {"  one", "  two"}
+    assert "\npending: nothing\n" in result.stdout and "\n base " not in result.stdout
+    assert result.stdout.splitlines()[-1] == f"`gorp status {work}` shows the matrix and the versions"
+
+
+def test_eval_scores_one_version_and_task(finished):
+    _, work, result = finished
+    R = json.loads(result.stdout)["matrix"]["R"]
+    scored = json.loads(gorp("eval", work, "--version", "v1", "--task", "two", "--json").stdout)
+    assert scored["version"] == "v1" and scored["scores"]["two"]["score"] == R[1][1]
+    assert gorp("eval", work, "--version", "v9").exit_code == 2
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    path = make_project(tmp_path)
+    before = tree_hash(tmp_path)
+    result = gorp("train", path, "--dry-run", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {
+        "pending": ["one", "two"],
+        "trainable": 4 * 2 * 512 + 4 * 16,
+        "parameters": 56448,
+    }
+    assert "trainable numbers" in result.stderr
+    assert tree_hash(tmp_path) == before
+
+
+def test_a_dry_run_refuses_an_optimizer_whose_moments_cannot_follow_the_frames(tmp_path):
+    path = make_project(
+        tmp_path,
+        method={"name": "gorp", "rank": 4, "moments": "reset"},
+        training={"optim": "rmsprop", "per_device_train_batch_size": 4},
+    )
+    result = gorp("train", path, "--dry-run")
+    assert result.exit_code == 2
+    assert "torch's RMSprop has no bias correction" in " ".join(result.stderr.split())
+
+
+def lines(*rows: str) -> str:
+    return "".join(row + "\n" for row in rows)
+
+
+GOOD = '{"text": "green", "label": "true"}'
+TOO_LONG = lines(*[GOOD] * 3, GOOD.replace("true", "one two three four five six seven"))
+FREE = {"labels": None, "metric": None, "eval": "one.jsonl"}
+
+# fmt: off
+BAD = {
+    "unknown key": ({"traning": {}}, {}, 2, ["run.yaml: traning: unknown key", "Did you mean `training`?"]),
+    "unknown method": ({"method": {"name": "grop"}}, {}, 2, ["unknown method `grop`", "Did you mean `gorp`?"]),
+    "unknown mode": ({"method": {"name": "gorp", "mode": "exact"}}, {}, 2, ["method.mode is 'exact'"]),
+    "two tasks of one name": ({"tasks": [task("one"), task("one")]}, {}, 2, ["two tasks are called `one` and `one`"]),
+    "label outside the set": ({}, {"one.jsonl": lines(GOOD, GOOD.replace("true", "treu"))}, 1,
+                              ["one.jsonl, line 2: label `treu`", "Did you mean `true`?"]),
+    "empty file": ({}, {"two.jsonl": ""}, 1, ["two.jsonl"]),
+    "empty line": ({}, {"two.jsonl": lines(GOOD, "", GOOD)}, 1, ["two.jsonl, line 2: empty"]),
+    "malformed line": ({}, {"two_eval.jsonl": lines(GOOD, GOOD, "{")}, 1, ["two_eval.jsonl, line 3: not JSON"]),
+    "completion too long": ({"tasks": [task("one", **FREE)]}, {"one.jsonl": TOO_LONG}, 1,
+                            ["task one, row 3 (counted from 0) of the rows to train on", "max_completion_tokens = 8"]),
+    "pattern matches nothing": ({"lora": {"target_modules": ["q_proj"]}}, {}, 1, ["`q_proj` matches no linear layer"]),
+    "no such model": ({"model": {"path": "./modle"}}, {}, 1, ["modle: no such folder"]),
+    "no such file": ({"tasks": [task("three")]}, {}, 1, ["three.jsonl"]),
+    "wrong optimizer": ({"training": {"optim": "adamm"}}, {}, 2, ["training"]),
+    "rate is no number": ({"training": {"learning_rate": float("nan")}}, {}, 2, ["training.learning_rate is nan"]),
+    "empty batches": ({"training": {"per_device_train_batch_size": 0}}, {}, 2, ["per_device_train_batch_size is 0"]),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_and_touches_nothing(tmp_path, case):
+    changes, files, code, messages = BAD[case]
+    path = make_project(tmp_path, **changes)
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    before = tree_hash(tmp_path)
+    result = gorp("train", path)
+    assert result.exit_code == code, result.output
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    for message in messages:
+        assert message in result.stderr
+    assert tree_hash(tmp_path) == before
+
+
+def copied(finished, folder: Path) -> tuple[Path, Path]:
+    path, work, _ = finished
+    shutil.copytree(path.parent, folder, dirs_exist_ok=True)
+    return folder / path.name, folder / work.name
+
+
+def refused(path: Path, message: str, *, code: int = 1) -> None:
+    before = tree_hash(path.parent)
+    result = gorp("train", path)
+    assert result.exit_code == code and message in result.stderr and result.stdout == ""
+    assert tree_hash(path.parent) == before
+
+
+@pytest.mark.parametrize("change", [{"side": "output"}, {"base_sha256": "c" * 64}])
+def test_a_memory_of_another_side_or_model_is_refused(finished, tmp_path, change):
+    path, work = copied(finished, tmp_path)
+    folder = work / "versions/v2"
+    tensors, header = read_tensors(folder / "memory.safetensors")
+    write_tensors(folder / "memory.safetensors", tensors, header | change)
+    record = json.loads((folder / "version.json").read_text())
+    record["sha256"]["memory.safetensors"] = file_sha256(folder / "memory.safetensors")
+    write_json(folder / "version.json", record)
+    without_digests(work)
+    refused(path, "memory.safetensors: the memory was made for")
+
+
+def test_a_workspace_of_another_model_is_refused(finished, tmp_path):
+    path, _ = copied(finished, tmp_path)
+    save_model(tmp_path / "model", seed=1)
+    refused(path, "made for another base model")
+
+
+def test_a_damaged_version_is_refused_and_the_file_named(finished, tmp_path):
+    path, work = copied(finished, tmp_path)
+    delta = work / "versions/v1/delta.safetensors"
+    delta.write_bytes(delta.read_bytes()[:-1] + b"\x00")
+    refused(path, str(delta))
+
+
+def test_a_changed_configuration_is_refused_and_the_field_named(finished, tmp_path):
+    copied(finished, tmp_path)
+    refused(write_config(tmp_path, seed=5), "seed is 5, but this workspace was made with 0", code=2)
+
+
+def test_a_lower_learning_rate_may_follow_a_loss_that_was_not_finite(tmp_path):
+    hopeless = {"per_device_train_batch_size": 4, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "no"}
+    method = {"name": "sequential_full"}
+    result = gorp("train", make_project(tmp_path, training=hopeless, method=method))
+    assert result.exit_code == 1 and "Try a lower learning rate" in result.stderr
+    path = write_config(tmp_path, training=hopeless | {"learning_rate": 1e-3}, method=method)
+    result = gorp("train", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["current"] == "v2"
+
+
+def test_eval_uses_the_yaml_as_it_is_now(finished, tmp_path):
+    """The copied workspace remembers where its YAML lay; a run that has nothing to do tells it of the copied one."""
+    copied(finished, tmp_path)
+    path = write_config(tmp_path, eval={"max_new_tokens": 4, "limit": 2})
+    assert gorp("train", path).exit_code == 0
+    write_config(tmp_path, eval={"max_new_tokens": 4, "limit": 5})
+    scored = json.loads(gorp("eval", tmp_path / "run", "--task", "two", "--json").stdout)
+    assert scored["scores"]["two"]["rows"] == 5
+
+
+def test_notes_on_the_rows_are_said_in_training_and_in_the_status(tmp_path):
+    path = make_project(tmp_path, tasks=[task("one", eval="one.jsonl", labels=None)])
+    result = gorp("train", path)
+    assert "2 notes on the data; --explain shows them" in gorp("status", tmp_path / "run").stdout
+    for text in (result.stderr, gorp("status", tmp_path / "run", "--explain").stdout):
+        assert "one: eval holds the same rows as train: its score is a training score" in text
+        assert "one: the label set was taken from train: false, true" in text
+
+
+def test_a_loss_that_is_not_finite_is_1_and_leaves_versions_alone(tmp_path):
+    hopeless = {"per_device_train_batch_size": 4, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "no"}
+    path = make_project(tmp_path, training=hopeless, method={"name": "sequential_full"})
+    result = gorp("train", path)
+    assert result.exit_code == 1 and "the loss is" in result.stderr and "Traceback" not in result.stderr
+    refused(path, "the loss is")
+    assert json.loads(gorp("status", tmp_path / "run", "--json").stdout)["pending"] == ["one", "two"]
+
+
+def test_no_workspace_is_1(tmp_path):
+    for command in ("status", "eval"):
+        result = gorp(command, tmp_path)
+        assert result.exit_code == 1 and "no gorp workspace" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_is_no_workspace_the_message_says_what_to_type(tmp_path, monkeypatch):
+    path = make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for place, message in {
+        path: f"`gorp train {path}` makes one",
+        "run": "`gorp train run.yaml` makes it",
+        ".": "`gorp train run.yaml` makes one",
+        "one.jsonl": "one.jsonl: a file; wanted the folder of a workspace, or the YAML",
+        "nowhere/at/all": "`gorp train CONFIG.yaml` makes one",
+    }.items():
+        for command in ("status", "eval"):
+            result = gorp(command, place)
+            assert result.exit_code == 1 and message in result.stderr, result.stderr
+    (tmp_path / "bot").mkdir()
+    (tmp_path / "bot/CURRENT").touch()
+    assert "Did you mean `bot`?" in gorp("status", "bto").stderr
+    assert "There are: bot. For example `gorp status bot`." in gorp("status").stderr
+
+
+def test_a_workspace_that_is_a_file_is_2(tmp_path):
+    path = make_project(tmp_path)
+    assert gorp("train", path, "--workspace", path).exit_code == 2
+
+
+def until(condition, process: subprocess.Popen) -> None:
+    """Wait for what a process does; it must not end before."""
+    limit = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_path):
+    """SIGINT in the first task, SIGKILL in the second; the third run finishes."""
+    training = {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_steps": 2, "num_train_epochs": 16}
+    path = make_project(tmp_path, training=training)
+    whole = start("train", path, "--workspace", tmp_path / "whole", "--json")
+    stdout, stderr = whole.communicate()
+    assert whole.returncode == 0, stderr
+    for name, number in (("one", signal.SIGINT), ("two", signal.SIGKILL)):
+        process = start("train", path, "--workspace", tmp_path / "work")
+        until(lambda n=name: list((tmp_path / "work/run" / n).glob("checkpoint-*/complete.json")), process)
+        os.kill(process.pid, number)
+        error = process.communicate()[1]
+        assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), error
+        assert "Traceback" not in error
+        if number == signal.SIGINT:
+            left = re.search(r"interrupted\. Step (\d+) of 192 of task one is saved\. The same command goes on", error)
+            assert left, error
+        else:
+            assert f"task one goes on from step {left[1]} of 192\n" in error
+            assert "task two starts from the beginning: 192 steps\n" in error
+    last = start("train", path, "--workspace", tmp_path / "work", "--json")
+    again, stderr = last.communicate()
+    assert last.returncode == 0, stderr
+    for version in ("v1", "v2"):
+        assert weights(tmp_path / "work", version) == weights(tmp_path / "whole", version)
+        resumed = json.loads((tmp_path / f"work/versions/{version}/training.json").read_text())["resumed_at"]
+        assert 0 < resumed < 192
+    assert json.loads(again)["matrix"] == json.loads(stdout)["matrix"]
+
+
+def test_sigterm_ends_scoring_cleanly_and_saves_the_running_step_of_training(tmp_path):
+    """As Slurm and Kubernetes end a job: once while the base model is scored or soon after, once in a task."""
+    path = make_project(tmp_path, training={"per_device_train_batch_size": 2, "save_steps": 2, "num_train_epochs": 40})
+    work = tmp_path / "work"
+    for sign in ("eval/scores.json", "run/one/checkpoint-*/complete.json"):
+        process = start("train", path, "--workspace", work)
+        until(lambda s=sign: list(work.glob(s)), process)
+        process.terminate()
+        error = process.communicate()[1]
+        assert process.returncode == 143 and "Traceback" not in error, error
+        assert re.search(r"gorp: terminated\..* The same command goes on where it was\.", error), error
+    assert re.search(r"terminated\. Step \d+ of 480 of task one is saved\.", error), error
+    assert not list(work.rglob("*.tmp"))
+
+
+def test_the_demo_ends_with_a_sentence_for_each_method(tmp_path, monkeypatch):
+    found = {
+        "sequential_lora": DemoResult(matrix=matrix(), seconds=1.0, samples=[]),
+        "gorp": DemoResult(matrix=matrix(SECOND), seconds=2.0, samples=[]),
+    }
+    monkeypatch.setattr("gorp.demo.run_demo", lambda *_, **__: found)
+    result = gorp("demo", "--out", tmp_path / "page.html")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == [
+        "ordinary LoRA fine-tuning: lost 12.0 points on the earlier tasks; 68.7 % on average at the end.",
+        "gorp: lost 5.0 points on the earlier tasks; 76.7 % on average at the end.",
+    ]
+
+
+def test_the_demo_prints_one_json_object_and_writes_a_page(tmp_path):
+    save_model(tmp_path / "model")
+    page = tmp_path / "page.html"
+    options = ["--train-rows", 8, "--eval-rows", 2, "--epochs", 1, "--seed", 7, "--out", page]
+    options += ["--picture", tmp_path / "picture.svg"]
+    result = gorp("demo", "--model", tmp_path / "model", "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    assert set(value) == {"gorp", "sequential_lora"}
+    assert all(set(item) == {"matrix", "ap", "bwt", "la", "seconds"} for item in value.values())
+    assert "seed 7" in result.stderr
+    text = page.read_text()
+    assert "ordinary LoRA fine-tuning" in text and 'http-equiv="refresh' not in text and "<script" not in text
+    assert (tmp_path / "picture.svg").read_text().startswith("<svg ")
+
+
+@pytest.mark.parametrize("option", ["--out", "--picture"])
+def test_a_demo_that_could_not_be_written_is_refused_before_it_is_trained(tmp_path, option, monkeypatch):
+    monkeypatch.setattr("gorp.demo.run_demo", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "file").touch()
+    for place, message in (tmp_path, "a folder; wanted the name of a file"), (tmp_path / "file/x", "is no folder"):
+        result = gorp("demo", option, place)
+        assert result.exit_code == 2 and message in result.stderr
+
+
+EVIL = "\x1b]0;PWNED\x07\x1b[2J\x9b31m\u202e\r"
+
+
+def harmless(text: str) -> bool:
+    return not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+
+
+@pytest.mark.parametrize("where", ["column", "label", "yaml", "folder"])
+def test_no_message_commands_the_terminal(tmp_path, where):
+    """Names and text out of data, a YAML or a file name, in an error."""
+    path = make_project(tmp_path)
+    if where == "column":
+        (tmp_path / "one.jsonl").write_text(json.dumps({EVIL: "x", "label": "true"}) + "\n")
+    elif where == "label":
+        (tmp_path / "one.jsonl").write_text(json.dumps({"text": "x", "label": EVIL}) + "\n")
+    elif where == "yaml":
+        path = write_config(tmp_path, **{EVIL: 1})
+    else:
+        path = path.rename(tmp_path / f"{EVIL}.yaml")
+        (tmp_path / EVIL).mkdir()
+        (tmp_path / EVIL / "mine").write_text("")
+    result = gorp("train", path)
+    assert result.exit_code in (1, 2) and "PWNED" in result.stderr and harmless(result.stderr), result.stderr
+
+
+def test_json_holds_what_commands_a_terminal_as_escapes():
+    from gorp.printable import json_printable, printable
+
+    text = json_printable(json.dumps({EVIL: "grün 中"}, ensure_ascii=False))
+    assert harmless(text) and json.loads(text) == {EVIL: "grün 中"} and "grün 中" in text
+    assert harmless(printable(EVIL + "\ud800\u2066")) and printable("tab\tline\nä") == "tab\tline\nä"
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    """As `--workspace "$UNSET"` gives it."""
+    path = make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = tree_hash(tmp_path)
+    for arguments in (("train", path, "--workspace", ""), ("status", ""), ("eval", " ")):
+        result = gorp(*arguments)
+        assert result.exit_code == 2 and "is empty" in result.stderr
+    assert tree_hash(tmp_path) == before
+
+
+def test_a_folder_of_other_files_is_2_and_stays_as_it_was(tmp_path):
+    path = make_project(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text('{"model_type": "llama"}')
+    for extra in ([], ["--dry-run"], ["--workspace", tmp_path / "model"], ["--workspace", path / "x"]):
+        before = tree_hash(tmp_path)
+        result = gorp("train", path, *extra)
+        assert result.exit_code == 2 and "--workspace" in result.stderr and "Traceback" not in result.stderr
+        assert tree_hash(tmp_path) == before
+
+
+def test_what_the_disk_refuses_is_1_and_one_sentence(tmp_path, monkeypatch):
+    from gorp import storage
+
+    path = make_project(tmp_path)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "fsync", full)
+        result = gorp("train", path)
+    assert result.exit_code == 1 and "No space left on device (disk /" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and gorp("train", path, "--json").exit_code == 0
+
+
+def test_two_at_once_are_refused_with_who_it_is(tmp_path):
+    path = make_project(tmp_path)
+    code = "import pathlib, sys\nfrom gorp.workspace.mark import writing\nwith writing(pathlib.Path(sys.argv[1])):\n"
+    code += "    print('held', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        result = gorp("train", path)
+        assert result.exit_code == 1 and f"another gorp writes there (process {holder.pid} on " in result.stderr
+        holder.stdin.close()
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,199 @@
+"""Coverage and output change: exact where they can be, unbiased where they are drawn, and without any row of a task."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gorp.core.memory import SubspaceMemory
+from gorp.layers.inputs import PROJECTIONS, InputMoment, InputSums, on_all_ranks
+from gorp.protection.coverage import Coverage, centred_outputs, covered
+from gorp.weights.delta import WeightDelta
+from tests.matrices import basis
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def sums_of(*batches: Tensor, seed: int = 0) -> InputSums:
+    """What a layer's watch adds up of rows, N x n a batch; a row of zeros has no gradient either."""
+    layer = nn.Linear(batches[0].shape[1], 3, bias=False, dtype=batches[0].dtype)
+    watch = InputMoment(layer, seed)
+    for x in batches:
+        (layer(x) * (x != 0).any(dim=1, keepdim=True)).sum().backward()
+    watch.remove()
+    return on_all_ranks(watch.sums)
+
+
+def factored(left: Tensor, right: Tensor) -> WeightDelta:
+    delta = WeightDelta(torch.Size([len(left), len(right)]))
+    delta.append(left, right)
+    return delta
+
+
+def entered(coverage: Coverage, task: str, name: str, x: Tensor, weight: Tensor, *, s: int = 2) -> Tensor:
+    """Enter a task by its rows, with a random S; returns S."""
+    held = basis(x.shape[1], s, dtype=x.dtype)
+    coverage.enter(task, name, sums_of(x), basis=held, weight=weight)
+    return held
+
+
+@given(n=st.integers(1, 10), share=st.floats(0, 1), count=st.integers(1, 20), seed=st.integers(0, 2**16))
+@settings(deadline=None)
+def test_coverage_is_the_share_of_the_rows_that_their_projections_on_s_have(n, share, count, seed):
+    x, held = randn(count, n, seed=seed, dtype=torch.float64), basis(n, round(share * n))
+    slow = sum((held.mT @ row).square().sum() for row in x) / sum(row.square().sum() for row in x)
+    assert covered(held, sums_of(x).total) == pytest.approx(float(slow), abs=1e-12)
+
+
+def test_outputs_are_how_far_the_rows_answers_are_from_their_mean_and_equal_ones_do_not_differ():
+    x, weight = randn(50, 8) + 3.0, randn(5, 8, seed=1)
+    y = x @ weight.mT
+    assert centred_outputs(weight, sums_of(x)) == pytest.approx((y - y.mean(dim=0)).square().sum().item(), rel=1e-4)
+    assert centred_outputs(weight, sums_of(x[:1].expand(50, 8))) == 0.0
+
+
+def test_the_signs_of_a_token_depend_neither_on_batches_nor_on_padding():
+    x, padding = randn(40, 6), torch.zeros(3, 6)
+    whole = sums_of(x)
+    cut = sums_of(torch.cat([x[:7], padding, x[7:12]]), torch.cat([padding, x[12:], padding]))
+    assert whole.count == cut.count == 40
+    torch.testing.assert_close(cut.projected, whole.projected)
+    assert not torch.allclose(sums_of(x, seed=1).projected, whole.projected)
+
+
+def test_the_estimate_is_unbiased_and_its_spread_is_what_is_said():
+    x, change = randn(60, 8), randn(5, 3, seed=1) @ randn(3, 8, seed=2)
+    exact = (x @ change.mT).square().sum()
+    found = torch.stack([(change @ sums_of(x, seed=seed).projected).square().sum() for seed in range(600)]) / exact
+    assert found.mean().item() == pytest.approx(1.0, abs=4 * found.std().item() / 600**0.5)
+    gram = change @ x.mT @ x @ change.mT
+    assert found.std().item() == pytest.approx((2 / PROJECTIONS) ** 0.5 * (gram.norm() / gram.trace()).item(), rel=0.15)
+    assert found.std().item() < 0.5
+
+
+def test_what_two_later_tasks_moved_is_what_the_weight_now_minus_the_weight_then_moves():
+    x, weight = randn(60, 8), randn(5, 8, seed=1)
+    first, second = factored(randn(5, 1, seed=2), randn(8, 1, seed=3)), WeightDelta.of(0.3 * randn(5, 8, seed=4))
+    coverage = Coverage()
+    entered(coverage, "a", "w", x, weight)
+    coverage.move("w", first)
+    coverage.move("another", second)
+    entered(coverage, "b", "w", x, weight + first.dense())
+    coverage.move("w", second)
+
+    projected = sums_of(x).projected
+    for task, change, then in (
+        ("a", first.dense() + second.dense(), weight),
+        ("b", second.dense(), weight + first.dense()),
+    ):
+        estimate = (change @ projected).norm() / (then @ (x - x.mean(dim=0)).mT).norm()
+        assert coverage.facts()[task]["output_change"] == pytest.approx(estimate.item(), rel=5e-3)  # bfloat16
+
+
+def test_a_direction_that_s_has_released_counts_as_moved():
+    """R keeps its part in S."""
+    x, weight = randn(60, 8), randn(5, 8, seed=1)
+    coverage = Coverage()
+    held = entered(coverage, "a", "w", x, weight, s=3)
+    released = held[:, :1]
+    coverage.move("w", factored(randn(5, 1, seed=2), released))
+    assert coverage.facts()["a"]["output_change"] > 0.1
+
+
+def test_facts_are_the_mean_the_sum_and_the_worst_in_json():
+    coverage = Coverage()
+    x = torch.tensor([[3.0, 0.0], [0.0, 4.0]])  # M = diag(9, 16)
+    first, second = torch.eye(2)[:, :1], torch.eye(2)[:, 1:]
+    coverage.enter("t", "u", sums_of(x), basis=first, weight=torch.eye(2))
+    coverage.enter("t", "v", sums_of(x), basis=second, weight=2 * torch.eye(2))
+    still = coverage.facts()["t"]
+    assert (still["output_change"], still["output_change_worst"]) == (0.0, 0.0)
+    assert still["coverage"] == pytest.approx(0.5)
+    assert (still["coverage_worst"], still["coverage_worst_weight"]) == (pytest.approx(9 / 25), "u")
+
+    coverage.move("v", factored(first, first))  # Y = 3 Ω / √8 in one row, so ‖Y‖² = 9; centred outputs 12.5 and 50
+    told = coverage.facts()["t"]
+    assert told["output_change"] == pytest.approx((9 / 62.5) ** 0.5, rel=5e-3)
+    assert (told["output_change_worst"], told["output_change_worst_weight"]) == (
+        pytest.approx((9 / 50) ** 0.5, rel=5e-3),
+        "v",
+    )
+    assert json.loads(json.dumps(coverage.facts())) == coverage.facts()
+
+
+def test_outputs_that_do_not_differ_have_no_share_and_nothing_is_infinite():
+    coverage = Coverage()
+    coverage.enter("t", "w", sums_of(torch.ones(9, 2)), basis=torch.eye(2), weight=torch.eye(2))
+    coverage.move("w", WeightDelta.of(torch.eye(2)))
+    told = coverage.facts()["t"]
+    assert told["coverage"] == 1.0
+    assert told["output_change"] is told["output_change_worst"] is told["output_change_worst_weight"] is None
+
+
+@given(
+    n=st.integers(2, 9),
+    budget=st.floats(0.1, 1.0),
+    threshold=st.floats(1e-3, 2.0),
+    tasks=st.integers(2, 5),
+    seed=st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=60)
+def test_after_releases_s_holds_at_least_what_is_told_and_without_them_the_newest_exactly(
+    n, budget, threshold, tasks, seed
+):
+    memory, coverage = SubspaceMemory(energy=0.9, budget=budget), Coverage()
+    moments = {}
+    for task in map(str, range(tasks)):
+        memory.begin_task()
+        spectrum = 10.0 ** randn(n, seed=seed + 1000 * int(task))
+        sums = sums_of(randn(3 * n, n, seed=seed + int(task)) * spectrum)
+        memory.extend_above(["w"], sums.total, threshold=threshold)
+        held = memory.basis("w", sums.total)
+        coverage.enter(task, "w", sums, basis=held, weight=torch.eye(n))
+        coverage.release(memory.released, newest=task)
+        moments[task] = sums.total
+        told = {name: entry["coverage"] for name, entry in coverage.facts().items()}
+        true = {name: covered(held, moment) for name, moment in moments.items()}
+        assert told[task] == true[task]
+        assert all(0 <= told[name] <= true[name] + 1e-5 for name in moments)
+
+
+def test_a_release_lowers_earlier_tasks_by_its_energy_and_never_below_nothing():
+    coverage = Coverage()
+    for task in ("a", "b"):
+        entered(coverage, task, "w", randn(20, 4), torch.eye(4), s=4)
+    coverage.release({"w": torch.tensor([0.125, 0.25]), "elsewhere": torch.ones(1)}, newest="b")
+    assert [entry["coverage"] for entry in coverage.facts().values()] == pytest.approx([0.625, 1.0])
+    coverage.release({"w": torch.ones(1)}, newest="c")
+    assert [entry["coverage"] for entry in coverage.facts().values()] == [0.0, 0.0]
+
+
+def test_a_state_brings_back_every_task_in_order_whatever_its_name():
+    coverage, names = Coverage(), [*map(str, range(10, -1, -1)), "a::b", "a/b", "", "::"]
+    for name in names:
+        for weight in ("u.weight", "v.weight"):
+            entered(coverage, name, weight, randn(20, 4), randn(3, 4))
+        coverage.move("u.weight", WeightDelta.of(randn(3, 4, seed=1)))
+    again = Coverage()
+    again.load_state_dict(dict(sorted(coverage.state_dict().items())))  # as safetensors may order them
+    assert again.facts() == coverage.facts() and list(again.facts()) == names
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in coverage.state_dict().items())
+
+
+def test_nothing_that_is_kept_has_the_rows_of_a_task():
+    """Its size does not depend on them, and no column is one of them."""
+    few, many = Coverage(), Coverage()
+    x = randn(500, 6)
+    entered(few, "t", "w", x[:20], torch.eye(6))
+    entered(many, "t", "w", x, torch.eye(6))
+    shapes = {key: tuple(value.shape) for key, value in many.state_dict().items()}
+    assert shapes == {key: tuple(value.shape) for key, value in few.state_dict().items()}
+    assert set(shapes.values()) == {(6, PROJECTIONS), (2,)}
+    columns = many.state_dict()["0::t::w::projected"].float().mT
+    nearest = torch.cosine_similarity(columns[:, None], x[None], dim=2).abs().amax()
+    assert nearest < 0.999 and (columns.norm(dim=1) > 3 * x.norm(dim=1).mean() / PROJECTIONS**0.5).all()
