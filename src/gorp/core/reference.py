@@ -1,8 +1,8 @@
 """The whole algorithm for one weight: dense gradients, full SVDs, float64, nothing clever.
 
 This is the version to read beside the paper, and the one that the fast path is held equal to
-(`tests/core/test_reference.py`). It keeps W itself and updates it at every step; the fast path gathers a frame's steps in
-a k x k core, never forms G, and keeps what it adds in factors.
+(`tests/core/test_reference.py`). It keeps W itself and updates it at every step; the fast path gathers a frame's steps
+in a k x k core, never forms G, and keeps what it adds in factors.
 """
 
 from dataclasses import dataclass
