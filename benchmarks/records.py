@@ -54,9 +54,11 @@ def described(args: argparse.Namespace) -> dict[str, Any]:
 
 def conditions() -> dict[str, Any]:
     """Machine, packages, commit, time, and how busy the machine is."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=RESULTS.parent, capture_output=True, text=True
-    ).stdout.strip()
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:  # no git, where only the working tree was copied to
+        commit = ""
     return environment() | {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -150,7 +150,8 @@ def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tenso
         return basis, matrix.new_zeros(0)
 
     def needed(sigma: Tensor) -> int:
-        k = int((captured + sigma.square().cumsum(0) <= energy * total).sum()) + 1
+        sums = sigma.cpu().square().cumsum(0)  # CUDA has no deterministic one
+        k = int((captured.cpu() + sums <= energy * total.cpu()).sum()) + 1
         # Directions below rounding are noise, and there are never more than n in all.
         above_rounding = sigma > torch.finfo(sigma.dtype).eps * max(matrix.shape) * total.sqrt()
         return min(k, int(above_rounding.sum()), basis.shape[0] - basis.shape[1])

@@ -137,7 +137,11 @@ def rotate_moments(state: Mapping[str, Any], kept: Kept, old: Frame, new: Frame)
         v = squares(row[:, None] * column / row.mean().clamp(min=torch.finfo(row.dtype).tiny))
         row.copy_(v.mean(dim=1))
         column.copy_(v.mean(dim=0))
-    if not alive.any():
+    # Without a direction L, R and the mean are zero, so the moments are too; their count begins anew with them. On the
+    # count's own device, where it is that of the frame: to ask whether there is a direction would wait for the GPU.
+    if torch.is_tensor(step := state.get("step")) and step.device == alive.device:
+        step.mul_(alive.any())
+    elif not alive.any():
         reset_moments(state, kept)
 
 

@@ -89,7 +89,8 @@ class WeightDelta:
         q_left, r_left = torch.linalg.qr(self._left)
         q_right, r_right = torch.linalg.qr(self._right)
         u, sigma, v_t = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
-        tail = sigma.square().flip(0).cumsum(0).flip(0).sqrt()  # tail[i]: norm of what is dropped when i are kept
+        # tail[i]: norm of what is dropped when i are kept. On the CPU: CUDA has no deterministic sum of this kind.
+        tail = sigma.cpu().square().flip(0).cumsum(0).flip(0).sqrt()
         total = tail[0].clone() if len(tail) else torch.zeros(())
         keep = max(1, int((tail > tolerance * total).sum()))
         self._left = (q_left @ (u * sigma)[:, :keep]).contiguous()

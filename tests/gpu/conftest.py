@@ -1,0 +1,23 @@
+"""What holds on the CPU holds on a GPU as well: `pytest -m gpu tests/gpu`, skipped where there is no CUDA device."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where everything here runs."""
+    return torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    """The same random numbers for every test; operations as users run them, unless a test asks for deterministic ones.
+
+    In place of the fixture of this name for all tests.
+    """
+    torch.manual_seed(0)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(before)

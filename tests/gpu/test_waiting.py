@@ -1,0 +1,94 @@
+"""A method's own work in a training step never makes the CPU wait for the GPU, and a refresh of frames does once.
+
+A wait empties the GPU's queue: while the CPU then puts the next kernels into it, the GPU has nothing to do.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from gorp.adapters import LoraSettings
+from gorp.data import Collator, Encoding, encode
+from gorp.method import TaskContext
+from gorp.methods import METHODS
+from tests.runs import fresh, rows, tiny, tokenizer
+
+
+pytestmark = pytest.mark.gpu
+STEPS, PERIOD = 20, 18
+"""More steps than a tiny Llama has linear layers (14), so that in some no layer's turn comes."""
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """The waits in the block, as torch reports them."""
+    found: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    found += [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
+
+
+def steps(name: str, device: torch.device, **options) -> Iterator[tuple[int, int, int]]:
+    """Of each step of two tasks: its number, how many layers get a new frame in it, and how often it waited."""
+    model = tiny("llama").to(device)
+    lora = LoraSettings(target_modules="all-linear") if METHODS[name].uses_lora else None
+    method = fresh(name, model, lora=lora, **options)
+    known = tokenizer("llama")
+    for index in (1, 2):
+        encoded = encode(rows(index), known, encoder_decoder=False, encoding=Encoding())
+        made = Collator(pad_token_id=known.pad_token_id)(list(encoded))
+        batch = {key: value.to(device) for key, value in made.items()}
+
+        def batches(size, limit, batch=batch):
+            for start in range(0, len(batch["labels"][:limit]), size):
+                yield {key: value[:limit][start : start + size] for key, value in batch.items()}
+
+        task = TaskContext(name=f"task{index}", index=index, seed=0, num_steps=STEPS, batches=batches)
+        method.begin_task(model, task)
+        optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-3), lr=1e-3, fused=True)
+        for step in range(1, STEPS + 1):
+            watches = method.task.pair_watches.values() if name == "gorp" else ()
+            due = sum(watch.on for watch in watches)
+            loss = model(**batch).loss
+            with waits() as asked:
+                extra = method.extra_loss(model, batch)
+            (loss if extra is None else loss + extra).backward()
+            with waits() as edited:
+                method.edit_gradients(model, optimizer)
+            optimizer.step()
+            with waits() as corrected, torch.no_grad():
+                method.after_step(model)
+            optimizer.zero_grad()
+            yield step, due, len(asked) + len(edited) + len(corrected)
+        method.end_task(model, optimizer, task)
+
+
+def test_a_wait_is_seen(device):
+    with waits() as found:
+        torch.ones(3, device=device).sum().item()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].joint and name != "gorp"])
+def test_no_method_waits_in_a_step(name, device):
+    waited = [count for step, _, count in steps(name, device) if step > 1]  # in the first S comes to the GPU
+    assert len(waited) == 2 * (STEPS - 1) and not any(waited)
+
+
+@pytest.mark.parametrize("staggered", [True, False])
+@pytest.mark.parametrize("mode", ["strict", "paper"])
+def test_gorp_waits_once_in_a_step_with_a_refresh_however_many_layers_it_has_and_not_in_others(mode, staggered, device):
+    options = {"full_modules": "all-linear", "refresh_every": PERIOD, "mode": mode, "staggered": staggered}
+    seen = [(due, count) for step, due, count in steps("gorp", device, **options) if step > 1]
+    assert {count for due, count in seen if due == 0} == {0}
+    refreshes = {count for due, count in seen if due > 0}
+    assert refreshes == {1}
