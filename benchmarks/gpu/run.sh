@@ -15,7 +15,8 @@ part=${1:?Usage: benchmarks/gpu/run.sh setup|check|cost|grid}
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 model=${MODEL:-.gpu/SmolLM2-135M-Instruct}
-export PYTHONPATH=".gpu/site:src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export PYTHONPATH=".gpu/site:src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+export TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1 HF_HUB_DISABLE_PROGRESS_BARS=1
 # An archive is written again and again, so that a call that is cut off leaves what was done; .gpu stays between calls.
 results=benchmarks/results/$part-$(date +%F)
 if [ -n "${OUT:-}" ]; then results=.gpu/results/$part; fi
@@ -54,7 +55,7 @@ measure() {
     shift 2
     [ -e "$results/$name/printed.txt" ] && return
     [ $left -gt 20 ] || { echo "== no time left: $name"; return; }
-    [ "$most" -lt $left ] || most=$left
+    [ "$most" -lt $left ] && [ "$device" = cuda ] || most=$left
     echo "== $name"
     mkdir -p "$results/$name"
     local log=$results/$name/unfinished.txt started=$SECONDS
@@ -96,7 +97,8 @@ cost() {
     return $failed
 }
 
-# One worker: all cells, those that no other worker has taken. Rates: those that were chosen on SmolLM2 elsewhere.
+# One worker: all cells, those that no other worker has taken. The rates are those of docs/decisions.md on this model, not
+# tuned on these tasks.
 cells() {
     local seed
     for seed in 0 1 2; do

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gorp.delta import WeightDelta
-from gorp.weights import BaseWeights
+from gorp.weights.base import BaseWeights
+from gorp.weights.delta import WeightDelta
 
 
 pytestmark = pytest.mark.gpu

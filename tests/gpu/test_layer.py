@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from gorp.adapters import LoraSettings, add_lora
-from gorp.frame import Frame
-from gorp.low_rank import linear_of, wrap
+from gorp.core.frame import Frame
+from gorp.layers.lora import LoraSettings, add_lora
+from gorp.layers.low_rank import linear_of, wrap
 from tests.matrices import basis
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gorp.adapters import LoraSettings
-from gorp.delta import leak, pack_deltas, unpack_deltas
+from gorp.layers.lora import LoraSettings
+from gorp.weights.delta import leak, pack_deltas, unpack_deltas
 from tests.matrices import orthonormality_error
 from tests.runs import fresh, through_a_file, tiny, train
 

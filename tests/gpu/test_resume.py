@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gorp.adapters import LoraSettings
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
 from tests.runs import Kill, Killed, assert_equal, fresh, through_a_file, tiny, train
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from gorp.adapters import LoraSettings
 from gorp.data import Collator, Encoding, encode
-from gorp.method import TaskContext
+from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
+from gorp.methods.base import TaskContext
 from tests.runs import fresh, rows, tiny, tokenizer
 
 
