@@ -12,19 +12,20 @@ import torch
 from transformers import TrainerCallback
 
 from gorp.cli.catalogue import CATALOGUE, About
+from gorp.data import Encoding, encode
 from gorp.errors import ConfigError, TrainingError
 from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
 from gorp.methods.base import Method, TaskContext
 from gorp.weights.delta import unpack_deltas
-from tests.runs import KNOWN, Kill, Killed, Losses, assert_equal, fresh, rows, through_a_file, tiny, train
+from tests.runs import KNOWN, Kill, Killed, Losses, assert_equal, fresh, rows, through_a_file, tiny, tokenizer, train
 
 
 both_families = pytest.mark.parametrize("family", ["t5", "llama"])
 every_method = pytest.mark.parametrize("name", KNOWN)
 every_shipped_method = pytest.mark.parametrize("name", METHODS)
 
-STRONG = {"ewc": {"strength": 1e4}, "olora": {"strength": 5.0}}
+STRONG = {"ewc": {"strength": 1e4}, "olora": {"strength": 5.0}, "nlora": {"strength": 1e-2}, "lwf": {"strength": 10.0}}
 """Penalties that are felt within a few steps."""
 
 STEADY = {"protected_full": {"adam_epsilon": 1e-5}}
@@ -126,6 +127,21 @@ class TestAfterTwoTasks:
         assert_equal(method.memory_tensors(), run.method.memory_tensors())
         with method.serving(model, "task2"), run.method.serving(run.model, "task2"):
             torch.testing.assert_close(logits(model), logits(run.model))
+
+    def test_it_holds_rows_of_tasks_only_if_it_says_so(self, name, family):
+        """A training row's token ids, in a piece, in any tensor that it carries."""
+        decoder = family == "llama"
+        encoded = encode(
+            rows(1), tokenizer(family), encoding=Encoding(max_prompt_tokens=64), encoder_decoder=not decoder
+        )
+        pieces = [torch.tensor(ids, dtype=torch.double) for ids in encoded["input_ids"]]
+
+        def holds(tensor):
+            flat = tensor.flatten().double()
+            return any(len(flat) >= len(p) and (flat.unfold(0, len(p), 1) == p).all(dim=1).any() for p in pieces)
+
+        state = trained(name, family).method.state_dict()
+        assert any(map(holds, state.values())) == KNOWN[name].stores_data
 
     def test_its_deltas_are_the_difference_to_the_base_model(self, name, family):
         run, pristine = trained(name, family), tiny(family)

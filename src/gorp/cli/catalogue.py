@@ -66,6 +66,27 @@ CATALOGUE: dict[str, About] = {
         keeps="the A rows of every task: r x n a weight and task",
         paper="Wang et al. 2023, arXiv:2310.14152",
     ),
+    "nlora": About(
+        title="a fresh LoRA pair per task, its product pushed to be sparse",
+        keeps="nothing",
+        paper="Yang et al. 2024, arXiv:2410.10179",
+    ),
+    "lwf": About(
+        title="a fresh LoRA pair per task, held to what the model before it says of the same rows",
+        keeps="nothing",
+        paper="Li and Hoiem 2016, arXiv:1606.09282",
+    ),
+    "migu": About(
+        title="a fresh LoRA pair per task, trained where a layer's outputs are large",
+        keeps="nothing",
+        paper="Du et al. 2024, arXiv:2406.17245",
+    ),
+    "replay": About(
+        title="one LoRA adapter, trained on rows of earlier tasks beside the new ones",
+        keeps="rows of earlier tasks as token ids, memory_rows in all: constant",
+        paper="Chaudhry et al. 2019, arXiv:1902.10486",
+        stores_data=True,
+    ),
     "multi_task": About(
         title="joint LoRA: one adapter trained on all tasks together",
         keeps="needs the data of every task",

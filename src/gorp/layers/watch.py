@@ -8,9 +8,14 @@ X, N x n   inputs of the layer, one row a token          D, N x m   gradients of
 Under `torch.compile` hook and node become part of the graph, and the call is `gorp::watch`, an operation that is opaque
 to the compiler. Which watches are on changes from step to step; that is read when the operation runs, so that one graph
 serves every step.
+
+`ForwardWatch` sees X and the outputs Y, N x m, as forward passes go by, with gradients or without, padding left out: a
+token of an encoder counts where `attention_mask` says so, a token of a decoder where it has a label, or where
+`decoder_attention_mask` says so.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from gorp.core.linalg import coarsest
+from gorp.core.outputs import IGNORED
 
 
 class Watch(ABC):
@@ -152,3 +158,92 @@ class RowWatch(Watch):
         """ψᵀ G of all micro-batches since the last call, n numbers; None where there was no backward pass."""
         row, self._row = self._row, None
         return row
+
+
+class ForwardWatch:
+    """Shows what layers are given and what they answer, until `remove`.
+
+    Args:
+        model: Called with keyword arguments, as the Trainer does.
+        layers: By any name.
+        see: Called with that name, x and y, both detached, in every forward pass of the layer.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]
+    ) -> None:
+        self._see = see
+        self._masks: tuple[Tensor | None, Tensor | None] = (None, None)  # of the encoder's tokens, of the decoder's
+        self._encoding = False
+        self._encoded = 0  # where the encoder's output lies: the decoder's keys and values read it
+        config: Any = getattr(model, "config", None)
+        self._handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            *(layer.register_forward_hook(self._hook(name)) for name, layer in layers.items()),
+        ]
+        if getattr(config, "is_encoder_decoder", False):
+            encoder: nn.Module = model.get_encoder()  # pyright: ignore[reportCallIssue]
+            self._handles.append(encoder.register_forward_pre_hook(self._enter))
+            self._handles.append(encoder.register_forward_hook(self._leave))
+        else:
+            self._encoding = True  # all tokens are those of `attention_mask`
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        mask, labels = kwargs.get("attention_mask"), kwargs.get("labels")
+        decoder = kwargs.get("decoder_attention_mask")
+        if decoder is None and labels is not None and labels.dim() == 2:
+            decoder = labels != IGNORED
+        self._masks = _flags(mask), _flags(decoder)
+
+    def _enter(self, _: nn.Module, args: Any) -> None:
+        self._encoding = True
+
+    def _leave(self, _: nn.Module, args: Any, output: Any) -> None:
+        self._encoding, self._encoded = False, output[0].data_ptr()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_: nn.Module, args: Any, output: Tensor) -> None:
+            x, y = args[0].detach(), output.detach()
+            mask = self._masks[0 if self._encoding or x.data_ptr() == self._encoded else 1]
+            if mask is None or mask.shape != x.shape[:-1]:  # nothing is said of its tokens, as inside of experts
+                self._see(name, x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
+            else:
+                self._see(name, x[mask], y[mask])
+
+        return hook
+
+
+def _flags(mask: Tensor | None) -> Tensor | None:
+    """A mask of tokens, B x L, as true and false; None for masks of another kind."""
+    return None if mask is None or mask.dim() != 2 else mask.bool()
+
+
+@torch.no_grad()
+def read_inputs(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Mapping[str, Tensor]],
+    see: Callable[[str, Tensor], None],
+) -> None:
+    """Show the inputs of layers over rows of a task: forward passes alone, without dropout.
+
+    Args:
+        model: As it is.
+        layers: By any name.
+        batches: Of the task, with labels.
+        see: Called with a layer's name and its x, N x n, once a batch.
+    """
+    training = model.training
+    model.eval()
+    watch = ForwardWatch(model, layers, lambda name, x, _: see(name, x))
+    try:
+        for batch in batches:
+            model(**batch)
+    finally:
+        watch.remove()
+        model.train(training)

@@ -5,9 +5,13 @@ from gorp.methods.base import Method, MethodConfig
 from gorp.methods.ewc import Ewc
 from gorp.methods.gorp import Gorp
 from gorp.methods.incremental_lora import IncrementalLora
+from gorp.methods.lwf import Lwf
+from gorp.methods.migu import Migu
 from gorp.methods.multi_task import MultiTask
+from gorp.methods.nlora import NLora
 from gorp.methods.olora import OLora
 from gorp.methods.protected_full import ProtectedFull
+from gorp.methods.replay import Replay
 from gorp.methods.sequential_full import SequentialFull
 from gorp.methods.sequential_lora import SequentialLora
 
@@ -20,6 +24,10 @@ METHODS: dict[str, type[Method]] = {
     "incremental_lora": IncrementalLora,
     "ewc": Ewc,
     "olora": OLora,
+    "nlora": NLora,
+    "lwf": Lwf,
+    "migu": Migu,
+    "replay": Replay,
     "multi_task": MultiTask,
 }
 

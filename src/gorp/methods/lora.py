@@ -1,7 +1,9 @@
 """What the methods that train LoRA pairs and nothing else have in common: two bases, fresh pairs or one pair."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -57,6 +59,28 @@ class LoraMethod(Method):
         self.pairs = {}
         super().abandon(model)
 
+    @contextmanager
+    def as_before(self) -> Iterator[None]:
+        """While it is open, the model answers as before this task: its teacher, or its anchor.
+
+        The values of the factors are exchanged and not written over, so a forward pass that was made before goes on
+        having its backward pass.
+        """
+        mine = [(factor, factor.data) for pair in self.pairs.values() for factor in (pair.down, pair.up)]
+        torch.clear_autocast_cache()  # or a copy of a factor in bfloat16 would stand for its other value
+        try:
+            for name, pair in self.pairs.items():
+                pair.down.data, pair.up.data = self._before(name, pair)
+            yield
+        finally:
+            for factor, data in mine:
+                factor.data = data
+            torch.clear_autocast_cache()
+
+    def _before(self, name: str, pair: LoraPair) -> tuple[Tensor, Tensor]:
+        """The factors that answer as before the task: without B the pair adds nothing."""
+        return pair.down.data, torch.zeros_like(pair.up.data)
+
     def _finish(self, model: nn.Module) -> None:
         remove_lora(model)
         self.pairs = {}
@@ -85,6 +109,13 @@ class SharedLoraMethod(LoraMethod):
             self.deltas[name] = pair.delta().to("cpu")
             self.factors[name] = (pair.down.detach().cpu().clone(), pair.up.detach().cpu().clone())
         self._finish(model)
+
+    @override
+    def _before(self, name: str, pair: LoraPair) -> tuple[Tensor, Tensor]:
+        if name not in self.factors:
+            return super()._before(name, pair)
+        down, up = self.factors[name]
+        return down.to(pair.down), up.to(pair.up)
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
