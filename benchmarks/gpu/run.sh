@@ -75,7 +75,7 @@ cost() {
     local t5=(--shape t5-large) part_of_t5=(--shape t5-large --layers 2) scaling=()
     if [ "$device" = cpu ]; then
         local tiny=(--shape gorp-tiny --layers 1)
-        size=(--rows 1 --tokens 16) few=(--periods 1) scaling=(--periods 1 --tasks 3 --rows 1 --tokens 16)
+        size=(--rows 1 --tokens 16) few=(--periods 1) scaling=(--layers 1 --periods 1 --tasks 3 --rows 100 --tokens 4)
         llama=("${tiny[@]}") part_of_llama=("${tiny[@]}") layer_of_llama=("${tiny[@]}") t5=("${tiny[@]}") part_of_t5=("${tiny[@]}")
     fi
     local speed=(benchmarks/speed.py "${size[@]}") memory=(benchmarks/memory.py "${size[@]}")
