@@ -47,6 +47,8 @@ KEPT: dict[tuple[str, str], Kept] = {
     ("torch", "AdamW"): Kept(means=("exp_avg",), squares=("exp_avg_sq", "max_exp_avg_sq")),
     ("torch", "SGD"): Kept(means=("momentum_buffer",)),
     ("torch", "RMSprop"): Kept(means=("momentum_buffer",), squares=("square_avg",), restarts=False),
+    ("torch", "Muon"): Kept(means=("momentum_buffer",)),
+    ("gorp", "MuonAdamW"): Kept(means=("momentum_buffer", "exp_avg"), squares=("exp_avg_sq",)),
     ("torch", "Adagrad"): Kept(squares=("sum",), restarts=False),
     ("transformers", "Adafactor"): Kept(means=("exp_avg",), factors=("exp_avg_sq_row", "exp_avg_sq_col")),
     ("bitsandbytes", "AdamW"): Kept(means=("state1",), squares=("state2",)),

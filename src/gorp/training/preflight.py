@@ -16,6 +16,7 @@ from transformers.trainer_utils import SchedulerType
 from gorp.errors import ConfigError
 from gorp.methods.base import Method
 from gorp.training.found import ProcessAsFound
+from gorp.training.muon import MUON, MuonAdamW, tables_of
 
 
 def check_arguments(arguments: TrainingArguments, num_rows: Sequence[int] = ()) -> tuple[type, dict[str, Any]]:
@@ -76,6 +77,11 @@ def optimizer_of(arguments: TrainingArguments, model: Any = None) -> tuple[type,
     Raises:
         ConfigError: If there is none, or if it cannot train a method's groups of parameters.
     """
+    if arguments.optim == MUON:
+        betas = (arguments.adam_beta1, arguments.adam_beta2)
+        same = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
+        tables = () if model is None else tables_of(model)
+        return MuonAdamW, {**same, "betas": betas, "eps": arguments.adam_epsilon, "tables": tables}
     try:
         cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     except Exception as error:

@@ -12,6 +12,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from gorp.errors import ConfigError, nearest
 from gorp.ranges import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Range
+from gorp.training.muon import MUON
 
 
 DEFAULTS: dict[str, Any] = {
@@ -182,6 +183,11 @@ def training_arguments(
         raise ConfigError(f"{why}, but this GPU has no bfloat16. Set fp16: true, or bf16: false for float32.")
     if options.get("fp16") and (options["use_cpu"] or not torch.accelerator.is_available()):
         raise ConfigError("training.fp16 is on, but this is a CPU, which trains in float32 or bf16. Remove it.")
+    muon = options.get("optim") == MUON
+    if muon and options.get("optim_args"):
+        raise ConfigError(f"training.optim_args: `{MUON}` takes none. Remove it.")
+    if muon:  # Hugging Face does not know it
+        options["optim"] = "adamw_torch"
     known = {f.name for f in fields(TrainingArguments)}
     for old, new in RENAMED.items():  # the old name warns in each task
         if old in options and new in known:
@@ -191,6 +197,8 @@ def training_arguments(
         arguments = cls(**options, output_dir=str(folder), seed=seed, data_seed=seed, remove_unused_columns=False)
     except Exception as error:  # whatever it is, it comes from these values
         raise ConfigError(f"training: Hugging Face refuses these arguments: {error}") from error
+    if muon:
+        arguments.optim = MUON
     if arguments.save_strategy == SaveStrategy.BEST:
         raise ConfigError("training.save_strategy is `best`, but nothing is evaluated within a task. Use `steps`.")
     if arguments.n_gpu > 1:
