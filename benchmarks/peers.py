@@ -69,10 +69,9 @@ class Peer:
 
     def _seen(self, batch: dict[str, Tensor], outputs: Any) -> Outputs:
         """The forward pass for a method's loss term, as the Trainer glue shows it."""
-        shifted = not self.model.config.is_encoder_decoder
 
         def answers(outputs: Any, batch: Mapping[str, Tensor]) -> Answers:
-            return answers_of(outputs.logits, batch["labels"], shifted=shifted)
+            return answers_of(outputs.logits, batch["labels"], shifted=not self.model.config.is_encoder_decoder)
 
         return Outputs(
             self.model,

@@ -1,4 +1,4 @@
-"""What holds on the CPU holds on a GPU as well: `pytest -m gpu tests/gpu`, skipped where there is no CUDA device."""
+"""What holds on the CPU holds on a GPU as well: `pytest -m gpu tests/gpu`; without CUDA what is quick runs on the CPU."""
 
 import pytest
 import torch
@@ -8,6 +8,12 @@ import torch
 def device() -> torch.device:
     """Where everything here runs."""
     return torch.device("cuda")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def either(request) -> torch.device:
+    """The CPU as well, for what is quick there: so that these tests follow the code where nobody has a GPU."""
+    return torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)
