@@ -1,4 +1,4 @@
-"""What holds on the CPU holds on a GPU as well: `pytest -m gpu tests/gpu`; without CUDA what is quick runs on the CPU."""
+"""What holds on the CPU holds on a GPU too: `pytest -m gpu tests/gpu`. What is quick runs on the CPU as well."""
 
 import pytest
 import torch
