@@ -85,9 +85,10 @@ def _read(rows: list[list[int]], model: Module, pad: int, settings: GenerationCo
     """None for a model that `generate` must answer for: its cache or its beginning of an answer is of its own kind."""
     if not is_encoder_decoder(model):
         return read_by_decoder(model, rows, pad)
-    if settings.decoder_start_token_id == getattr(model.config, "decoder_start_token_id", None) is not None:
-        return read_behind_encoder(model, *encode(model, rows, pad))
-    return None
+    start = getattr(model.config, "decoder_start_token_id", None)
+    if start is None or start != settings.decoder_start_token_id:
+        return None
+    return read_behind_encoder(model, *encode(model, rows, pad))
 
 
 def _answer(reading: Reading, settings: GenerationConfig) -> list[list[int]]:
