@@ -54,7 +54,7 @@ HEAVY = {"torch", "transformers", "datasets", "matplotlib", "peft", "accelerate"
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "--version", "train --help", "methods", "status WORKSPACE", "status YAML"]
+    "command", ["--help", "--version", "train --help", "methods --help", "status WORKSPACE", "status YAML"]
 )
 def test_commands_that_only_look_need_no_heavy_library(finished, command):
     path, work, _ = finished
@@ -95,16 +95,19 @@ def test_wrong_usage_is_2(arguments):
     assert gorp(*arguments).exit_code == 2
 
 
-def test_methods_lists_them_all():
-    from gorp.cli.catalogue import About
+def test_methods_lists_every_method_of_the_package(monkeypatch):
+    from gorp.cli.look import ABOUT
     from gorp.methods import METHODS
+    from tests.methods.per_task import PerTaskLora
 
+    monkeypatch.setitem(METHODS, "per_task_lora", PerTaskLora)  # a method is known as soon as METHODS has it
     listed = json.loads(gorp("methods", "--json").stdout)
-    assert set(listed) == set(METHODS)
+    assert list(listed) == list(METHODS)
     for name, about in listed.items():
-        assert about == {field: getattr(METHODS[name], field) for field in About._fields}
+        assert about == {field: getattr(METHODS[name], field) for field in ABOUT}
     table = gorp("methods").stdout
     assert all(re.search(rf"^ {name} ", table, re.MULTILINE) for name in METHODS)
+    assert "the task that a question belongs to" in PerTaskLora.requirements() and "question belongs" in table
 
 
 def test_train_prints_one_json_object_and_logs_elsewhere(finished):

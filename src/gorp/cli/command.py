@@ -37,12 +37,19 @@ Place = Annotated[
 """A command that reads a workspace."""
 
 
-def start() -> tuple[Any, Any]:
-    """The console for results, and the progress for everything else; libraries are told to be quiet."""
+@contextmanager
+def loading() -> Iterator[None]:
+    """Say on a terminal, while heavy libraries are imported, what takes these seconds."""
     from rich.console import Console
 
     stderr = Console(stderr=True)
     with stderr.status("loading torch and transformers") if stderr.is_terminal else nullcontext():
+        yield
+
+
+def start() -> tuple[Any, Any]:
+    """Import the heavy libraries; return the console for results and the progress for everything else."""
+    with loading():
         import datasets
         from transformers.utils import logging
 

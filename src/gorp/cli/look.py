@@ -1,11 +1,15 @@
-"""`gorp status` and `gorp methods`: commands that only look, and load no heavy library."""
+"""`gorp status`, which needs neither torch nor transformers, and `gorp methods`, which imports every method."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gorp.cli.command import AsJson, Place, errors, print_json
+from gorp.cli.command import AsJson, Place, errors, loading, print_json
+
+
+ABOUT = ("title", "keeps", "paper", "joint", "needs_num_tasks", "needs_task_id", "stores_data", "mergeable")
+"""Attributes of a method's class that `gorp methods --json` prints."""
 
 
 def status(
@@ -29,13 +33,12 @@ def status(
 def methods(as_json: AsJson = False) -> None:
     """List the methods that `method.name` can be."""
     with errors():
-        from gorp.cli.catalogue import CATALOGUE
+        with loading():
+            from gorp.methods import METHODS
         from gorp.cli.console import console, plain_table
 
         if as_json:
-            print_json({name: about._asdict() for name, about in CATALOGUE.items()})
+            print_json({name: {key: getattr(method, key) for key in ABOUT} for name, method in METHODS.items()})
             return
-        lines = [
-            [name, about.title, about.keeps, "; ".join(about.asks()), about.paper] for name, about in CATALOGUE.items()
-        ]
-        console().print(plain_table("", ["name", "what it does", "keeps between tasks", "asks", "paper"], lines))
+        lines = [[name, m.title, m.keeps, "; ".join(m.requirements()), m.paper] for name, m in METHODS.items()]
+        console().print(plain_table("", ["name", "what it does", "keeps between tasks", "requires", "paper"], lines))

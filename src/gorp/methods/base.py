@@ -117,6 +117,18 @@ class Method:
         if cls.needs_task_id and (cls.mergeable or cls.joint):
             raise TypeError(f"{cls.__name__}: needs_task_id goes with mergeable = False and without joint")
 
+    @classmethod
+    def requirements(cls) -> list[str]:
+        """Return what the method requires of its user, in words: the flags that differ from most methods'."""
+        words = {
+            "the rows of all tasks at once": cls.joint,
+            "that rows of earlier tasks may be stored": cls.stores_data,
+            "the number of tasks": cls.needs_num_tasks,
+            "the task that a question belongs to": cls.needs_task_id,
+            "more than one plain model to serve": not cls.mergeable,
+        }
+        return [word for word, is_so in words.items() if is_so]
+
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config: Any = config or self.Config()
         self.deltas: dict[str, WeightDelta] = {}
