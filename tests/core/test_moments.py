@@ -1,4 +1,4 @@
-"""An optimizer's state of a core follows its frame, and the steps it makes are as long late in a task as early."""
+"""Optimizer state is converted to a new frame, and steps are as long late in a task as early."""
 
 import pytest
 import torch
@@ -17,10 +17,10 @@ K = 4
 
 
 def frame(m=9, n=12, *, rank=K, seed=0):
-    """A random frame of `rank` columns in K places."""
+    """Return a random frame of K columns, of which the first `rank` are not zero."""
     generator = torch.Generator().manual_seed(seed)
-    draws = [torch.linalg.qr(torch.randn(size, K, generator=generator, dtype=torch.float64)).Q for size in (m, n)]
-    return Frame(**dict(zip(("left", "right"), (q * (torch.arange(K) < rank) for q in draws), strict=True)))
+    qs = [torch.linalg.qr(torch.randn(size, K, generator=generator, dtype=torch.float64)).Q for size in (m, n)]
+    return Frame(**dict(zip(("left", "right"), (q * (torch.arange(K) < rank) for q in qs), strict=True)))
 
 
 def state(seed=5):
@@ -36,15 +36,15 @@ def carried(old, new, before=None):
 
 
 def normalized_rms(frames: str, *, seed: int, n: int = 16, k: int = 4, steps: int = 5000) -> dict[int, float]:
-    """rms of Adam's N around some steps, of a core whose gradient is noise that never changes, T = 10.
+    """Return the rms of Adam's N around three steps, for a core whose gradient is stationary noise, T = 10.
 
-    The noise is stronger on some outputs than on others, and a frame is that of the gradient at hand, so that two
-    in turn overlap as frames do: about a quarter of their directions.
+    The noise is stronger on some outputs than on others, and each frame is that of the current gradient, so consecutive
+    frames overlap as real ones do: in about a quarter of their directions.
     """
     generator = torch.Generator().manual_seed(seed)
     strength = torch.linspace(2, 0.1, n, dtype=torch.float64)[:, None]
     m, v = torch.zeros(2, k, k, dtype=torch.float64)
-    current, seen = None, {50: [], 500: [], steps: []}
+    current, squares = None, {50: [], 500: [], steps: []}
     for step in range(1, steps + 1):
         gradient = strength * torch.randn(n, n, generator=generator, dtype=torch.float64)
         if (step - 1) % 10 == 0 and (current is None or frames == "new"):
@@ -55,10 +55,10 @@ def normalized_rms(frames: str, *, seed: int, n: int = 16, k: int = 4, steps: in
             current = new
         reduced = current.left.mT @ gradient @ current.right
         normalized = adam_direction(reduced, m, v, step=step, betas=(0.9, 0.999), eps=1e-8)
-        for around, values in seen.items():
+        for around, values in squares.items():
             if abs(step - around) <= 30:
                 values.append(normalized.square().mean())
-    return {around: torch.stack(values).mean().sqrt().item() for around, values in seen.items()}
+    return {around: torch.stack(values).mean().sqrt().item() for around, values in squares.items()}
 
 
 @pytest.mark.parametrize("frames", ["new", "the same"])
@@ -72,23 +72,23 @@ def test_steps_are_as_long_after_thousands_of_steps_as_after_fifty(frames):
 
 
 class TestRotating:
-    def test_the_first_moment_stays_the_same_matrix_as_far_as_the_new_frame_reaches(self):
+    def test_the_first_moment_stays_the_same_matrix_within_the_new_frame(self):
         old, new, before = frame(), frame(seed=1), state()
         after = carried(old, new)
         expected = projector(new.left) @ old.left @ before["exp_avg"] @ old.right.mT @ projector(new.right)
         torch.testing.assert_close(new.left @ after["exp_avg"] @ new.right.mT, expected, rtol=1e-10, atol=1e-12)
 
     @pytest.mark.parametrize("rank", [K, 2])
-    def test_into_the_same_frame_nothing_changes(self, rank):
+    def test_if_the_frame_is_the_same_nothing_changes(self, rank):
         old, before = frame(rank=rank), state()
-        alive = torch.arange(K) < rank
-        before = {key: x * alive * alive[:, None] if x.ndim else x for key, x in before.items()}
+        nonzero = torch.arange(K) < rank
+        before = {key: x * nonzero * nonzero[:, None] if x.ndim else x for key, x in before.items()}
         after = carried(old, old, before)
         torch.testing.assert_close(after["exp_avg"], before["exp_avg"], rtol=1e-12, atol=1e-12)
-        places = alive & alive[:, None]
-        torch.testing.assert_close(after["exp_avg_sq"][places], before["exp_avg_sq"][places], rtol=1e-12, atol=1e-12)
+        known = nonzero & nonzero[:, None]
+        torch.testing.assert_close(after["exp_avg_sq"][known], before["exp_avg_sq"][known], rtol=1e-12, atol=1e-12)
 
-    def test_equal_variances_stay_equal_and_no_place_leaves_the_range_of_the_old_ones(self):
+    def test_equal_variances_stay_equal_and_all_stay_within_the_range_of_the_old_ones(self):
         old, new, before = frame(), frame(seed=1), state()
         after = carried(old, new)["exp_avg_sq"]
         low, high = before["exp_avg_sq"].aminmax()
@@ -96,38 +96,38 @@ class TestRotating:
         equal = carried(old, new, before | {"exp_avg_sq": torch.full((K, K), 0.3, dtype=torch.float64)})
         torch.testing.assert_close(equal["exp_avg_sq"], torch.full((K, K), 0.3, dtype=torch.float64))
 
-    def test_a_turn_by_45_degrees_by_hand(self):
-        """k = 1 in a plane: half of u_new is u; of v_new all. v = 1/2 · 8 + (1 - 1/2) · 8; m = √½ · 2."""
+    def test_a_rotation_by_45_degrees_computed_by_hand(self):
+        """k = 1 in a plane; u_new is at 45° to u, v_new = v. v = 1/2 · 8 + (1 - 1/2) · 8; m = √½ · 2."""
         old = Frame(left=torch.tensor([[1.0], [0.0]]), right=torch.tensor([[1.0]]))
         new = Frame(left=torch.tensor([[0.5**0.5], [0.5**0.5]]), right=torch.tensor([[1.0]]))
         kept = {"exp_avg": torch.tensor([[2.0]]), "exp_avg_sq": torch.tensor([[8.0]])}
         rotate_moments(kept, ADAM, old, new)
         assert kept["exp_avg"].item() == pytest.approx(2**0.5) and kept["exp_avg_sq"].item() == pytest.approx(8.0)
 
-    def test_a_place_that_was_no_direction_takes_the_mean_of_those_that_were(self):
-        eye, alive = torch.eye(20, dtype=torch.float64), torch.arange(K) < 2
-        old = Frame(left=eye[:, 10:14] * alive, right=eye[:, 10:14] * alive)
+    def test_entries_of_zero_columns_take_the_mean_of_the_others(self):
+        eye, nonzero = torch.eye(20, dtype=torch.float64), torch.arange(K) < 2
+        old = Frame(left=eye[:, 10:14] * nonzero, right=eye[:, 10:14] * nonzero)
         new = Frame(left=eye[:, :K], right=eye[:, :K])
         before = {"exp_avg_sq": torch.zeros(K, K).double()}
         before["exp_avg_sq"][:2, :2] = torch.tensor([[4.0, 2.0], [1.0, 1.0]])
-        after = carried(old, new, before)["exp_avg_sq"]  # nothing of the new frame lies in the old one
+        after = carried(old, new, before)["exp_avg_sq"]  # the new frame is orthogonal to the old one
         expected = torch.full((K, K), 2.0).double()
         expected[:2, :2] = before["exp_avg_sq"][:2, :2]
         torch.testing.assert_close(after, expected)
 
-    def test_out_of_a_frame_without_directions_the_moments_begin_anew(self):
+    def test_if_the_old_frame_is_zero_the_moments_restart_from_zero(self):
         after = carried(frame(rank=0), frame())
         assert all(not value.any() for value in after.values())
 
     @pytest.mark.parametrize("rank", [K, 2, 1])
-    def test_is_the_rule_of_the_reference(self, rank):
+    def test_agrees_with_the_reference(self, rank):
         old, new, before = frame(rank=rank), frame(seed=3), state()
         after = carried(old, new)
         m, v = carried_moments(before["exp_avg"], before["exp_avg_sq"], old, new)
         torch.testing.assert_close(after["exp_avg"], m, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(after["exp_avg_sq"], v, rtol=1e-12, atol=1e-12)
 
-    def test_the_largest_variance_of_amsgrad_stays_the_largest(self):
+    def test_the_maximum_of_amsgrad_stays_at_least_the_average(self):
         before = state()
         before["max_exp_avg_sq"] = before["exp_avg_sq"] + state(seed=6)["exp_avg_sq"]
         after = carried(frame(), frame(seed=1), before)
@@ -135,7 +135,7 @@ class TestRotating:
 
 
 def stepped(make, *, steps=4):
-    """An optimizer of one K x K parameter after some steps."""
+    """Return an optimizer of one K x K parameter after some steps, and the parameter."""
     torch.manual_seed(0)
     core = nn.Parameter(torch.zeros(K, K, dtype=torch.float64))
     optimizer = make([core])
@@ -160,19 +160,18 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 class TestOptimizers:
-    def test_no_matrix_or_factor_of_the_state_is_unknown(self, name):
+    def test_every_matrix_or_factor_of_the_state_is_listed(self, name):
         optimizer, core = stepped(OPTIMIZERS[name])
         kept = kept_by(type(optimizer))
         known = {*kept.means, *kept.squares, *(kept.factors or ())}
         large = {key for key, x in optimizer.state[core].items() if torch.is_tensor(x) and x.numel() > 1}
         assert large <= known and large
 
-    def test_its_state_follows_a_permuted_frame_and_the_next_step_is_the_same_matrix(self, name):
-        """A frame whose columns change places, and one of whose directions turns round, is the same frame."""
+    def test_permuting_the_frame_and_flipping_signs_leaves_the_next_step_the_same_matrix(self, name):
         old = frame()
-        places = torch.tensor([2, 0, 3, 1])
+        order = torch.tensor([2, 0, 3, 1])
         signs = torch.tensor([1.0, -1.0, 1.0, 1.0]).double()
-        new = Frame(left=old.left[:, places] * signs, right=old.right[:, places] * signs.flip(0))
+        new = Frame(left=old.left[:, order] * signs, right=old.right[:, order] * signs.flip(0))
         gradient = torch.randn(9, 12, dtype=torch.float64)
         updates = []
         for at in (old, new):
@@ -185,7 +184,7 @@ class TestOptimizers:
             updates.append(at.left @ core.detach() @ at.right.mT)
         torch.testing.assert_close(*updates, rtol=1e-9, atol=1e-12)
 
-    def test_before_the_first_step_there_is_nothing_to_carry(self, name):
+    def test_an_empty_state_can_be_rotated_and_reset(self, name):
         optimizer, core = stepped(OPTIMIZERS[name], steps=0)
         state = optimizer.state.get(core, {})
         rotate_moments(state, kept_by(type(optimizer)), frame(rank=0), frame())
@@ -194,7 +193,7 @@ class TestOptimizers:
         optimizer.step()
         assert core.isfinite().all() and core.any()
 
-    def test_reset_is_the_state_of_a_new_optimizer_or_refused(self, name):
+    def test_reset_gives_the_state_of_a_new_optimizer_or_is_refused(self, name):
         optimizer, core = stepped(OPTIMIZERS[name])
         kept = kept_by(type(optimizer))
         if not kept.restarts:
@@ -222,22 +221,22 @@ def named(name: str, module: str) -> type:
 
 
 class Subclass(torch.optim.AdamW):
-    """Somebody's own."""
+    """An optimizer class of a user."""
 
 
-class TestRefusing:
+class TestCheckMoments:
     @pytest.mark.parametrize(
         ("optimizer", "options", "rule", "says"),
         [
             (named("AdamWScheduleFree", "schedulefree.adamw"), {}, "keep", "second copy of every core"),
-            (named("Strange", "elsewhere"), {}, "rotate", "does not know what elsewhere's Strange keeps"),
-            (named("AdamW", "elsewhere"), {}, "reset", "does not know what elsewhere's AdamW keeps"),
+            (named("Strange", "elsewhere"), {}, "rotate", "does not know which state elsewhere's Strange keeps"),
+            (named("AdamW", "elsewhere"), {}, "reset", "does not know which state elsewhere's AdamW keeps"),
             (torch.optim.RMSprop, {}, "reset", "no bias correction"),
             (torch.optim.RMSprop, {"centered": True}, "rotate", "optim_args"),
             (named("AdamW", "bitsandbytes.optim.adamw"), {"optim_bits": 8}, "rotate", "64 x 64 core in 8 bits"),
         ],
     )
-    def test_what_cannot_work_is_refused_by_name(self, optimizer, options, rule, says):
+    def test_raises_for_optimizers_whose_state_cannot_be_converted(self, optimizer, options, rule, says):
         with pytest.raises(ConfigError, match=says):
             check_moments(optimizer, options, rule=rule, rank=64)
 
@@ -250,5 +249,5 @@ class TestRefusing:
             (named("AdamW", "bitsandbytes.optim.adamw"), {"optim_bits": 32}, "reset"),
         ],
     )
-    def test_what_works_is_not(self, optimizer, options, rule):
+    def test_accepts_optimizers_whose_state_can_be_converted(self, optimizer, options, rule):
         check_moments(optimizer, options, rule=rule, rank=63)

@@ -1,4 +1,4 @@
-"""The method that trains models is the algorithm of `gorp.core.reference`: same weights, in float64, step by step."""
+"""The method `gorp` computes the same weights as `gorp.core.reference`, step by step in float64."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def context(index: int) -> TaskContext:
 
 
 def run(net: Net, method: Gorp, optimizer: torch.optim.Optimizer, data: list[tuple[Tensor, Tensor]]) -> None:
-    """What the Trainer does, seam by seam."""
+    """Call the method hooks in the order of the Trainer."""
     for x, y in data:
         optimizer.zero_grad()
         (net(x) - y).square().mean().backward()
@@ -68,7 +68,7 @@ def run_reference(weights: dict[str, ReferenceWeight], data: list[tuple[Tensor, 
 
 
 def effective(method: Gorp) -> dict[str, Tensor]:
-    """W + U C Vᵀ + s B A of every weight, in the middle of a task."""
+    """Return W + U C Vᵀ + s B A of every weight, during a task."""
     result = {}
     for name in ("a.weight", "b.weight"):
         weight = method.weights.parameter(name).detach().clone()
@@ -82,7 +82,7 @@ def effective(method: Gorp) -> dict[str, Tensor]:
 
 
 def references(method: Gorp, settings: ReferenceSettings) -> dict[str, ReferenceWeight]:
-    """One reference a weight, from where the method stands; a branch that it lacks gets nothing to do."""
+    """Return one reference per weight, in the method's current state; a branch that the weight lacks has no effect."""
     result = {}
     for name in ("a.weight", "b.weight"):
         weight, pair = method.weights.parameter(name).detach().clone(), method.task.pairs.get(name)
@@ -101,7 +101,12 @@ def references(method: Gorp, settings: ReferenceSettings) -> dict[str, Reference
 def compare(
     sizes: str, where: str, mode: str, moments: str, energy: float = 0.9, **options: int
 ) -> tuple[float, Gorp, dict[str, ReferenceWeight], torch.optim.Optimizer]:
-    """Two tasks of 30 steps, T = 10; the second one twice. Relative difference of the changes of its weights."""
+    """Train two tasks of 30 steps, T = 10, the second one with the method and with the reference.
+
+    Returns:
+        The relative difference of the weights' changes in the second task (the worst weight), the method, the
+        references and the method's optimizer.
+    """
     torch.manual_seed(0)
     net, (lora, full) = Net(SIZES[sizes]), BOTH[where]
     config = GorpConfig(
@@ -131,7 +136,7 @@ def compare(
 @pytest.mark.parametrize("moments", ["rotate", "keep", "reset"])
 @pytest.mark.parametrize("where", BOTH)
 @pytest.mark.parametrize("mode", ["strict", "paper"])
-def test_where_the_frame_is_exact_the_weights_are_those_of_the_reference(mode, where, moments):
+def test_with_an_exact_frame_the_weights_equal_the_reference(mode, where, moments):
     difference, method, slow, _ = compare("exact", where, mode, moments)
     print(f"\n{mode}, {where}, {moments}: {difference:.1e}")
     assert all(weight.basis.shape[1] + weight.core_basis.shape[1] > 0 for weight in slow.values())
@@ -141,13 +146,13 @@ def test_where_the_frame_is_exact_the_weights_are_those_of_the_reference(mode, w
 
 @pytest.mark.parametrize("where", BOTH)
 @pytest.mark.parametrize("mode", ["strict", "paper"])
-def test_where_the_frame_is_sketched_the_weights_stay_near(mode, where):
+def test_with_a_sketched_frame_the_weights_stay_near_the_reference(mode, where):
     difference, *_ = compare("sketched", where, mode, "rotate")
     print(f"\n{mode}, {where}, sketched: {difference:.1e}")
     assert 1e-9 < difference <= 0.01
 
 
-def test_the_shared_space_grows_by_the_same_directions():
+def test_s_grows_by_the_same_directions_as_in_the_reference():
     _, method, slow, optimizer = compare("exact", "the same weights", "strict", "rotate", energy=0.7, budget=1)
     before = {name: weight.basis.shape[1] for name, weight in slow.items()}
     method.end_task(Net(SIZES["exact"]), optimizer, context(2))
@@ -157,7 +162,7 @@ def test_the_shared_space_grows_by_the_same_directions():
         torch.testing.assert_close(projector(grown), projector(weight.grown_basis()), rtol=0, atol=1e-8)
 
 
-def test_its_adam_is_torchs():
+def test_the_references_adam_equals_torchs():
     weight = nn.Parameter(torch.randn(5, 4, dtype=torch.float64))
     copy = weight.detach().clone()
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0)

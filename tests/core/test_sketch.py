@@ -1,4 +1,4 @@
-"""The sketch keeps its guarantee whatever the stream, in constant memory."""
+"""The sketch keeps its error bound for every stream of rows, in constant memory."""
 
 import pytest
 import torch
@@ -9,15 +9,15 @@ from gorp.core.sketch import FrequentDirections
 
 
 @given(st.integers(1, 6), st.integers(1, 12), st.lists(st.integers(0, 9), max_size=8), st.integers(0, 2**32))
-def test_loses_little_along_every_direction_and_gains_none(size, dimension, batches, seed):
+def test_the_error_along_every_direction_is_within_the_bound(size, dimension, batches, seed):
     """0 <= AᵀA - BᵀB <= ‖A - A_j‖² / (ℓ - j), for each j < ℓ."""
     generator = torch.Generator().manual_seed(seed)
-    sketch, seen = FrequentDirections(size, dimension), [torch.zeros(0, dimension)]
+    sketch, inserted = FrequentDirections(size, dimension), [torch.zeros(0, dimension)]
     decay = 0.7 ** torch.arange(dimension)
     for count in batches:
-        seen.append(torch.randn(count, dimension, generator=generator) * decay)
-        sketch.insert(seen[-1])
-    a, b = torch.cat(seen).double(), sketch.rows.double()
+        inserted.append(torch.randn(count, dimension, generator=generator) * decay)
+        sketch.insert(inserted[-1])
+    a, b = torch.cat(inserted).double(), sketch.rows.double()
     lost = torch.linalg.eigvalsh(a.mT @ a - b.mT @ b)
     tails = torch.cat([torch.linalg.svdvals(a).square(), torch.zeros(size)]).flip(0).cumsum(0).flip(0)
     bound = min(tails[j].item() / (size - j) for j in range(size))
@@ -40,7 +40,7 @@ def test_a_stream_of_lower_rank_than_the_sketch_is_kept_exactly():
     torch.testing.assert_close(sketch.rows.mT @ sketch.rows, rows.mT @ rows, rtol=1e-4, atol=1e-3)
 
 
-def test_goes_on_from_saved_rows_bit_for_bit():
+def test_continues_from_saved_rows_bit_for_bit():
     first, second, rows = FrequentDirections(3, 7), FrequentDirections(3, 7), torch.randn(40, 7)
     first.insert(rows[:20])
     second.load(first.rows.clone())
@@ -49,6 +49,6 @@ def test_goes_on_from_saved_rows_bit_for_bit():
     assert torch.equal(first.rows, second.rows)
 
 
-def test_refuses_an_empty_sketch():
+def test_raises_if_the_size_is_below_one():
     with pytest.raises(ValueError, match="at least 1; got 0"):
         FrequentDirections(0, 5)

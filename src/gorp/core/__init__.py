@@ -1,1 +1,1 @@
-"""Mathematics: tensors in, tensors out. Nothing here knows of models, tasks or files."""
+"""Mathematics: functions from tensors to tensors. This package knows nothing of model families, tasks or files."""

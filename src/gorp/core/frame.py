@@ -1,8 +1,8 @@
-"""The gradient's frame U, V from layer inputs and output gradients; the gradient itself is never formed.
+"""Compute the frame U, V of a weight's gradient from layer inputs and output gradients, without forming the gradient.
 
-X, N x n   inputs of the layer, one row a token          D, N x m   gradients of its outputs
-G = Dᵀ X   gradient of the weight, m x n: 2·N·m·n flops and m·n floats, which is what is avoided here
-U, m x k   and   V, n x k   its leading singular vectors, V orthogonal to the protected directions S
+X, N x n   inputs of the layer, one row per token        D, N x m   gradients of its outputs
+G = Dᵀ X   gradient of the weight, m x n. Forming it would cost 2·N·m·n flops and m·n floats.
+U, m x k   and   V, n x k   leading singular vectors of G (I - S Sᵀ), so V is orthogonal to the protected basis S
 """
 
 from collections.abc import Sequence
@@ -24,90 +24,91 @@ from gorp.core.linalg import (
 
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
-"""(X, D) of each micro-batch of one optimizer step: N x n and N x m."""
+"""(X, D) of each micro-batch of one optimizer step, N x n and N x m."""
 
 
 SQUARED = 4 * torch.finfo(torch.float64).eps ** 0.5
-"""Relative size under which the eigenvalues of B Bᵀ, which are squares, say nothing in float64."""
+"""Relative size below which a singular value taken from B Bᵀ in float64 is rounding: B Bᵀ holds squares, hence √eps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Where the core C lives: the weight changes by U C Vᵀ. Columns beyond the gradient's rank are zero."""
+    """Frame of a core C: the weight changes by U C Vᵀ. Columns beyond the rank of the gradient are zero."""
 
     left: Tensor
     """U, m x k."""
     right: Tensor
     """V, n x k."""
     sigma: Tensor | None = None
-    """Of a frame just taken from a gradient: Uᵀ G V = diag(σ), k numbers, summed over ranks."""
+    """σ, k numbers, if the frame was just computed from a gradient: Uᵀ G V = diag(σ), G summed over ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What one layer's frame is taken from."""
+    """Inputs from which one layer's frame is computed."""
 
     pairs: Pairs
-    """This rank's (X, D)."""
+    """(X, D) recorded on this rank."""
     basis: Tensor
-    """S, n x s. The dtype of the result; X and D are converted to it."""
+    """S, n x s. Its dtype is that of the result; X and D are converted to it."""
     rows: Tensor
-    """R, random combinations of the gradient's rows, from `gradient_rows`; at least q x n, the same on every rank."""
+    """R, random combinations of the gradient's rows from `gradient_rows`: at least q x n, the same on every rank."""
 
 
 def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, power_steps: int) -> list[Frame | None]:
-    """U, V of each layer's projected gradient G (I - S Sᵀ), by a randomized SVD that only multiplies thin matrices.
+    """Return U, V of each layer's projected gradient G (I - S Sᵀ), by a randomized SVD of thin products only.
 
-        R = Ψᵀ G                q x n, Ψ Gaussian, q = k + oversampling: the rows that the task's sketch is fed as well
+        R = Ψᵀ G                q x n, Ψ Gaussian, q = k + oversampling; the task's sketch receives the same rows
         Z = qr((I - S Sᵀ) Rᵀ)   n x q
         Y = Dᵀ (X Z)            m x q
-        Q = qr(Y)               repeated from  Z = qr((I - S Sᵀ) Xᵀ (D Q))  on, power_steps times
+        Q = qr(Y)               repeated power_steps times, starting from  Z = qr((I - S Sᵀ) Xᵀ (D Q))
         B = (D Q)ᵀ X (I - S Sᵀ) q x n
         B Bᵀ = U_b Σ² U_bᵀ      q x q, in float64
         U = Q U_b[:, :k]        V = Bᵀ U_b[:, :k] Σ⁻¹, made orthonormal
 
     The range of Y is that of G (I - S Sᵀ) Gᵀ Ψ: singular values count squared, as after half a power iteration. Without
-    the QR of Z, float32 would lose the directions below √eps·σ₁ to the squares, and to what is left in Z of S.
-    Each product costs 2·N·q·(m + n) flops instead of 2·N·m·n. With several ranks R, Y, B and each Z are sums over all
-    of them: n·q or m·q numbers. When q reaches min(m, n) the frame is that of the exact SVD.
+    the QR of Z, float32 would lose the directions with σ below √eps·σ₁, because of the squares and because rounding
+    leaves a part of S in Z. Each product costs 2·N·q·(m + n) flops instead of 2·N·m·n. With several ranks, R, Y, B and
+    each Z are sums over all ranks: n·q or m·q numbers each. If q reaches min(m, n), the result is the exact SVD.
 
-    The small matrices B Bᵀ of all layers go to the CPU in one piece, which is the only time that a device is waited for
-    on purpose; the last QR runs over all layers of one shape together.
+    The small matrices B Bᵀ of all layers are copied to the CPU together; this is the only intended wait for the device.
+    The last QR is batched over all layers of the same shape.
 
     Args:
-        layers: What is seen of each.
+        layers: The inputs for each layer's frame.
         rank: k.
         oversampling: Columns of the sketch beyond k; q = k + oversampling, at most min(m, n).
-        power_steps: How often Q is refined further; each costs two more products.
+        power_steps: Number of further refinements of Q; each costs two more products.
 
     Returns:
-        The frames; None where the gradient is not finite.
+        One frame per layer; None where the gradient is not finite.
 
     References:
         Halko, Martinsson and Tropp, *Finding structure with randomness*, arXiv:0909.4061, algorithms 4.4 and 5.1.
-        Wang et al., arXiv:2507.02503 (the frame); the order "project, then take the frame" is ours (docs/equations.md).
+        Wang et al., arXiv:2507.02503 (the frame). To project before taking the frame is our change (docs/equations.md).
     """
     if not layers:
         return []
-    lefts, bs, sizes = [], [], []
-    for seen in layers:  # one after another: X and D in the basis's dtype may be copies, and large
+    ranges, bs, norms = [], [], []
+    # One layer at a time: X and D converted to the basis's dtype may be large copies.
+    for seen in layers:
         pairs, basis = [(x.to(seen.basis), d.to(seen.basis)) for x, d in seen.pairs], seen.basis
         m, n = pairs[0][1].shape[1], pairs[0][0].shape[1]
         q = min(rank + oversampling, m, n)
-        left = _range_of(pairs, seen.rows[:q].mT.to(basis), basis)
+        q_matrix = _range_of(pairs, seen.rows[:q].mT.to(basis), basis)  # Q, m x q
         for _ in range(power_steps):
-            left = _range_of(pairs, _transposed_times(pairs, left), basis)
-        whole = _transposed_times(pairs, left).mT  # (D Q)ᵀ X, q x n
-        lefts.append(left)
-        bs.append(project_out_rows(whole, basis))  # (D Q)ᵀ X (I - S Sᵀ)
-        sizes.append(whole.norm())
+            q_matrix = _range_of(pairs, _transposed_times(pairs, q_matrix), basis)
+        unprojected = _transposed_times(pairs, q_matrix).mT  # (D Q)ᵀ X, q x n
+        ranges.append(q_matrix)
+        bs.append(project_out_rows(unprojected, basis))  # B = (D Q)ᵀ X (I - S Sᵀ)
+        norms.append(unprojected.norm())
     bases = [seen.basis for seen in layers]
     made_in = [coarsest(*(x.dtype for pair in seen.pairs for x in pair)) for seen in layers]
-    return _from_rows(lefts, bs, sizes, bases, made_in, rank=rank)
+    return _frames_from(ranges, bs, norms, bases, made_in, rank=rank)
 
 
 def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
-    """The same from a dense gradient by a full SVD: what `sketched_frames` approximates. For tests and the reference.
+    """Return the frame of a dense gradient by a full SVD, which `sketched_frames` approximates (tests, reference).
 
     Args:
         gradient: G, m x n.
@@ -116,107 +117,114 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
     """
     b = project_out_rows(gradient, basis)
     left, sigma, right_t = torch.linalg.svd(b, full_matrices=False)
-    alive = _alive(sigma[:rank], gradient.norm(), b.norm(), size=max(gradient.shape), dtype=b.dtype, made_in=b.dtype)
-    right = orthonormalize(right_t[:alive].mT, away_from=basis)
-    return _finish(left[:, :alive], sigma[:alive], right, rank=rank)
+    kept = _numerical_rank(
+        sigma[:rank], gradient.norm(), b.norm(), size=max(gradient.shape), dtype=b.dtype, made_in=b.dtype
+    )
+    right = orthonormalize(right_t[:kept].mT, away_from=basis)
+    return _finish(left[:, :kept], sigma[:kept], right, rank=rank)
 
 
 def _range_of(pairs: Pairs, start: Tensor, basis: Tensor) -> Tensor:
-    """Q = qr(G Z), m x q, of Z = qr((I - S Sᵀ) start)."""
+    """Return Q = qr(G Z), m x q, where Z = qr((I - S Sᵀ) start), n x q."""
     return orthonormalize(_times(pairs, orthonormalize(project_out(start, basis), away_from=basis)))
 
 
-def _from_rows(
-    lefts: Sequence[Tensor],
+def _frames_from(
+    ranges: Sequence[Tensor],
     bs: Sequence[Tensor],
-    sizes: Sequence[Tensor],
+    norms: Sequence[Tensor],
     bases: Sequence[Tensor],
     made_in: Sequence[torch.dtype],
     *,
     rank: int,
 ) -> list[Frame | None]:
-    """The frames from Q and B of each layer, by the eigenvectors of B Bᵀ."""
+    """Return each layer's frame from Q (`ranges`) and B (`bs`), by the eigenvectors of B Bᵀ."""
     wide = [b.double() for b in bs]
-    told = [torch.cat([(b @ b.mT).flatten(), size.double()[None]]) for b, size in zip(wide, sizes, strict=True)]
-    host = torch.cat(told).cpu().split([len(part) for part in told])
+    # B Bᵀ and ‖(D Q)ᵀ X‖ of every layer in one vector: one copy to the CPU instead of one per layer.
+    packed = [torch.cat([(b @ b.mT).flatten(), norm.double()[None]]) for b, norm in zip(wide, norms, strict=True)]
+    on_cpu = torch.cat(packed).cpu().split([len(part) for part in packed])
     frames: list[Frame | None] = [None] * len(bs)
-    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    for index, (b, left, part) in enumerate(zip(bs, lefts, host, strict=True)):
+    factors: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # U, σ and V before the last QR, by layer
+    for index, (b, q_matrix, part) in enumerate(zip(bs, ranges, on_cpu, strict=True)):
         if not part.isfinite().all():
             continue
-        squared, vectors = eigen(part[:-1].view(len(b), len(b)))
+        squared, vectors = eigen(part[:-1].view(len(b), len(b)))  # B Bᵀ = U_b Σ² U_bᵀ, q x q
         sigma, vectors = squared.sqrt()[:rank], vectors[:, :rank]
-        outside = squared.sum().sqrt()
-        size = max(len(left), b.shape[1])
-        alive = _alive(sigma, part[-1], outside, size=size, dtype=b.dtype, made_in=made_in[index])
-        turn, sigma = (x.to(b.device, non_blocking=True) for x in (vectors[:, :alive], sigma[:alive]))
-        right = wide[index].mT @ (turn / sigma)  # Bᵀ U_b Σ⁻¹
-        found[index] = left @ turn.to(left), sigma.to(left), project_out(right.to(left), bases[index])
-    rights = orthonormalize_all([right for _, _, right in found.values()])
-    for (index, (left, sigma, _)), right in zip(found.items(), rights, strict=True):
+        projected_norm = squared.sum().sqrt()  # ‖B‖
+        size = max(len(q_matrix), b.shape[1])
+        kept = _numerical_rank(sigma, part[-1], projected_norm, size=size, dtype=b.dtype, made_in=made_in[index])
+        vectors, sigma = (x.to(b.device, non_blocking=True) for x in (vectors[:, :kept], sigma[:kept]))
+        left = q_matrix @ vectors.to(q_matrix)  # U = Q U_b: (m, q) @ (q, k)
+        right = wide[index].mT @ (vectors / sigma)  # V = Bᵀ U_b Σ⁻¹: (n, q) @ (q, k)
+        factors[index] = left, sigma.to(left), project_out(right.to(left), bases[index])
+    rights = orthonormalize_all([right for _, _, right in factors.values()])
+    for (index, (left, sigma, _)), right in zip(factors.items(), rights, strict=True):
         frames[index] = _finish(left, sigma, right, rank=rank)
     return frames
 
 
-def _alive(
+def _numerical_rank(
     sigma: Tensor, whole: Tensor, outside: Tensor, *, size: int, dtype: torch.dtype, made_in: torch.dtype
 ) -> int:
-    """How many directions have signal.
+    """Return how many singular values of the projected gradient are above rounding.
 
-    Rounding of the products here, in `dtype`, is measured against the gradient before projection. And as in
-    `gorp.core.linalg.stands_out` a direction must stand out from what was projected away, by the rounding of the
-    model's own arithmetic, `made_in`: C's gradients between two refreshes have it.
+    Two sources of rounding are added. The products in this file round in `dtype`, relative to the gradient before
+    projection (norm `whole`). The model's own arithmetic rounds in `made_in`, relative to the part that was projected
+    away, as in `gorp.core.linalg.stands_out`; C's gradients between two refreshes have that rounding too.
     """
     eps = torch.finfo(dtype).eps
-    inside = (whole.square() - outside.square()).clamp(min=0).sqrt()
+    inside = (whole.square() - outside.square()).clamp(min=0).sqrt()  # norm of the part in span(S), by Pythagoras
     return int((sigma > max(eps * size, SQUARED) * whole + rounding_floor(dtype, made_in) * inside).sum())
 
 
 def _finish(left: Tensor, sigma: Tensor, right: Tensor, *, rank: int) -> Frame:
-    """Fix the signs, pad to k columns, agree among ranks.
+    """Return the frame of U, σ, V: fix the signs, pad with zeros to k columns, and use rank 0's result on every rank.
 
-    Singular vectors are unique but for the sign of each pair, which libraries choose as they like. Whatever lives in
-    the frame's coordinates and outlives it (paper mode's S, moments that are kept) depends on it, so it is fixed: the
-    largest entry of each column of V is positive.
+    Singular vectors are unique except for the sign of each pair, which depends on the linear algebra library. Anything
+    that is stored in the frame's coordinates and outlives the frame (paper mode's S, moments that are kept) depends on
+    these signs. So they are fixed: the entry of largest magnitude in each column of V is positive.
     """
-    alive = len(sigma)
-    largest = right.gather(0, right.abs().argmax(dim=0, keepdim=True)) if alive else right[:1]
+    kept = len(sigma)
+    largest = right.gather(0, right.abs().argmax(dim=0, keepdim=True)) if kept else right[:1]
     signs = torch.where(largest < 0, -1.0, 1.0).to(right)
-    padded = [torch.nn.functional.pad(x * signs, (0, rank - alive)) for x in (left, right)]
+    padded = [torch.nn.functional.pad(x * signs, (0, rank - kept)) for x in (left, right)]
     u, v = (broadcast_from_owner(x) for x in padded)
-    return Frame(left=u.contiguous(), right=v.contiguous(), sigma=torch.nn.functional.pad(sigma, (0, rank - alive)))
+    return Frame(left=u.contiguous(), right=v.contiguous(), sigma=torch.nn.functional.pad(sigma, (0, rank - kept)))
 
 
 def gradient_rows(pairs: Pairs, *, count: int, generator: torch.Generator) -> Tensor:
-    """`count` random combinations R of the gradient's rows, with E[Rᵀ R] = Gᵀ G: what a row sketch is fed.
+    """Return `count` random combinations R of the gradient's rows with E[Rᵀ R] = Gᵀ G, the input of a row sketch.
 
     R = Ψᵀ Dᵀ X,   Ψ Gaussian m x count, entries of variance 1 / count        2·N·count·(m + n) flops
 
     Args:
-        pairs: This rank's (X, D), computed in float32 or wider; G is the mean over ranks.
-        count: Rows of R.
-        generator: A CPU generator, the same on every rank.
+        pairs: (X, D) of this rank; converted to float32 if narrower. G is the mean over ranks.
+        count: Number of rows of R.
+        generator: A CPU generator in the same state on every rank.
     """
     dtype = torch.promote_types(pairs[0][0].dtype, torch.float32)
     pairs = [(x.to(dtype), d.to(dtype)) for x, d in pairs]
     m = pairs[0][1].shape[1]
     psi = torch.randn(m, count, generator=generator, dtype=dtype) / count**0.5
+    # Rᵀ = Xᵀ (D Ψ), summed over ranks: (n, N) @ ((N, m) @ (m, count))
     return _transposed_times(pairs, psi.to(pairs[0][1].device, non_blocking=True)).mT / num_ranks()
 
 
 def is_due(step: int, *, every: int, offset: int) -> bool:
-    """Whether a layer refreshes its frame at `step`, counted from 1: at 1 + offset, then each `every` steps.
+    """Return whether a layer refreshes its frame at `step`, counted from 1: at 1 + offset, then every `every` steps.
 
-    Layers with different offsets spread their refreshes, so that no step is slow.
+    Different offsets for different layers spread the refreshes over the steps, so that no single step is slow.
     """
     return (step - 1) % every == offset % every
 
 
 def _times(pairs: Pairs, right: Tensor) -> Tensor:
-    """G R = Σ Dᵀ (X R), m x q."""
+    """Return G R = Σ Dᵀ (X R), m x q, summed over micro-batches and ranks."""
+    # (m, N) @ ((N, n) @ (n, q)); this order never forms an m x n matrix
     return sum_over_ranks(torch.as_tensor(sum(d.mT @ (x @ right) for x, d in pairs)))
 
 
 def _transposed_times(pairs: Pairs, left: Tensor) -> Tensor:
-    """Gᵀ L = Σ Xᵀ (D L), n x q."""
+    """Return Gᵀ L = Σ Xᵀ (D L), n x q, summed over micro-batches and ranks."""
+    # (n, N) @ ((N, m) @ (m, q))
     return sum_over_ranks(torch.as_tensor(sum(x.mT @ (d @ left) for x, d in pairs)))

@@ -1,12 +1,12 @@
-"""What a method's loss term sees of a forward pass: the logits where an answer's token has a label, K of them.
+"""Outputs of a forward pass for a method's loss term: the logits at the K labelled positions of a micro-batch.
 
-A batch of B rows has K labels in all. Prompts have none, and padding has none, so the order is that of the labels that
-are not -100, row by row. A decoder-only model computes its head there and nowhere else (`gorp.training.answers`), so
-there are no other logits to be had. The logits of a label are those that predict it:
+A batch of B rows has K labels in total: all entries of `labels` that are not -100, in row order. Prompts and padding
+have no labels. A decoder-only model computes its head at these positions only (`gorp.training.answers`), so no other
+logits exist. The logits of a label are those that predict it:
 
     decoder-only      logits[b, l - 1] for the label labels[b, l]
     encoder-decoder   logits[b, l]     for the label labels[b, l]
-    one label a row   logits[b]        for the label labels[b]
+    one label per row logits[b]        for the label labels[b]
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Batch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, on the model's device."""
 
 IGNORED = -100
-"""Label of a position without loss, the `ignore_index` of torch's cross entropy."""
+"""Label of a position without loss: the `ignore_index` of torch's cross entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,34 +29,35 @@ class Answers:
     """Logits and the labels that they predict."""
 
     logits: Tensor
-    """K x V, in the dtype that the model returns."""
+    """Logits at the labelled positions, K x V, in the model's dtype."""
     labels: Tensor
     """K token ids."""
 
 
 def answers_of(logits: Tensor, labels: Tensor, *, shifted: bool) -> Answers:
-    """The K places of whole logits that have a label.
+    """Select the logits at the K labelled positions.
 
     Args:
-        logits: B x L x V, or B x V where a row has one label.
+        logits: B x L x V, or B x V if each row has one label.
         labels: B x L, or B.
-        shifted: Whether the logits at a place predict the label of the next one.
+        shifted: Whether the logits at one position predict the label at the next position (decoder-only models).
     """
     if shifted and logits.dim() == 3:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    places = labels != IGNORED
-    return Answers(logits=logits[places], labels=labels[places])
+    labelled = labels != IGNORED
+    return Answers(logits=logits[labelled], labels=labels[labelled])
 
 
 class Outputs:
-    """The forward pass of one micro-batch, and more forward passes like it.
+    """Results of the forward pass of one micro-batch, and access to further forward passes.
 
     Args:
-        model: It is not run before somebody asks.
-        batch: That was run.
-        first: What it gave, computed on demand.
-        run: From a batch to its answers, by a forward pass of `model` as it is at that moment.
-        weight: What a label of this micro-batch counts in the loss of the step: the Trainer adds up micro-batches.
+        model: The model that is trained; it runs only when `on` or `again` is called.
+        batch: The micro-batch of the task's loss.
+        first: Returns the answers of the forward pass that computed the task's loss; called on first use.
+        run: Runs a forward pass of `model` in its current state on a batch and returns the answers.
+        weight: Returns the weight of one label of this micro-batch in the loss of the optimizer step. (The Trainer sums
+            the losses of micro-batches.)
     """
 
     def __init__(
@@ -73,15 +74,15 @@ class Outputs:
 
     @cached_property
     def answers(self) -> Answers:
-        """Of the forward pass that made the task's loss, with its graph."""
+        """Answers of the forward pass that computed the task's loss, with its autograd graph."""
         return self._first()
 
     def on(self, batch: Batch) -> Answers:
-        """Of another batch, through the model as it is now, with a graph."""
+        """Run the model in its current state on another batch; the answers have an autograd graph."""
         return self._run(batch)
 
     def again(self) -> Tensor:
-        """The logits of the same batch from the model as it is now, K x V: without a graph, and without dropout."""
+        """Run the model in its current state on the same batch, without graph or dropout; return the logits, K x V."""
         training = self._model.training
         self._model.eval()
         try:
@@ -91,12 +92,12 @@ class Outputs:
             self._model.train(training)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Σ values / N with N the labels of the whole optimizer step, in the scale that `extra_loss` returns.
+        """Return Σ values / N, N the number of labels in the whole optimizer step; use it to scale an `extra_loss`.
 
-        However the step is cut into micro-batches and ranks, the sum over them is the same, and a value weighs what
-        the loss of one label weighs.
+        A value then has the same weight as the loss of one label, and the sum over micro-batches and ranks does not
+        depend on how the step is divided into them.
 
         Args:
-            values: One for each label, or for each label of another batch.
+            values: One value per label, of this batch or of another one.
         """
         return values.sum() * self._weight()

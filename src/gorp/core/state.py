@@ -1,4 +1,4 @@
-"""Flat names for what is kept: tensors by `prefix/key`."""
+"""Flat dictionaries of tensors: group several state dicts in one under `prefix/key` names."""
 
 from collections.abc import Mapping
 
@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`prefix/key` -> tensor."""
+    """Return `tensors` with every key renamed to `prefix/key`."""
     return {f"{prefix}/{key}": tensor for key, tensor in tensors.items()}
 
 
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those under `prefix/`, with their plain keys."""
+    """Return the tensors whose keys start with `prefix/`, with the prefix removed."""
     return {key.removeprefix(f"{prefix}/"): value for key, value in tensors.items() if key.startswith(f"{prefix}/")}
 
 
 def footprint(state: Mapping[str, Tensor]) -> int:
-    """Bytes that a method carries from task to task."""
+    """Return the size of `state` in bytes: what a method keeps from task to task."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
