@@ -92,7 +92,7 @@ def test_many_tasks_that_lost_nothing_share_a_line_and_have_their_own_with_expla
     full["matrix"]["R"] = [[90.0] * 6 for _ in full["matrix"]["R"]]
     full["versions"][-1]["earlier"] = earlier(MONTHS)
     assert "protected" not in shown(full) and "not lower than when learned: october" in shown(full)
-    assert re.search(r"february: 90\.0, as when it was learned +97\.8 % +5\.2 %", shown(full, explain=True))
+    assert re.search(r"february: 90\.0, unchanged since it was learned +97\.8 % +5\.2 %", shown(full, explain=True))
 
 
 def test_what_is_unusual_is_told_once():

@@ -1,4 +1,4 @@
-"""The demo's data is what its task.json says: balanced, apart, short, and made by the script that lies beside it."""
+"""The demo's data is balanced, free of duplicates, short, and equal to what scripts/make_demo_data.py writes."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ def about(task: str) -> dict:
     return json.loads((DATA / task / "task.json").read_text(encoding="utf-8"))
 
 
-def test_there_are_the_four_tasks_and_no_other():
+def test_the_folder_holds_exactly_the_four_tasks():
     assert {path.name for path in DATA.iterdir() if path.is_dir()} == set(TASKS)
     assert tuple(task.name for task in make_demo_data.TASKS) == TASKS
 
@@ -33,15 +33,15 @@ def test_there_are_the_four_tasks_and_no_other():
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("part", ["train", "eval"])
 class TestRows:
-    def test_every_label_has_equally_many(self, task, part):
+    def test_every_label_has_the_same_number_of_rows(self, task, part):
         counts = Counter(row["label"] for row in rows(task, part))
         assert set(counts) == set(about(task)["labels"])
         assert len(set(counts.values())) == 1
 
-    def test_there_are_as_many_as_stated(self, task, part):
+    def test_the_number_of_rows_is_as_stated_in_task_json(self, task, part):
         assert len(rows(task, part)) == about(task)["rows"][part]
 
-    def test_none_is_longer_than_stated_or_empty(self, task, part):
+    def test_no_text_is_empty_or_longer_than_60_words(self, task, part):
         assert all(0 < len(row["text"].split()) <= 60 for row in rows(task, part))
 
 
@@ -58,7 +58,7 @@ def test_the_template_asks_shows_the_text_and_leaves_the_answer_open(task):
 
 
 @pytest.mark.parametrize("task", make_demo_data.TASKS, ids=lambda task: task.name)
-def test_maker_and_licence_are_named(task):
+def test_licence_and_attribution_are_in_licenses_md(task):
     text = (DATA / "LICENSES.md").read_text(encoding="utf-8")
     assert f"## {task.name}\n\n- Licence: [{task.licence}]" in text
     assert task.attribution in text
@@ -81,7 +81,7 @@ class TestSelect:
             lowest = sorted((text for text, own in texts if own == label), key=make_demo_data._digest)[:2]
             assert [row["text"] for row in chosen if row["label"] == word] == lowest
 
-    def test_leaves_out_what_it_says(self):
+    def test_leaves_out_ambiguous_long_taken_foreign_and_repeated_texts(self):
         texts = [
             ("two labels", "A"), ("Two labels!", "B"), ("x " * 61, "A"), ("in train", "B"), ("other label", "C"),
             ("good", "A"), ("Good.", "A"), ("fine", "B"),
@@ -90,7 +90,7 @@ class TestSelect:
         kept = sorted((row["text"].lower().strip("."), row["label"]) for row in chosen)
         assert kept == [("fine", "b"), ("good", "a")]
 
-    def test_says_which_label_is_too_rare(self):
+    def test_the_error_names_the_label_that_is_too_rare(self):
         with pytest.raises(SystemExit, match=r"2 rows of each label were wanted, .* \{'B': 1\}"):
             make_demo_data.select([("p", "A"), ("q", "A"), ("r", "B")], 2, self.task, taken=set())
 

@@ -1,4 +1,4 @@
-"""The demo on a tiny random model: every step of it, and the same numbers twice."""
+"""The whole demo on a tiny random model, and equal numbers from two runs."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def test_a_task_is_scored_from_its_own_row_on(results):
             assert [not math.isnan(score) for score in result.matrix.R[row]] == [task < row for task in range(4)]
 
 
-def test_the_json_is_the_promised_one(results):
+def test_to_dict_has_the_documented_keys_and_is_valid_json(results):
     for result in results.values():
         value = json.loads(json.dumps(result.to_dict(), allow_nan=False))
         assert set(value) == {"matrix", "ap", "bwt", "la", "seconds"}
@@ -55,7 +55,7 @@ def test_the_json_is_the_promised_one(results):
 
 
 def test_seconds_count_the_same_work_for_both(settings, monkeypatch):
-    """On a clock that only scoring moves, one second a task: 1 + 2 + 3 + 4 for each method; the base model for none."""
+    """With a clock that advances one second per scored task: 1 + 2 + 3 + 4 for each method, none for the base model."""
     clock = [0.0]
 
     def scoring(*args, **kwargs):
@@ -68,7 +68,7 @@ def test_seconds_count_the_same_work_for_both(settings, monkeypatch):
     assert clock == [24.0]
 
 
-def test_the_samples_are_the_first_tasks_after_the_last(results):
+def test_the_samples_are_those_of_the_first_task_after_the_last(results):
     for result in results.values():
         assert len(result.samples) == 7
         correct = sum(sample["correct"] for sample in result.samples)

@@ -1,4 +1,4 @@
-"""The demo's results in words, as a page and as a picture."""
+"""The demo's results as a sentence, a page and a picture."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_the_page_shows_both_answers_to_the_same_question_and_no_seconds():
     assert not any("second" in name for name in page.facts)
 
 
-def test_the_pictures_title_claims_only_what_is_so():
+def test_the_title_of_the_picture_says_that_gorp_keeps_only_if_bwt_shows_it():
     assert "Ordinary LoRA forgets; gorp keeps" in demo_picture(results())
     assert "forgets" not in demo_picture(results(SECOND, FIRST))
 

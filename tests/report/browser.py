@@ -1,4 +1,4 @@
-"""Chromium without a window, spoken to through a pipe: what a page does when a real browser opens it."""
+"""Control headless Chromium through a pipe, to test a page in a real browser."""
 
 import base64
 import fcntl
@@ -13,11 +13,11 @@ from typing import Any
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-"""The browser's path, or None where there is none."""
+"""Path of the browser; None if there is none."""
 
 
 class Tab:
-    """One page in the browser; keeps every event that arrives."""
+    """A page in the browser. `events` keeps every event that arrives."""
 
     def __init__(self, write: int, read: int):
         self._write, self._read, self._rest, self._count = write, read, b"", 0
@@ -49,23 +49,23 @@ class Tab:
             self._next()
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Return the value of a JavaScript expression in the page."""
         result = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def emulate(self, *, width: int, scheme: str) -> None:
-        """A window of `width` CSS pixels, in the `light` or `dark` colour scheme."""
+        """Set the window to `width` CSS pixels and to the `light` or `dark` colour scheme."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def screenshot(self) -> bytes:
-        """The whole page as PNG."""
+        """Return the whole page as PNG."""
         shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         return base64.b64decode(shot["data"])
 
     def pdf(self) -> bytes:
-        """The page as it prints."""
+        """Return the printed page as PDF."""
         return base64.b64decode(self.send("Page.printToPDF", printBackground=False)["data"])
 
     def _next(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Tab:
 
 @contextmanager
 def browser_tab(profile: Path) -> Iterator[Tab]:
-    """A tab of a fresh browser; `profile` is an empty folder for it to write into."""
+    """Open a tab in a fresh browser; `profile` is an empty folder for the browser's files."""
     assert CHROMIUM is not None
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}"]
@@ -104,7 +104,7 @@ def browser_tab(profile: Path) -> Iterator[Tab]:
 
 
 def _high_pipe() -> tuple[int, int]:
-    """A pipe's reading and writing end, both far from the numbers that the browser wants for its own."""
+    """Return the reading and writing end of a pipe, with descriptors of at least 20: 3 and 4 are set in the browser."""
     low = os.pipe()
     read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in low)
     for end in low:

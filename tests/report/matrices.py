@@ -1,4 +1,4 @@
-"""Accuracy matrices with numbers known in advance."""
+"""Score matrices whose metrics are known."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ SECOND = [[10.0, 20.0, 30.0], [90.0, 25.0, 33.0], [95.0, 80.0, 36.0], [82.0, 78.
 
 
 def matrix(values=FIRST, tasks=("news", "films", "qa")):
-    """A matrix of `values` for `tasks`, every task scored on 100 rows."""
+    """Return a matrix of `values` for `tasks`, every task scored on 100 rows."""
     made = AccuracyMatrix(list(tasks))
     made.R = np.array(values, dtype=np.float64)
     made.rows = dict.fromkeys(tasks, 100)

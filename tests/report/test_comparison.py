@@ -26,7 +26,7 @@ def test_a_seed_without_a_value_leaves_no_mean():
         (Spread(mean=-0.01, deviation=0.0, seeds=2), "0.0 ± 0.0"),
     ],
 )
-def test_as_text(value, text):
+def test_a_spread_is_printed_with_one_decimal(value, text):
     assert str(value) == text
 
 
@@ -44,14 +44,14 @@ def test_seen_over_tasks_by_hand():
 
 
 class TestPanels:
-    def test_seeds_are_averaged_cell_by_cell(self):
+    def test_every_entry_is_averaged_over_seeds(self):
         shown = panels({"gorp": [matrix(FIRST), matrix(SECOND)]})
         assert np.array_equal(shown["gorp"].R[3], [76.0, 77.0, 65.0])
 
-    def test_a_cell_missing_in_one_seed_is_missing(self):
-        hole = matrix()
-        hole.R[1, 1] = np.nan
-        assert np.isnan(panels({"gorp": [matrix(), hole]})["gorp"].R[1, 1])
+    def test_an_entry_missing_for_one_seed_is_missing_in_the_mean(self):
+        incomplete = matrix()
+        incomplete.R[1, 1] = np.nan
+        assert np.isnan(panels({"gorp": [matrix(), incomplete]})["gorp"].R[1, 1])
 
     def test_different_sequences_are_not_averaged(self):
         shown = panels({"gorp": [matrix(), matrix(tasks=("qa", "films", "news"))]})
@@ -59,6 +59,6 @@ class TestPanels:
 
 
 @pytest.mark.parametrize("runs", [{}, {"gorp": []}])
-def test_nothing_cannot_be_compared(runs):
-    with pytest.raises(ValueError, match="at least one method, each with at least one"):
+def test_a_comparison_without_matrices_is_refused(runs):
+    with pytest.raises(ValueError, match="at least one method, each with at least one matrix"):
         compare(runs)

@@ -28,7 +28,7 @@ def test_every_measured_cell_shows_its_number():
     assert {"gorp", "base", "news", "films", "qa", "after learning"} <= set(found)
 
 
-def test_a_higher_score_is_a_fuller_blue_in_one_scale_for_all_panels():
+def test_a_higher_score_is_more_opaque_on_one_scale_for_all_panels():
     svg = heat_map({"one": matrix([[0.0], [50.0]], ("a",)), "other": matrix([[50.0], [100.0]], ("a",))})
     opacities = [float(found) for found in re.findall(r"fill: #0072b2; opacity: ([\d.]+)", svg)] or [
         float(found) for found in re.findall(r"fill: #0072b2; fill-opacity: ([\d.]+)", svg)
@@ -36,7 +36,7 @@ def test_a_higher_score_is_a_fuller_blue_in_one_scale_for_all_panels():
     assert opacities == pytest.approx([0.04, 0.39, 0.39, 0.74])
 
 
-def test_panels_stand_side_by_side():
+def test_panels_are_placed_side_by_side():
     one, two = (
         ElementTree.fromstring(heat_map(dict.fromkeys(names, matrix()))).get("viewBox").split()
         for names in (["a"], ["a", "b"])
@@ -44,7 +44,7 @@ def test_panels_stand_side_by_side():
     assert float(two[2]) > 1.8 * float(one[2]) and two[3] == one[3]
 
 
-def test_lines_for_every_method_at_the_right_height():
+def test_every_method_has_a_line_at_the_height_of_its_score():
     svg = accuracy_over_tasks({"gorp": [matrix([[0.0], [100.0]], ("a",))], "ewc": [matrix([[0.0], [0.0]], ("a",))]})
     marks = [re.search(rf'y="([\d.]+)" style="fill: {colour}', svg) for colour in LINES[:2]]
     heights = [float(mark.group(1)) for mark in marks]
@@ -67,21 +67,21 @@ def a_line_chart(name):
 
 @pytest.mark.parametrize("draw", [a_heat_map, a_line_chart])
 class TestBothFigures:
-    def test_names_are_text_whatever_they_hold(self, draw):
+    def test_names_are_escaped(self, draw):
         svg = draw(HOSTILE)
         assert "<script" not in svg
         assert "</g><script>& $\\pi$ ��" in texts(svg)
 
-    def test_any_script_will_do(self, draw):
+    def test_names_in_any_script_are_drawn_without_a_warning(self, draw):
         assert "大連 ߨ" in texts(draw("大連 ߨ"))
 
     def test_a_very_long_name_is_shortened(self, draw):
         assert f"{'W' * 27}…" in texts(draw("W" * 200))
 
-    def test_depend_on_nothing_but_their_numbers(self, draw):
+    def test_the_same_numbers_give_the_same_svg(self, draw):
         assert draw("news") == draw("news")
 
-    def test_fit_into_a_page_of_any_colour(self, draw):
+    def test_colours_follow_the_page_and_nothing_is_loaded(self, draw):
         svg = draw("news")
         assert svg.startswith("<svg ") and "<style" not in svg and "<image" not in svg
         assert INK not in svg and "currentColor" in svg

@@ -38,7 +38,7 @@ def example(**changes):
 
 
 class Reader(HTMLParser):
-    """Collects elements, and the text outside style sheets and figures; fails on a tag closed out of order."""
+    """Collect the elements, and the text outside style sheets and figures; fail on a tag closed out of order."""
 
     VOID = frozenset({"meta", "link", "img", "br", "input"})
 
@@ -66,7 +66,7 @@ class Reader(HTMLParser):
 
 
 def everywhere(text):
-    """A page with `text` in every place that data or a model can fill."""
+    """Return a page with `text` in every place that data or a model can fill."""
     sample = Sample(question=text, prompt=text, expected=text, answers={text: Answer(text, True)})
     return Page(
         title=text,
@@ -79,7 +79,7 @@ def everywhere(text):
     )
 
 
-def test_tells_what_was_run_and_every_number():
+def test_the_page_has_the_configuration_and_every_number():
     text = "\n".join(Reader(render_page(example())).texts)
     for wanted in (
         "Order 1",
@@ -102,11 +102,11 @@ def test_tables_hold_the_matrices_mean_over_seeds():
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_nothing_from_data_becomes_html(text):
-    tame, hostile = Reader(render_page(everywhere("qqq"))), Reader(render_page(everywhere(text)))
-    assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in tame.elements]
-    assert [sorted(names) for _, names in hostile.elements] == [sorted(names) for _, names in tame.elements]
-    assert "".join(hostile.texts).count(text) == "".join(tame.texts).count("qqq")
+def test_text_from_data_is_never_read_as_html(text):
+    harmless, hostile = Reader(render_page(everywhere("qqq"))), Reader(render_page(everywhere(text)))
+    assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in harmless.elements]
+    assert [sorted(names) for _, names in hostile.elements] == [sorted(names) for _, names in harmless.elements]
+    assert "".join(hostile.texts).count(text) == "".join(harmless.texts).count("qqq")
 
 
 @settings(max_examples=8, deadline=None)
@@ -116,7 +116,7 @@ def test_any_text_makes_a_page_that_can_be_written(text):
     assert b"\x00" not in page
 
 
-def test_loads_nothing_and_runs_nothing():
+def test_the_page_loads_no_resource_and_runs_no_script():
     reader = Reader(render_page(example()))
     assert not {"script", "link", "img", "iframe", "object", "embed", "image"} & {tag for tag, _ in reader.elements}
     for _, attributes in reader.elements:
@@ -126,7 +126,7 @@ def test_loads_nothing_and_runs_nothing():
     assert policy.startswith("default-src 'none'")
 
 
-def test_ids_that_are_referred_to_exist():
+def test_every_referenced_id_exists():
     reader = Reader(render_page(example()))
     ids = {attributes["id"] for _, attributes in reader.elements if "id" in attributes}
     referred = {a["aria-labelledby"] for _, a in reader.elements if "aria-labelledby" in a}
@@ -134,10 +134,10 @@ def test_ids_that_are_referred_to_exist():
     assert referred and referred <= ids
 
 
-def test_many_answers_are_shown_in_part_and_said_so():
+def test_of_many_answers_a_part_is_shown_and_the_page_says_so():
     samples = [replace(SAMPLE, question=f"question {index}") for index in range(100)]
     page = render_page(example(samples={"news after qa": samples}))
-    assert "8 of 100 rows, at even distances." in page
+    assert "8 of 100 rows are shown, at even distances." in page
     assert re.findall(r"<summary>question (\d+)</summary>", page) == ["0", "12", "25", "37", "50", "62", "75", "87"]
 
 
@@ -146,7 +146,7 @@ def test_parts_without_content_are_left_out():
     assert "What was run" not in page and "Sample answers" not in page
 
 
-def test_a_measure_that_no_method_has_is_left_out():
+def test_a_metric_that_no_method_has_is_left_out():
     late = matrix()
     late.R[1, 1:] = late.R[2, 2] = float("nan")
     page = render_page(example(runs={"gorp": [late]}))
@@ -159,12 +159,12 @@ def test_the_result_comes_first_and_the_configuration_last():
     assert places == sorted(places)
 
 
-def test_one_seed_speaks_of_no_spread():
+def test_with_one_seed_no_deviation_is_shown():
     page = render_page(example(runs={"gorp": [matrix()]}))
     assert "deviation" not in page and "±" not in page
 
 
-def test_is_written_as_utf8(tmp_path):
+def test_the_page_is_written_as_utf8(tmp_path):
     write_page(example(title="Größe ≤ 1"), tmp_path / "out" / "page.html")
     assert "<h1>Größe ≤ 1</h1>" in (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
 
@@ -185,7 +185,7 @@ class TestInABrowser:
         return tmp_path / "page.html"
 
     @pytest.mark.parametrize("text", [None, *HOSTILE])
-    def test_asks_for_nothing_and_complains_of_nothing(self, tab, tmp_path, text):
+    def test_the_browser_requests_nothing_else_and_logs_nothing(self, tab, tmp_path, text):
         path = tmp_path / "page.html"
         write_page(example() if text is None else everywhere(text), path)
         tab.open(path)
@@ -194,9 +194,9 @@ class TestInABrowser:
         requests = [
             event["params"]["request"]["url"] for event in tab.events if event["method"] == "Network.requestWillBeSent"
         ]
-        loud = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Page.javascriptDialogOpening")
+        logs = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Page.javascriptDialogOpening")
         assert requests == [path.as_uri()]
-        assert [event for event in tab.events if event["method"] in loud] == []
+        assert [event for event in tab.events if event["method"] in logs] == []
 
     @pytest.mark.parametrize("width", [360, 1200])
     def test_never_scrolls_sideways(self, tab, path, width):
@@ -206,7 +206,7 @@ class TestInABrowser:
         page = "document.documentElement"
         assert tab.evaluate(f"{page}.scrollWidth - {page}.clientWidth") == 0
 
-    def test_on_a_telephone_the_figures_and_the_answers_are_all_on_screen(self, tab, path):
+    def test_on_a_phone_the_figures_and_the_answers_fit_the_screen(self, tab, path):
         tab.emulate(width=390, scheme="light")
         tab.open(path)
         right = "Math.max(...[...document.querySelectorAll('{}')].map(part => part.getBoundingClientRect().right))"
@@ -215,7 +215,7 @@ class TestInABrowser:
         height = "Math.min(...[...document.querySelectorAll('.maps text')].map(t => t.getBoundingClientRect().height))"
         assert tab.evaluate(height) >= 9
 
-    def test_light_and_dark_pages_can_both_be_read(self, tab, path):
+    def test_text_has_enough_contrast_on_light_and_dark_pages(self, tab, path):
         for scheme in ("light", "dark"):
             tab.emulate(width=1000, scheme=scheme)
             tab.open(path)
@@ -233,7 +233,7 @@ class TestInABrowser:
             reached.add(tab.evaluate("document.activeElement.tagName + (document.activeElement.ariaLabel || '')"))
         assert {"SUMMARY", "DIVSummary table", "DIVSample answers: news after qa"} <= reached
 
-    def test_prints_in_ink_on_white_whatever_the_scheme(self, tab, path):
+    def test_prints_black_on_white_in_either_colour_scheme(self, tab, path):
         tab.emulate(width=1000, scheme="dark")
         tab.open(path)
         tab.send("Emulation.setEmulatedMedia", media="print")
@@ -243,7 +243,7 @@ class TestInABrowser:
 
 
 def contrast(tab, selector):
-    """Contrast ratio of WCAG 2: (L₁ + 0.05) / (L₂ + 0.05) of an element's text against the page."""
+    """Return the contrast ratio of WCAG 2, (L₁ + 0.05) / (L₂ + 0.05), of an element's text against the page."""
     found = tab.evaluate(
         f"[getComputedStyle(document.querySelector('{selector}')).color,"
         " getComputedStyle(document.body).backgroundColor].join(' ')"

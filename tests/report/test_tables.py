@@ -20,7 +20,7 @@ def cells(line):
 
 
 class TestMarkdown:
-    def test_comparison_by_hand(self):
+    def test_the_comparison_has_the_hand_computed_numbers(self):
         runs = {"gorp": [matrix(FIRST), matrix(SECOND)], "sequential_lora": [matrix()]}
         lines = comparison_markdown(runs).split("\n")
         assert cells(lines[0]) == ["method", "AP", "BWT", "Forgetting", "LA", "FWT", "Weighted AP", "seeds"]
@@ -36,13 +36,13 @@ class TestMarkdown:
         ]
         assert cells(lines[3]) == ["sequential_lora", "68.7", "−12.0", "14.5", "76.7", "5.5", "68.7", "1"]
 
-    def test_a_spread_is_spoken_of_where_there_is_one(self):
+    def test_the_deviation_is_mentioned_only_with_several_seeds(self):
         spread = "± sample standard deviation over seeds"
         assert spread in comparison_markdown({"gorp": [matrix(FIRST), matrix(SECOND)], "olora": [matrix()]})
         alone = comparison_markdown({"gorp": [matrix()]})
         assert spread not in alone and "Percent; one seed." in alone
 
-    def test_every_formula_stands_below(self):
+    def test_every_formula_is_printed_below(self):
         text = comparison_markdown({"gorp": [matrix()]})
         assert all(f"- `{formula}`\n" in text for formula in FORMULAS.values())
 
@@ -63,7 +63,7 @@ class TestMarkdown:
 
 
 class TestTerminal:
-    def test_holds_the_same_cells_as_markdown(self):
+    def test_has_the_same_cells_as_markdown(self):
         runs = {"gorp": [matrix(FIRST), matrix(SECOND)], "ewc": [matrix()]}
         text = shown(comparison_table(runs, title="Order 1"))
         for line in comparison_markdown(runs).split("\n")[:4]:
@@ -71,11 +71,11 @@ class TestTerminal:
                 assert all(cell in text for cell in cells(line))
         assert "Order 1" in text
 
-    def test_every_formula_stands_below(self):
+    def test_every_formula_is_printed_below(self):
         text = shown(comparison_table({"gorp": [matrix()]}))
         assert all(formula in text for formula in FORMULAS.values())
 
-    def test_matrix_by_hand(self):
+    def test_the_matrix_has_the_hand_computed_numbers(self):
         lines = shown(matrix_table(matrix(), title="gorp")).split("\n")
         assert [line.split() for line in lines[1:6]] == [
             ["after", "news", "films", "qa"],
@@ -96,6 +96,6 @@ class TestTerminal:
         console.print(matrix_table(matrix(values, ("a", "b", "c"))))
         assert re.search(r"\x1b\[31m *49\.9↓", console.file.getvalue())
 
-    def test_markup_and_escape_codes_in_names_are_shown_not_obeyed(self):
+    def test_markup_and_escape_codes_in_names_are_printed_as_text(self):
         text = shown(matrix_table(matrix(tasks=("[red]a[/red]", "[/]", "b\x1b[2J")), title="[bold]t[/bold]"))
         assert "[red]a[/red]" in text and "[/]" in text and "[bold]t[/bold]" in text and "\x1b" not in text

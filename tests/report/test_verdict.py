@@ -7,7 +7,7 @@ from tests.report.matrices import FIRST, matrix
 NAN = float("nan")
 
 
-def test_each_task_in_words_by_hand():
+def test_each_task_gets_a_sentence_with_its_score_and_change():
     assert list(map(str, verdicts(matrix()))) == [
         "news: 70.0, lost 20.0 since it was learned",
         "films: 76.0, lost 4.0 since it was learned",
@@ -18,13 +18,13 @@ def test_each_task_in_words_by_hand():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([[0, 0], [50, 0], [50.04, 40]], "a: 50.0, as when it was learned"),
+        ([[0, 0], [50, 0], [50.04, 40]], "a: 50.0, unchanged since it was learned"),
         ([[0, 0], [50, 0], [60, 40]], "a: 60.0, gained 10.0 since it was learned"),
-        ([[0, 0], [NAN, NAN], [60, 40]], "a: 60.0"),  # learned together: there is no score between
+        ([[0, 0], [NAN, NAN], [60, 40]], "a: 60.0"),  # trained jointly: no score after task 1 alone
         ([[0, 0], [50, 0], [NAN, 40]], "a: not scored"),
     ],
 )
-def test_the_first_of_two_tasks(values, words):
+def test_sentence_of_the_first_of_two_tasks(values, words):
     assert str(verdicts(matrix(values, ("a", "b")))[0]) == words
 
 
@@ -42,12 +42,12 @@ def test_tasks_not_learned_yet_are_left_out():
         ([[0, 0], [50, 0], [50, 40]], ("a", "b"), "45.0 % on average; earlier tasks lost nothing on average"),
         ([[0, 0], [NAN, NAN], [60, 40]], ("a", "b"), "50.0 % on average"),
         ([[0, 0], [50, 0], [NAN, 40]], ("a", "b"), ""),
-        ([[0], [50]], ("a",), "50.0 % on its one task"),
+        ([[0], [50]], ("a",), "50.0 % on its only task"),
     ],
 )
-def test_all_tasks_in_one_sentence(values, tasks, sentence):
+def test_in_one_sentence_gives_mean_score_and_mean_change(values, tasks, sentence):
     assert in_one_sentence(verdicts(matrix(values, tasks))) == sentence
 
 
-def test_tasks_that_held_share_a_line():
+def test_tasks_that_did_not_drop_share_a_line():
     assert in_one_line(verdicts(matrix())[1:]) == "not lower than when learned: films 76.0, qa 60.0"

@@ -17,5 +17,5 @@ from tests.report.matrices import FIRST, matrix
         ([[0], [50]], ("a",), "50.0 % on average at the end."),
     ],
 )
-def test_one_sentence_says_what_was_lost_and_what_is_left(values, tasks, sentence):
+def test_in_words_gives_bwt_and_ap_in_one_sentence(values, tasks, sentence):
     assert in_words(matrix(values, tasks)) == sentence

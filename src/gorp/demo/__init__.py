@@ -1,4 +1,4 @@
-"""Four small tasks, a small model, two methods: what forgetting looks like, and what remembering looks like."""
+"""Demo of forgetting: train a small model on four small tasks in turn, with ordinary LoRA and with gorp."""
 
 from gorp.demo.run import DemoResult, DemoSettings, demo_tasks, run_demo
 

@@ -1,4 +1,4 @@
-"""The demo's results for people: the sentences, the page, the picture."""
+"""Present the demo's results: sentences, an HTML page, and a picture."""
 
 import shlex
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from gorp.report.wording import number
 
 
 NAMES = {"sequential_lora": "ordinary LoRA fine-tuning", "gorp": "gorp"}
-"""What the two methods are called where people read."""
+"""Name of each method in printed text."""
 
 ABOUT = (
-    "gorp fine-tunes a language model on one task after another, without the data of the earlier tasks. It remembers "
-    "the main directions of each layer's inputs in the earlier tasks, and a new task changes what a layer does only "
-    "outside them."
+    "gorp fine-tunes a language model on one task after another, without the data of the earlier tasks. For each layer "
+    "it stores the main directions of the inputs of the earlier tasks. A new task changes the layer's weights only in "
+    "such a way that the layer's outputs along these directions stay the same."
 )
 
-NOTE = "One seed and a small model: this shows what the two methods do, not how much better one of them is."
+NOTE = "One seed and one small model: this shows what the two methods do, and is not a benchmark."
 
 
 def in_short(results: Mapping[str, DemoResult]) -> str:
-    """The result in one sentence: what each method lost on the earlier tasks."""
+    """Return one sentence with the change (BWT) of each method on the earlier tasks."""
     parts = [f"{NAMES[method]} has {_lost(result)}" for method, result in results.items()]
     return f"After the last task, {'; '.join(parts)}."
 
 
 def demo_page(settings: DemoSettings, results: Mapping[str, DemoResult]) -> Page:
-    """The page: the result first, then the heat maps and answers, the configuration last."""
+    """Return the demo's page: the result first, then heat maps and answers, the configuration last."""
     return Page(
         title="gorp demo: four tasks, one after another",
         headline=in_short(results),
@@ -39,7 +39,7 @@ def demo_page(settings: DemoSettings, results: Mapping[str, DemoResult]) -> Page
         facts={
             "model": settings.model,
             "tasks": " → ".join(TASKS),
-            "rows a task": f"{settings.train_rows} to train on, {settings.eval_rows} scored, at most",
+            "rows per task": f"at most {settings.train_rows} for training and {settings.eval_rows} for scoring",
             "epochs": str(settings.epochs),
             "learning rates": ", ".join(f"{NAMES[m]} {rate:g}" for m, rate in settings.learning_rates.items()),
             "seed": str(settings.seed),
@@ -51,15 +51,15 @@ def demo_page(settings: DemoSettings, results: Mapping[str, DemoResult]) -> Page
 
 
 def demo_picture(results: Mapping[str, DemoResult]) -> str:
-    """Both heat maps as an SVG file; its title says what is to be seen, if it is."""
+    """Return both heat maps as an SVG file. The title claims that gorp keeps the scores only if BWT shows it."""
     change = {method: summary(result.matrix)["bwt"] or 0.0 for method, result in results.items()}
     kept = change["gorp"] > change["sequential_lora"] + 1.0
-    title = "Ordinary LoRA forgets; gorp keeps" if kept else "Percent right on each task after each task"
+    title = "Ordinary LoRA forgets; gorp keeps" if kept else "Percent correct on each task, after each task"
     return picture({NAMES[method]: result.matrix for method, result in results.items()}, title=title)
 
 
 def _command(settings: DemoSettings) -> str:
-    """What makes these numbers again: the seed, and each option of the command that is not its default."""
+    """Return the command that reproduces these numbers: the seed, and each option that is not the default."""
     words = ["gorp", "demo", "--seed", str(settings.seed)]
     for name in ("model", "train_rows", "eval_rows", "epochs"):
         value = getattr(settings, name)
@@ -76,7 +76,7 @@ def _lost(result: DemoResult) -> str:
 
 
 def _samples(results: Mapping[str, DemoResult]) -> list[Sample]:
-    """The answers of both methods to the same questions."""
+    """Return the answers of both methods to the same questions."""
     methods = [NAMES[method] for method in results]
     return [
         Sample(
@@ -90,6 +90,6 @@ def _samples(results: Mapping[str, DemoResult]) -> list[Sample]:
 
 
 def _question(prompt: str) -> str:
-    """The text itself: the demo's prompts are an instruction, the text, and `Answer:`, each on its own line."""
+    """Return the text without the first and last line: a demo prompt is an instruction, the text, and `Answer:`."""
     lines: list[Any] = prompt.split("\n")
     return "\n".join(lines[1:-1]) or prompt

@@ -1,4 +1,4 @@
-"""The embedded demo: the same tasks, model and seed, learned once without protection and once with GORP."""
+"""Run the demo: the same tasks, model and seed, trained once with sequential LoRA and once with GORP."""
 
 import json
 from collections.abc import Mapping
@@ -22,78 +22,78 @@ from gorp.training import TaskResult, train_task
 DATA = Path(__file__).parent / "data"
 
 TASKS = ("snips", "clinc150", "banking77", "dbpedia")
-"""In the order of training: intents of three assistants, then topics of encyclopedia articles."""
+"""Order of training: intents of three assistants, then topics of encyclopedia articles."""
 
 LORA = LoraSettings(target_modules="all-linear")
-"""The same adapters for both. A model this small wants all of its layers to learn."""
+"""The same adapters for both methods. A model this small needs adapters on all linear layers to learn the tasks."""
 
 CONFIGS = {"sequential_lora": None, "gorp": GorpConfig(full_modules="all-linear")}
-"""Of each method; all else as by default."""
+"""Configuration of each method; other options have their defaults."""
 
 COMPARED = tuple(CONFIGS)
-"""Fine-tuning as usual, and GORP."""
+"""The methods: ordinary LoRA fine-tuning, and GORP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """How much is trained and scored. The defaults take about five minutes on two cores."""
+    """Size of the demo. The defaults take about five minutes on two cores."""
 
     model: str = "gorp-tiny-t5"
     """The shipped model, a folder, or a hub id."""
     seed: int = 0
-    """Decides fresh adapters and the order of rows."""
+    """Seed of the adapters' initial weights and of the order of rows."""
     train_rows: int = 210
-    """Rows of each task that are trained on; 420 are there."""
+    """Training rows of each task; 420 are available."""
     eval_rows: int = 100
-    """Rows of each task that are scored; 144 to 154 are there."""
+    """Scored rows of each task; 144 to 154 are available."""
     epochs: int = 3
     """Passes over a task's rows."""
     batch_size: int = 16
     """Rows in an optimizer step."""
     learning_rates: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(COMPARED, 1e-3))
-    """Of each method."""
+    """Learning rate of each method."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What one method did."""
+    """Result of one method."""
 
     matrix: AccuracyMatrix
     """R, (T + 1) x T."""
     seconds: float
-    """Training the tasks and scoring after each, without loading the model and scoring it before the first."""
+    """Time of training and of scoring after each task; loading the model and scoring the base model do not count."""
     samples: list[dict[str, Any]]
-    """Answers to the first task's questions after the last task."""
+    """Answers to the first task's questions, after the last task."""
 
     def to_dict(self) -> dict[str, Any]:
-        """`matrix` (R with null where nothing was measured), `ap`, `bwt`, `la`, `seconds`, as JSON values."""
-        measures = summary(self.matrix)
+        """Return `matrix` (R, null where not measured), `ap`, `bwt`, `la` and `seconds` as JSON values."""
+        metrics = summary(self.matrix)
         return {
             "matrix": self.matrix.to_dict()["R"],
-            **{name: measures[name] for name in ("ap", "bwt", "la")},
+            **{name: metrics[name] for name in ("ap", "bwt", "la")},
             "seconds": round(self.seconds, 2),
         }
 
 
 def run_demo(settings: DemoSettings, *, progress: Progress | None = None) -> dict[str, DemoResult]:
-    """Learn the four tasks in turn with each method of `COMPARED`, scoring after each task.
+    """Train the four tasks in turn with each method of `COMPARED`, and score after each task.
 
     Args:
-        settings: How much.
-        progress: What to show.
+        settings: Model, sizes and seed.
+        progress: Display of the progress; None shows nothing.
 
     Returns:
-        Method -> what it did.
+        Method -> its result.
 
     Raises:
-        ModelError: If the model is not there.
+        ModelError: If the model cannot be found.
     """
     tasks, base = demo_tasks(settings), {}
     return {name: _learn(name, settings, tasks, base, progress or Progress()) for name in COMPARED}
 
 
 def demo_tasks(settings: DemoSettings) -> list[Task]:
-    """The four tasks, limited as `settings` says, balanced over their labels."""
+    """Load the four tasks, limited to the rows of `settings` and balanced over their labels."""
     tasks = []
     for name in TASKS:
         about = json.loads((DATA / name / "task.json").read_text(encoding="utf-8"))
@@ -116,7 +116,10 @@ def demo_tasks(settings: DemoSettings) -> list[Task]:
 def _learn(
     name: str, settings: DemoSettings, tasks: list[Task], base: dict[str, TaskScore], progress: Progress
 ) -> DemoResult:
-    """One method on its own copy of the model; `base` has the base model's scores, or gets them."""
+    """Train one method on a fresh copy of the model.
+
+    `base` caches the base model's scores: the first method fills it, the second one reads it.
+    """
     model, tokenizer = load_model(ModelConfig(path=settings.model), "cuda" if torch.cuda.is_available() else "cpu")
     method = build_method(name, CONFIGS[name], LORA)
     encoding, config = Encoding(max_prompt_tokens=64, max_completion_tokens=24), EvalConfig(batch_size=64)

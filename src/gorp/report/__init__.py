@@ -1,10 +1,10 @@
-"""What a run or a comparison looks like to a reader: tables, figures, one page.
+"""Present the scores of a run or a comparison: tables, figures, and an HTML page.
 
-wording.py      how names and numbers are written
-comparison.py   methods over seeds: mean and spread
-verdict.py      what happened to each task, in words
-tables.py       Rich and Markdown
-figures.py      SVG through matplotlib
+wording.py      formatting of names and numbers
+comparison.py   several methods over several seeds: mean and standard deviation
+verdict.py      one sentence for each task: its score and its change
+tables.py       tables for the terminal (Rich) and in Markdown
+figures.py      SVG figures, drawn with matplotlib
 page.py         one self-contained HTML page (page.html.j2)
 """
 

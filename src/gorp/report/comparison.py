@@ -1,4 +1,4 @@
-"""Several methods side by side, each run with several seeds."""
+"""Compare several methods, each run with one or more seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from gorp.report.wording import NOT_MEASURED, number
 
 
 Runs = Mapping[str, Sequence[AccuracyMatrix]]
-"""Method -> its accuracy matrices, one a seed, at least one."""
+"""Method -> its score matrices, one for each seed, at least one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A measure over seeds."""
+    """Mean and standard deviation of a metric over seeds."""
 
     mean: float
     """Mean over the seeds."""
@@ -29,7 +29,7 @@ class Spread:
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Mean and sample standard deviation of one value a seed; None when a seed has no value, or there is none."""
+    """Return mean and sample standard deviation of one value per seed; None if a value is missing or there are none."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None
@@ -38,35 +38,39 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def compare(runs: Runs) -> dict[str, dict[str, Spread | None]]:
-    """For each method every measure of `FORMULAS`, over its seeds.
+    """Return every metric of `FORMULAS` for each method, over its seeds.
 
     Raises:
-        ValueError: If there is no method, or one has no matrix.
+        ValueError: If there is no method, or a method has no matrix.
     """
     check_runs(runs)
     compared = {}
     for method, matrices in runs.items():
-        measures = [summary(matrix) for matrix in matrices]
-        compared[method] = {name: spread([one[name] for one in measures]) for name in FORMULAS}
+        metrics = [summary(matrix) for matrix in matrices]
+        compared[method] = {name: spread([of_seed[name] for of_seed in metrics]) for name in FORMULAS}
     return compared
 
 
 def measured_by_any(compared: Mapping[str, Mapping[str, Spread | None]]) -> list[str]:
-    """The measures that at least one method has; a column of dashes tells nothing."""
+    """Return the metrics that at least one method has; the others would be empty columns."""
     return [name for name in FORMULAS if any(row[name] is not None for row in compared.values())]
 
 
 def seen_over_tasks(matrices: Sequence[AccuracyMatrix]) -> list[Spread | None]:
-    """After each task, the mean score on the tasks learned so far, over the seeds; as long as the longest sequence."""
+    """Return the mean score on the tasks learned so far, after each task, over the seeds.
+
+    The list is as long as the longest sequence; a point that some seed lacks is None.
+    """
     curves = [seen_performance(matrix.R) for matrix in matrices]
     length = max(map(len, curves))
     return [spread([curve[i] if i < len(curve) else None for curve in curves]) for i in range(length)]
 
 
 def panels(runs: Runs) -> dict[str, AccuracyMatrix]:
-    """One matrix a method to look at: the mean over its seeds, cell by cell; a cell missing in one is missing in it.
+    """Return the score matrices to draw: one for each method, the mean over its seeds of every entry.
 
-    Where the seeds of a method learned different sequences there is no mean, and each of its runs is a panel.
+    An entry that is NaN for one seed is NaN in the mean. If the seeds of a method learned different task sequences,
+    each of its runs gets a matrix of its own.
     """
     check_runs(runs)
     shown: dict[str, AccuracyMatrix] = {}
@@ -81,14 +85,14 @@ def panels(runs: Runs) -> dict[str, AccuracyMatrix]:
 
 
 def check_runs(runs: Runs) -> None:
-    """Refuse to compare nothing."""
+    """Raise ValueError if there is no method, or a method has no matrix."""
     if not runs or not all(len(matrices) for matrices in runs.values()):
         raise ValueError(
-            f"runs: got {{{', '.join(f'{m}: {len(x)}' for m, x in runs.items())}}} matrices a method;"
-            " wanted at least one method, each with at least one"
+            f"runs: got {{{', '.join(f'{m}: {len(x)}' for m, x in runs.items())}}} matrices per method;"
+            " wanted at least one method, each with at least one matrix"
         )
 
 
 def written(value: Spread | None) -> str:
-    """A cell of a table."""
+    """Return the text of a table cell."""
     return NOT_MEASURED if value is None else str(value)

@@ -1,7 +1,8 @@
-"""Figures as SVG text: drawn by matplotlib without a display, readable on a light and on a dark page.
+"""Draw figures as SVG text with matplotlib, without a display, for light and dark pages.
 
-Text and lines take the colour of the page around them (`currentColor`), the background is transparent, text stays text.
-Nothing in a figure depends on the time or the machine. matplotlib is imported when the first figure is drawn.
+Text and lines take the colour of the surrounding page (`currentColor`), the background is transparent, and text is
+stored as text, not as outlines. A figure does not depend on the time or the machine. matplotlib is imported when the
+first figure is drawn.
 """
 
 import io
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#010203"
-"""Stands for the colour of the page's text while matplotlib draws; becomes `currentColor`."""
+"""Placeholder for the page's text colour while matplotlib draws; replaced by `currentColor` in the SVG."""
 
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Colours of lines that colour-blind readers can tell apart (Okabe and Ito); each comes with its own marker."""
+"""Line colours that colour-blind readers can tell apart (Okabe and Ito); each line also has a marker."""
 
 MARKERS = "osD^vPX"
-"""One more than colours, so that a pair of colour and marker comes back after 42 methods only."""
+"""7 markers for 6 colours: a pair of colour and marker repeats only after 42 methods."""
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -46,32 +47,32 @@ STYLE: dict[Any, Any] = {
 }
 
 PAPER, PAPER_INK = "#ffffff", "#1c1f23"
-"""Background and text of a picture that stands alone."""
+"""Background and text colour of a stand-alone picture."""
 
-READING = "percent right on each task; a frame marks each task just after it was learned"
-"""Stands under a picture that stands alone."""
+READING = "percent correct on each task; a frame marks each task just after it was learned"
+"""Caption of a heat map that has a title."""
 
 FONTS = "'DejaVu Sans', Verdana, Arial, sans-serif"
-"""What stands in for matplotlib's own font where a reader lacks it."""
+"""Font list with fallbacks for readers that do not have matplotlib's own font."""
 
-CELL = 0.58  # inches, the side of a cell
+CELL = 0.58  # side of a cell, inches
 
-LETTER = 0.085  # inches, about the width of a letter
+LETTER = 0.085  # approximate width of a letter, inches
 
-LONGEST = 28  # letters of a name that are drawn; a longer one ends in an ellipsis
+LONGEST = 28  # most letters of a name that are drawn; a longer name ends in an ellipsis
 
-SHORTER = 16  # letters of a name under the line chart, which is narrow enough for a telephone
+SHORTER = 16  # the same for the line chart, which has to fit on a phone
 
 
 def heat_map(matrices: Mapping[str, AccuracyMatrix], *, title: str = "") -> str:
-    """Accuracy matrices side by side, in one scale from 0 to 100, with the number in every cell.
+    """Draw score matrices side by side, on one scale from 0 to 100, with the number in every cell.
 
-    One blue, the more of it the higher the score: a map by lightness alone, which every reader sees alike, on a light
-    page and on a dark one. A frame marks R[j, j], each task just after it was learned; a cell not measured is empty.
+    A higher score is a more opaque blue. Only opacity varies, so colour-blind readers see the same map, on light and
+    on dark pages. A frame marks R[j, j], each task just after it was learned. A cell that was not measured is empty.
 
     Args:
         matrices: Title of the panel -> matrix; at least one.
-        title: Stands above all panels.
+        title: Printed above all panels.
 
     Returns:
         An `<svg>` element.
@@ -86,7 +87,7 @@ def heat_map(matrices: Mapping[str, AccuracyMatrix], *, title: str = "") -> str:
 
     widths = [_width(title, matrix) for title, matrix in matrices.items()]
     heights = [_height(matrix) for matrix in matrices.values()]
-    with rc_context(STYLE), _any_script():
+    with rc_context(STYLE), _ignore_missing_glyphs():
         figure = Figure(figsize=(sum(widths), max(heights)), layout="constrained")
         line = figure.subplots(1, len(matrices), squeeze=False, width_ratios=widths)[0]
         for axes, (panel, matrix) in zip(line, matrices.items(), strict=True):
@@ -99,11 +100,11 @@ def heat_map(matrices: Mapping[str, AccuracyMatrix], *, title: str = "") -> str:
 
 
 def picture(matrices: Mapping[str, AccuracyMatrix], *, title: str) -> str:
-    """The heat map as a file of its own: ink on white, readable on a page of any colour, its message above it.
+    """Draw the heat map as a stand-alone SVG file: dark text on a white background, with a title.
 
     Args:
         matrices: Title of the panel -> matrix; at least one.
-        title: The message.
+        title: Printed above all panels.
 
     Returns:
         An SVG document.
@@ -114,12 +115,12 @@ def picture(matrices: Mapping[str, AccuracyMatrix], *, title: str) -> str:
 
 
 def accuracy_over_tasks(runs: Runs) -> str:
-    """After each task, the mean score on the tasks learned so far: a line for each method.
+    """Draw the mean score on the tasks learned so far, after each task, as one line for each method.
 
-    A band shows one standard deviation over seeds to either side.
+    A band shows one standard deviation over seeds above and below the line.
 
     Args:
-        runs: Method -> its accuracy matrices, one a seed.
+        runs: Method -> its score matrices, one for each seed.
 
     Returns:
         An `<svg>` element.
@@ -128,7 +129,7 @@ def accuracy_over_tasks(runs: Runs) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE), _any_script():
+    with rc_context(STYLE), _ignore_missing_glyphs():
         tasks = max((matrices[0].tasks for matrices in runs.values()), key=len)
         width = max(4.8, 0.42 * len(tasks))
         figure = Figure(figsize=(width, 3.2 + 0.22 * len(runs)), layout="constrained")
@@ -193,26 +194,27 @@ def _draw_matrix(axes: "Axes", title: str, matrix: AccuracyMatrix) -> None:
 
 
 @contextmanager
-def _any_script() -> Iterator[None]:
-    """No warning for letters that matplotlib's font lacks: it only measures them, the reader's own font draws them."""
+def _ignore_missing_glyphs() -> Iterator[None]:
+    """Silence warnings about letters that matplotlib's font lacks: it only measures text, the browser draws it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
         yield
 
 
 def _slant(names: list[str], *, room: int) -> dict[str, Any]:
-    """Long names stand aslant."""
+    """Return tick label options that rotate the names if one has more than `room` letters."""
     return {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > room else {}
 
 
 def _svg(figure: "Figure") -> str:
-    """The figure as an `<svg>` element that may stand beside others on a page.
+    """Return the figure as an `<svg>` element that can be embedded in a page with other figures.
 
-    Taken away: the prolog, the style sheet (it would hold for the whole page), the numbered ids that all figures share.
+    Three things are removed: the XML prolog, the style sheet (it would apply to the whole page), and the numbered ids
+    (all figures use the same ones).
     """
     text = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)

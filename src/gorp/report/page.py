@@ -1,4 +1,4 @@
-"""One HTML page about a run or a comparison: a single file that loads nothing, runs no script, and can be mailed."""
+"""Write one HTML page about a run or a comparison: a single file that loads nothing and runs no script."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ from gorp.storage import write_atomic
 
 
 MAX_SAMPLES = 8
-"""Questions shown under one heading, taken at even distances."""
+"""Most samples shown under one heading; they are taken at even distances."""
 
 NARROW = 6
-"""Tasks whose heat map can be read on a telephone; a wider one scrolls inside its frame."""
+"""Most tasks of a heat map that is scaled to fit a phone; a wider one scrolls sideways."""
 
 
 class Answer(NamedTuple):
-    """What one model said."""
+    """The answer of one model."""
 
     text: str
     correct: bool
@@ -33,12 +33,12 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A question, and what the models said."""
+    """A question with the answers of several models."""
 
     question: str
-    """What a reader needs to see of the prompt."""
+    """The part of the prompt that a reader needs to see."""
     prompt: str
-    """All of it."""
+    """The whole prompt."""
     expected: str
     answers: Mapping[str, Answer]
     """Model -> its answer."""
@@ -46,31 +46,31 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What a page tells. Every text may hold anything; it is shown as it is, never read as HTML."""
+    """Content of a page. Every text is escaped, so it may contain anything."""
 
     title: str
-    """Heading of the page, and name of its tab."""
+    """Heading of the page and title of its browser tab."""
     headline: str = ""
     """The result in one sentence."""
     about: str = ""
-    """What this is, for someone who has never heard of it."""
+    """What gorp does, for a reader who does not know it."""
     runs: Runs
-    """Method -> its accuracy matrices, one a seed; at least one of each."""
+    """Method -> its score matrices, one for each seed; at least one method, each with at least one matrix."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What was run, in the order shown: "model" -> its name, "seed" -> "0", ..."""
+    """Configuration of the run, in the order shown: "model" -> its name, "seed" -> "0", ..."""
     notes: Sequence[str] = ()
-    """What a reader should know before believing the numbers, a sentence each."""
+    """Limits of the numbers that a reader should know, one sentence each."""
     samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
-    """Heading -> questions with the answers of the same models to each; at most `MAX_SAMPLES` of them are shown."""
+    """Heading -> samples, all answered by the same models; at most `MAX_SAMPLES` of them are shown."""
 
 
 def write_page(page: Page, path: Path) -> None:
-    """Write the page to `path`, whole or not at all."""
+    """Write the page to `path` atomically."""
     write_atomic(path, render_page(page).encode())
 
 
 def render_page(page: Page) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Raises:
         ValueError: If `page.runs` has no method, or a method without a matrix.
@@ -101,18 +101,19 @@ def render_page(page: Page) -> str:
                 (name, matrix.tasks, [*zip(matrix.row_names(), matrix.R.tolist(), strict=True)])
                 for name, matrix in matrices.items()
             ],
-            samples=[(heading, len(rows), _some(rows)) for heading, rows in page.samples.items() if rows],
+            samples=[(heading, len(rows), _selected(rows)) for heading, rows in page.samples.items() if rows],
         )
     )
 
 
-def _some(samples: Sequence[Sample]) -> list[Sample]:
+def _selected(samples: Sequence[Sample]) -> list[Sample]:
+    """Return at most `MAX_SAMPLES` of the samples, at even distances."""
     count = min(len(samples), MAX_SAMPLES)
     return [samples[position * len(samples) // count] for position in range(count)]
 
 
 def _environment() -> Environment:
-    """Everything printed is escaped, except the figures drawn here; a name missing in the template is an error."""
+    """Return a Jinja environment that escapes everything except our own figures; an undefined name is an error."""
     environment = Environment(
         loader=PackageLoader("gorp.report", "."),
         autoescape=True,

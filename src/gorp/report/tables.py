@@ -1,4 +1,4 @@
-"""Tables for the terminal (Rich) and for documents (Markdown), with the formulas of their numbers underneath."""
+"""Build tables for the terminal (Rich) and for documents (Markdown), with the formulas of the metrics below them."""
 
 import math
 import re
@@ -16,16 +16,16 @@ from gorp.report.wording import HEADINGS, MATRIX_READING, number
 
 
 def spread_reading(runs: Runs) -> str:
-    """What the cells of a comparison mean; a spread needs two seeds."""
+    """Return the sentence that explains the numbers of a comparison; a deviation needs at least two seeds."""
     several = any(len(matrices) > 1 for matrices in runs.values())
     return "Percent; mean ± sample standard deviation over seeds." if several else "Percent; one seed."
 
 
 def matrix_table(matrix: AccuracyMatrix, *, title: str = "") -> Table:
-    """The accuracy matrix for the terminal: one line for the base model and one after each task.
+    """Return the score matrix as a Rich table: one line for the base model and one after each task.
 
-    A score lower than the task's when it was just learned is red and ends in `↓`. Rows and columns without a score are
-    left out.
+    A score that is lower than when the task was just learned is red and ends in `↓`. Rows and columns without any
+    score are left out.
     """
     R, heading = matrix.R.tolist(), [Text("after")]
     columns = [j for j in range(len(matrix.tasks)) if any(not math.isnan(row[j]) for row in R)]
@@ -37,24 +37,24 @@ def matrix_table(matrix: AccuracyMatrix, *, title: str = "") -> Table:
 
 
 def _score(score: float, learned: float, later: bool) -> Text:
-    """A cell: the sign and the colour say the same, so that either may be missing."""
+    """Return a cell. `↓` repeats what the colour says, for terminals without colour."""
     if later and score <= learned - SMALLEST:
         return Text(f"{number(score)}↓", style="red")
     return Text(f"{number(score)} ")
 
 
 def comparison_table(runs: Runs, *, title: str = "") -> Group:
-    """One line a method with every measure that was taken, for the terminal.
+    """Return a Rich table with one line for each method and a column for each metric that was measured.
 
     Args:
-        runs: Method -> its accuracy matrices, one a seed.
-        title: Stands above the table.
+        runs: Method -> its score matrices, one for each seed.
+        title: Printed above the table.
     """
     return _rich(_comparison_lines(runs), title=title, below=[spread_reading(runs), MATRIX_READING, *_formulas(runs)])
 
 
 def comparison_markdown(runs: Runs) -> str:
-    """One line a method with every measure that was taken, as a Markdown table with the formulas in a list below."""
+    """Return `comparison_table` as Markdown, with the formulas in a list below the table."""
     formulas = "".join(f"- `{formula}`\n" for formula in _formulas(runs))
     return _markdown(_comparison_lines(runs)) + f"\n{spread_reading(runs)} {MATRIX_READING}\n\n{formulas}"
 
@@ -63,8 +63,8 @@ def _comparison_lines(runs: Runs) -> list[list[str]]:
     compared = compare(runs)
     names = measured_by_any(compared)
     lines = [["method", *(HEADINGS[name] for name in names), "seeds"]]
-    for method, measures in compared.items():
-        lines.append([method, *(written(measures[name]) for name in names), str(len(runs[method]))])
+    for method, metrics in compared.items():
+        lines.append([method, *(written(metrics[name]) for name in names), str(len(runs[method]))])
     return lines
 
 
@@ -73,7 +73,7 @@ def _formulas(runs: Runs) -> list[str]:
 
 
 def _rich(lines: Sequence[Sequence[str]], *, title: str, below: Sequence[str]) -> Group:
-    """Every cell a `Text`, so that a name like `[red]` is shown and not obeyed."""
+    """Return a table with lines below it. Every cell is a `Text`, so that Rich does not read `[red]` as markup."""
     table = _table([Text(printable(heading)) for heading in lines[0]], title)
     for line in lines[1:]:
         table.add_row(*(Text(printable(cell)) for cell in line))
@@ -94,5 +94,5 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """`text` as one Markdown cell: one line, and no character of it read as Markdown or HTML."""
+    """Return `text` as a Markdown cell: on one line, with the characters escaped that Markdown or HTML would read."""
     return re.sub(r"([\\`*{}\[\]<>|#~&!$]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(printable(text).split()))

@@ -1,4 +1,4 @@
-"""What happened to each task, in words: its score now, and what it lost or gained since it was learned."""
+"""Describe each learned task in a sentence: its current score, and its change since it was learned."""
 
 import math
 from collections.abc import Sequence
@@ -9,29 +9,29 @@ from gorp.report.wording import number
 
 
 SMALLEST = 0.05
-"""Points; a smaller change is none, as numbers are written with one decimal."""
+"""Percentage points. A smaller change counts as none, because numbers are printed with one decimal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskVerdict:
-    """One learned task."""
+    """The current and the first score of a learned task."""
 
     task: str
     now: float
-    """Percent, of the newest model; NaN when not measured."""
+    """Score of the current model, percent; NaN if not measured."""
     learned: float
-    """Percent, of the model that had just learned it; NaN when not measured."""
+    """Score of the model that had just learned the task, percent; NaN if not measured."""
     newest: bool
-    """Whether it is the task learned last."""
+    """Whether it is the last learned task."""
 
     @property
     def change(self) -> float:
-        """Percentage points since it was learned; negative is forgetting. NaN where a score is missing."""
+        """Percentage points gained since the task was learned; negative is forgetting. NaN if a score is missing."""
         return self.now - self.learned
 
     @property
     def dropped(self) -> bool:
-        """Whether it scores lower than when it was learned."""
+        """Whether the score is lower than when the task was learned."""
         return self.change <= -SMALLEST
 
     def __str__(self) -> str:
@@ -42,21 +42,25 @@ class TaskVerdict:
         if math.isnan(self.change):
             return f"{self.task}: {number(self.now)}"
         if abs(self.change) < SMALLEST:
-            return f"{self.task}: {number(self.now)}, as when it was learned"
+            return f"{self.task}: {number(self.now)}, unchanged since it was learned"
         amount = number(abs(self.change))
         return f"{self.task}: {number(self.now)}, {'lost' if self.dropped else 'gained'} {amount} since it was learned"
 
 
 def verdicts(matrix: AccuracyMatrix, count: int | None = None) -> list[TaskVerdict]:
-    """What the model that has learned the first `count` tasks knows of each of them, in the order of learning.
+    """Return the verdict on each of the first `count` tasks, for the model that has learned these tasks.
 
     Args:
         matrix: R.
-        count: 0 to T; None for the last row with a score.
+        count: 0 to T; None stands for the last row that has a score.
+
+    Returns:
+        `count` verdicts, in the order of learning.
     """
     if count is None:
         count = max((i for i, row in enumerate(matrix.R.tolist()) if not all(map(math.isnan, row))), default=0)
     R = matrix.R.tolist()
+    # Tasks that were trained jointly have no diagonal, so none of them is "just learned".
     joint = count > 1 and all(math.isnan(R[j + 1][j]) for j in range(count - 1))
     return [
         TaskVerdict(task=task, now=R[count][j], learned=R[j + 1][j], newest=j + 1 == count and not joint)
@@ -65,13 +69,13 @@ def verdicts(matrix: AccuracyMatrix, count: int | None = None) -> list[TaskVerdi
 
 
 def in_one_sentence(found: Sequence[TaskVerdict]) -> str:
-    """Mean score, and mean change of the tasks before the last: AP and BWT in words."""
+    """Return AP (mean score) and BWT (mean change of the earlier tasks) as a phrase; "" if a score is missing."""
     scores, changes = [item.now for item in found], [item.change for item in found if not item.newest]
     if not found or any(map(math.isnan, scores)):
         return ""
     average = sum(scores) / len(scores)
     if len(found) == 1:
-        return f"{number(average)} % on its one task"
+        return f"{number(average)} % on its only task"
     words = f"{number(average)} % on average"
     if not changes or any(map(math.isnan, changes)):
         return words
@@ -82,5 +86,5 @@ def in_one_sentence(found: Sequence[TaskVerdict]) -> str:
 
 
 def in_one_line(found: Sequence[TaskVerdict]) -> str:
-    """Tasks that lost nothing, with their scores."""
+    """Return one line with the names and scores of tasks that did not drop."""
     return f"not lower than when learned: {', '.join(f'{item.task} {number(item.now)}' for item in found)}"

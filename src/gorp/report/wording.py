@@ -1,4 +1,4 @@
-"""How names and numbers are written in every table, figure and page."""
+"""Format names and numbers for all tables, figures and pages."""
 
 import math
 
@@ -6,17 +6,17 @@ from gorp.evaluation import FORMULAS, AccuracyMatrix, summary
 
 
 HEADINGS: dict[str, str] = {name: formula.split(" = ")[0] for name, formula in FORMULAS.items()}
-"""Short name of each measure: AP, BWT, ..."""
+"""Short name of each metric: AP, BWT, ..."""
 
 MATRIX_READING = "R[i, j] is the score on task j after learning task i, in percent. Row 0 is the base model."
-"""What R means, in one line, to stand with the formulas."""
+"""One-line definition of R, printed with the formulas."""
 
 NOT_MEASURED = "–"
-"""Stands where there is no number."""
+"""Printed in place of a missing number."""
 
 
 def number(value: float | None) -> str:
-    """A score with one decimal and a proper minus, `–` for None and NaN."""
+    """Return a score with one decimal and the minus sign U+2212; `–` for None and NaN."""
     if value is None or math.isnan(value):
         return NOT_MEASURED
     text = f"{value:.1f}"
@@ -24,10 +24,10 @@ def number(value: float | None) -> str:
 
 
 def in_words(matrix: AccuracyMatrix) -> str:
-    """What a method did, in one sentence: BWT, the change on the earlier tasks, and AP, the mean at the end."""
-    measures = summary(matrix)
-    end = f"{number(measures['ap'])} % on average at the end."
-    change = measures["bwt"]
+    """Return one sentence with BWT (change on the earlier tasks) and AP (mean score after the last task)."""
+    metrics = summary(matrix)
+    end = f"{number(metrics['ap'])} % on average at the end."
+    change = metrics["bwt"]
     if change is None:
         return end
     amount = number(abs(change))
