@@ -1,4 +1,4 @@
-"""The command line: exit codes, what goes where, and that whatever is wrong touches nothing."""
+"""The command line: exit codes, stdout and stderr, and that an error changes no file."""
 
 import json
 import os
@@ -28,11 +28,11 @@ def gorp(*arguments: object) -> Result:
 def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen:
     command = [sys.executable, "-m", "gorp", *map(str, arguments)]
 
-    def hears_ctrl_c() -> None:  # a shell's background job, and what it starts, would ignore it
+    def accept_ctrl_c() -> None:  # background jobs of a shell, and their children, ignore SIGINT
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=accept_ctrl_c
     )
 
 
@@ -56,7 +56,7 @@ HEAVY = {"torch", "transformers", "datasets", "matplotlib", "peft", "accelerate"
 @pytest.mark.parametrize(
     "command", ["--help", "--version", "train --help", "methods --help", "status WORKSPACE", "status YAML"]
 )
-def test_commands_that_only_look_need_no_heavy_library(finished, command):
+def test_commands_that_only_read_import_no_heavy_library(finished, command):
     path, work, _ = finished
     arguments = [{"WORKSPACE": str(work), "YAML": str(path)}.get(word, word) for word in command.split()]
     code = f"""
@@ -72,7 +72,7 @@ print("loaded:", sorted({HEAVY} & set(sys.modules)))
     assert done.stdout.endswith("\nloaded: []\n")
 
 
-def test_the_flags_are_these():
+def test_every_command_has_exactly_these_options():
     flags = {}
     for command in app.registered_commands:
         name = command.name or command.callback.__name__
@@ -91,7 +91,7 @@ def test_the_flags_are_these():
 @pytest.mark.parametrize(
     "arguments", [["trian"], ["train"], ["train", "x.yaml", "--rank", "8"], ["demo", "--epochs", "0"]]
 )
-def test_wrong_usage_is_2(arguments):
+def test_wrong_usage_exits_with_2(arguments):
     assert gorp(*arguments).exit_code == 2
 
 
@@ -100,7 +100,7 @@ def test_methods_lists_every_method_of_the_package(monkeypatch):
     from gorp.methods import METHODS
     from tests.methods.per_task import PerTaskLora
 
-    monkeypatch.setitem(METHODS, "per_task_lora", PerTaskLora)  # a method is known as soon as METHODS has it
+    monkeypatch.setitem(METHODS, "per_task_lora", PerTaskLora)  # an entry of METHODS is enough
     listed = json.loads(gorp("methods", "--json").stdout)
     assert list(listed) == list(METHODS)
     for name, about in listed.items():
@@ -114,11 +114,11 @@ def test_train_prints_one_json_object_and_logs_elsewhere(finished):
     _, work, result = finished
     state = json.loads(result.stdout)
     assert (state["current"], state["pending"], state["workspace"]) == ("v2", [], str(work))
-    assert "trainable numbers" in result.stderr and re.search(r"^ q +LoRA", result.stderr, re.M)
+    assert "trainable parameters" in result.stderr and re.search(r"^ q +LoRA", result.stderr, re.M)
     assert "v2 is written: two" in result.stderr
 
 
-def test_status_says_what_became_of_each_task_and_explains_when_asked(finished):
+def test_status_has_a_line_for_each_task_and_explains_the_numbers_when_asked(finished):
     path, work, result = finished
     state = json.loads(result.stdout)
     assert json.loads(gorp("status", work, "--json").stdout) == state
@@ -126,33 +126,33 @@ def test_status_says_what_became_of_each_task_and_explains_when_asked(finished):
     assert text == gorp("status", path).stdout
     R = state["matrix"]["R"]
     assert re.search(rf"^  one: {R[2][0]:.1f}, (lost|gained|as when)", text, re.M) and "two: " in text
-    assert re.search(r"\* v2 +two", text) and "pending: nothing" in text and "Leak covers inputs in S" in text
+    assert re.search(r"\* v2 +two", text) and "pending tasks: none" in text and "Leak covers only inputs in S" in text
     assert "AP = " not in text and "R[i, j]" not in text
     explained = gorp("status", path, "--explain").stdout
-    assert "AP = " in explained and "R[i, j]" in explained and "capacity: how full S is" in explained
+    assert "AP = " in explained and "R[i, j]" in explained and "capacity: share of the input space" in explained
 
 
-def test_status_reads_the_yaml_as_it_is_now(finished, tmp_path):
+def test_status_reads_the_current_yaml(finished, tmp_path):
     path, work = copied(finished, tmp_path)
-    assert gorp("train", path).exit_code == 0  # has nothing to do, and tells the copied workspace where its YAML is
+    assert gorp("train", path).exit_code == 0  # trains nothing, but records in the copy where its YAML is
     write_config(tmp_path, tasks=[task("one"), task("two"), task("three")])
     for place in (path, work):
-        assert "pending: three" in gorp("status", place).stdout
+        assert "pending tasks: three" in gorp("status", place).stdout
     write_config(tmp_path, tasks=[task("two"), task("one")])
     text = gorp("status", path).stdout
-    assert "pending: nothing" in text and "does not begin with the learned tasks, one, two" in text
+    assert "pending tasks: none" in text and "does not begin with the learned tasks, one, two" in text
     path.write_text("tasks: [")
     text = gorp("status", path).stdout
-    assert "pending: nothing" in text and "the YAML is not used" in text and "not YAML" in text
+    assert "pending tasks: none" in text and "the YAML is not used" in text and "not YAML" in text
 
 
-def test_train_ends_with_what_became_of_each_task(finished, tmp_path):
+def test_train_ends_with_a_line_for_each_task(finished, tmp_path):
     path, work = copied(finished, tmp_path)
     result = gorp("train", path)
     assert result.stdout.splitlines()[:1] == gorp("status", work).stdout.splitlines()[:1]
     assert {line.split(":")[0] for line in result.stdout.splitlines()[2:4]} == {"  one", "  two"}
-    assert "\npending: nothing\n" in result.stdout and "\n base " not in result.stdout
-    assert result.stdout.splitlines()[-1] == f"`gorp status {work}` shows the matrix and the versions"
+    assert "\npending tasks: none\n" in result.stdout and "\n base " not in result.stdout
+    assert result.stdout.splitlines()[-1] == f"`gorp status {work}` shows all scores and versions"
 
 
 def test_eval_scores_one_version_and_task(finished):
@@ -173,11 +173,11 @@ def test_a_dry_run_writes_nothing(tmp_path):
         "trainable": 4 * 2 * 512 + 4 * 16,
         "parameters": 56448,
     }
-    assert "trainable numbers" in result.stderr
+    assert "trainable parameters" in result.stderr
     assert tree_hash(tmp_path) == before
 
 
-def test_a_dry_run_refuses_an_optimizer_whose_moments_cannot_follow_the_frames(tmp_path):
+def test_a_dry_run_refuses_an_optimizer_whose_moments_cannot_be_reset_at_a_refresh(tmp_path):
     path = make_project(
         tmp_path,
         method={"name": "gorp", "rank": 4, "moments": "reset"},
@@ -220,7 +220,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named_and_touches_nothing(tmp_path, case):
+def test_bad_input_is_named_and_changes_no_file(tmp_path, case):
     changes, files, code, messages = BAD[case]
     path = make_project(tmp_path, **changes)
     for name, content in files.items():
@@ -240,7 +240,7 @@ def copied(finished, folder: Path) -> tuple[Path, Path]:
     return folder / path.name, folder / work.name
 
 
-def refused(path: Path, message: str, *, code: int = 1) -> None:
+def assert_refused(path: Path, message: str, *, code: int = 1) -> None:
     before = tree_hash(path.parent)
     result = gorp("train", path)
     assert result.exit_code == code and message in result.stderr and result.stdout == ""
@@ -257,28 +257,28 @@ def test_a_memory_of_another_side_or_model_is_refused(finished, tmp_path, change
     record["sha256"]["memory.safetensors"] = file_sha256(folder / "memory.safetensors")
     write_json(folder / "version.json", record)
     without_digests(work)
-    refused(path, "memory.safetensors: the memory was made for")
+    assert_refused(path, "memory.safetensors: the memory was made for")
 
 
 def test_a_workspace_of_another_model_is_refused(finished, tmp_path):
     path, _ = copied(finished, tmp_path)
     save_model(tmp_path / "model", seed=1)
-    refused(path, "made for another base model")
+    assert_refused(path, "made for another base model")
 
 
 def test_a_damaged_version_is_refused_and_the_file_named(finished, tmp_path):
     path, work = copied(finished, tmp_path)
     delta = work / "versions/v1/delta.safetensors"
     delta.write_bytes(delta.read_bytes()[:-1] + b"\x00")
-    refused(path, str(delta))
+    assert_refused(path, str(delta))
 
 
 def test_a_changed_configuration_is_refused_and_the_field_named(finished, tmp_path):
     copied(finished, tmp_path)
-    refused(write_config(tmp_path, seed=5), "seed is 5, but this workspace was made with 0", code=2)
+    assert_refused(write_config(tmp_path, seed=5), "seed is 5, but this workspace was made with 0", code=2)
 
 
-def test_a_lower_learning_rate_may_follow_a_loss_that_was_not_finite(tmp_path):
+def test_the_learning_rate_may_be_lowered_after_a_loss_that_is_not_finite(tmp_path):
     hopeless = {"per_device_train_batch_size": 4, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "no"}
     method = {"name": "sequential_full"}
     result = gorp("train", make_project(tmp_path, training=hopeless, method=method))
@@ -289,8 +289,8 @@ def test_a_lower_learning_rate_may_follow_a_loss_that_was_not_finite(tmp_path):
     assert json.loads(result.stdout)["current"] == "v2"
 
 
-def test_eval_uses_the_yaml_as_it_is_now(finished, tmp_path):
-    """The copied workspace remembers where its YAML lay; a run that has nothing to do tells it of the copied one."""
+def test_eval_uses_the_current_yaml(finished, tmp_path):
+    """The copied workspace records the path of the original YAML; `gorp train` records that of the copy."""
     copied(finished, tmp_path)
     path = write_config(tmp_path, eval={"max_new_tokens": 4, "limit": 2})
     assert gorp("train", path).exit_code == 0
@@ -299,32 +299,32 @@ def test_eval_uses_the_yaml_as_it_is_now(finished, tmp_path):
     assert scored["scores"]["two"]["rows"] == 5
 
 
-def test_notes_on_the_rows_are_said_in_training_and_in_the_status(tmp_path):
+def test_train_and_status_print_the_notes_on_the_data(tmp_path):
     path = make_project(tmp_path, tasks=[task("one", eval="one.jsonl", labels=None)])
     result = gorp("train", path)
-    assert "2 notes on the data; --explain shows them" in gorp("status", tmp_path / "run").stdout
+    assert "2 notes on the data: see --explain" in gorp("status", tmp_path / "run").stdout
     for text in (result.stderr, gorp("status", tmp_path / "run", "--explain").stdout):
         assert "one: eval holds the same rows as train: its score is a training score" in text
         assert "one: the label set was taken from train: false, true" in text
 
 
-def test_a_loss_that_is_not_finite_is_1_and_leaves_versions_alone(tmp_path):
+def test_a_loss_that_is_not_finite_exits_with_1_and_leaves_versions_alone(tmp_path):
     hopeless = {"per_device_train_batch_size": 4, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "no"}
     path = make_project(tmp_path, training=hopeless, method={"name": "sequential_full"})
     result = gorp("train", path)
     assert result.exit_code == 1 and "the loss is" in result.stderr and "Traceback" not in result.stderr
-    refused(path, "the loss is")
+    assert_refused(path, "the loss is")
     assert json.loads(gorp("status", tmp_path / "run", "--json").stdout)["pending"] == ["one", "two"]
 
 
-def test_no_workspace_is_1(tmp_path):
+def test_no_workspace_exits_with_1(tmp_path):
     for command in ("status", "eval"):
         result = gorp(command, tmp_path)
         assert result.exit_code == 1 and "no gorp workspace" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_there_is_no_workspace_the_message_says_what_to_type(tmp_path, monkeypatch):
+def test_the_message_for_a_missing_workspace_gives_a_command_to_type(tmp_path, monkeypatch):
     path = make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     for place, message in {
@@ -343,13 +343,13 @@ def test_where_there_is_no_workspace_the_message_says_what_to_type(tmp_path, mon
     assert "There are: bot. For example `gorp status bot`." in gorp("status").stderr
 
 
-def test_a_workspace_that_is_a_file_is_2(tmp_path):
+def test_a_workspace_that_is_a_file_exits_with_2(tmp_path):
     path = make_project(tmp_path)
     assert gorp("train", path, "--workspace", path).exit_code == 2
 
 
-def until(condition, process: subprocess.Popen) -> None:
-    """Wait for what a process does; it must not end before."""
+def wait_until(condition, process: subprocess.Popen) -> None:
+    """Wait until `condition()` holds; `process` must not end before that."""
     limit = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -357,7 +357,7 @@ def until(condition, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_path):
+def test_a_run_that_was_interrupted_and_killed_ends_with_the_same_bits_as_an_unbroken_one(tmp_path):
     """SIGINT in the first task, SIGKILL in the second; the third run finishes."""
     training = {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_steps": 2, "num_train_epochs": 16}
     path = make_project(tmp_path, training=training)
@@ -366,13 +366,15 @@ def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_pat
     assert whole.returncode == 0, stderr
     for name, number in (("one", signal.SIGINT), ("two", signal.SIGKILL)):
         process = start("train", path, "--workspace", tmp_path / "work")
-        until(lambda n=name: list((tmp_path / "work/run" / n).glob("checkpoint-*/complete.json")), process)
+        wait_until(lambda n=name: list((tmp_path / "work/run" / n).glob("checkpoint-*/complete.json")), process)
         os.kill(process.pid, number)
         error = process.communicate()[1]
         assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), error
         assert "Traceback" not in error
         if number == signal.SIGINT:
-            left = re.search(r"interrupted\. Step (\d+) of 192 of task one is saved\. The same command goes on", error)
+            left = re.search(
+                r"interrupted\. Step (\d+) of 192 of task one is saved\. Run the same command to continue\.", error
+            )
             assert left, error
         else:
             assert f"task one goes on from step {left[1]} of 192\n" in error
@@ -388,16 +390,16 @@ def test_killed_and_interrupted_in_the_middle_it_ends_with_the_same_bits(tmp_pat
 
 
 def test_sigterm_ends_scoring_cleanly_and_saves_the_running_step_of_training(tmp_path):
-    """As Slurm and Kubernetes end a job: once while the base model is scored or soon after, once in a task."""
+    """SIGTERM, as Slurm and Kubernetes send it: once during or just after scoring the base model, once in a task."""
     path = make_project(tmp_path, training={"per_device_train_batch_size": 2, "save_steps": 2, "num_train_epochs": 40})
     work = tmp_path / "work"
     for sign in ("eval/scores.json", "run/one/checkpoint-*/complete.json"):
         process = start("train", path, "--workspace", work)
-        until(lambda s=sign: list(work.glob(s)), process)
+        wait_until(lambda s=sign: list(work.glob(s)), process)
         process.terminate()
         error = process.communicate()[1]
         assert process.returncode == 143 and "Traceback" not in error, error
-        assert re.search(r"gorp: terminated\..* The same command goes on where it was\.", error), error
+        assert re.search(r"gorp: terminated\..* Run the same command to continue\.", error), error
     assert re.search(r"terminated\. Step \d+ of 480 of task one is saved\.", error), error
     assert not list(work.rglob("*.tmp"))
 
@@ -433,10 +435,10 @@ def test_the_demo_prints_one_json_object_and_writes_a_page(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--out", "--picture"])
-def test_a_demo_that_could_not_be_written_is_refused_before_it_is_trained(tmp_path, option, monkeypatch):
+def test_a_demo_whose_page_cannot_be_written_is_refused_before_training(tmp_path, option, monkeypatch):
     monkeypatch.setattr("gorp.demo.run_demo", lambda *_, **__: pytest.fail("trained"))
     (tmp_path / "file").touch()
-    for place, message in (tmp_path, "a folder; wanted the name of a file"), (tmp_path / "file/x", "is no folder"):
+    for place, message in (tmp_path, "Give the name of a file"), (tmp_path / "file/x", "is not a folder"):
         result = gorp("demo", option, place)
         assert result.exit_code == 2 and message in result.stderr
 
@@ -449,8 +451,8 @@ def harmless(text: str) -> bool:
 
 
 @pytest.mark.parametrize("where", ["column", "label", "yaml", "folder"])
-def test_no_message_commands_the_terminal(tmp_path, where):
-    """Names and text out of data, a YAML or a file name, in an error."""
+def test_error_messages_contain_no_terminal_control_characters(tmp_path, where):
+    """Names and text from data, the YAML or a file name are quoted in an error message."""
     path = make_project(tmp_path)
     if where == "column":
         (tmp_path / "one.jsonl").write_text(json.dumps({EVIL: "x", "label": "true"}) + "\n")
@@ -466,7 +468,7 @@ def test_no_message_commands_the_terminal(tmp_path, where):
     assert result.exit_code in (1, 2) and "PWNED" in result.stderr and harmless(result.stderr), result.stderr
 
 
-def test_json_holds_what_commands_a_terminal_as_escapes():
+def test_json_output_escapes_control_characters():
     from gorp.printable import json_printable, printable
 
     text = json_printable(json.dumps({EVIL: "grün 中"}, ensure_ascii=False))
@@ -474,8 +476,8 @@ def test_json_holds_what_commands_a_terminal_as_escapes():
     assert harmless(printable(EVIL + "\ud800\u2066")) and printable("tab\tline\nä") == "tab\tline\nä"
 
 
-def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
-    """As `--workspace "$UNSET"` gives it."""
+def test_an_empty_folder_name_is_refused(tmp_path, monkeypatch):
+    """`--workspace "$UNSET"` must not mean the current folder."""
     path = make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = tree_hash(tmp_path)
@@ -485,7 +487,7 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
     assert tree_hash(tmp_path) == before
 
 
-def test_a_folder_of_other_files_is_2_and_stays_as_it_was(tmp_path):
+def test_a_folder_of_other_files_exits_with_2_and_stays_unchanged(tmp_path):
     path = make_project(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text('{"model_type": "llama"}')
@@ -496,7 +498,7 @@ def test_a_folder_of_other_files_is_2_and_stays_as_it_was(tmp_path):
         assert tree_hash(tmp_path) == before
 
 
-def test_what_the_disk_refuses_is_1_and_one_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_exits_with_1_and_a_short_message(tmp_path, monkeypatch):
     from gorp import storage
 
     path = make_project(tmp_path)
@@ -511,7 +513,7 @@ def test_what_the_disk_refuses_is_1_and_one_sentence(tmp_path, monkeypatch):
     assert "Traceback" not in result.stderr and gorp("train", path, "--json").exit_code == 0
 
 
-def test_two_at_once_are_refused_with_who_it_is(tmp_path):
+def test_a_second_writer_is_refused_and_told_the_process_of_the_first(tmp_path):
     path = make_project(tmp_path)
     code = "import pathlib, sys\nfrom gorp.workspace.mark import writing\nwith writing(pathlib.Path(sys.argv[1])):\n"
     code += "    print('held', flush=True)\n    sys.stdin.read()"

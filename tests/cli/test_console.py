@@ -1,4 +1,4 @@
-"""What `gorp status` prints: short enough for a small terminal, and nothing in it obeyed."""
+"""What `gorp status` prints: short enough for a small terminal, and names are never read as markup."""
 
 import io
 import re
@@ -15,7 +15,7 @@ MONTHS = ["october", "november", "december", "january", "february", "march"]
 
 
 def earlier(names: list[str]) -> dict:
-    """What gorp says of each task: less protected and further moved the older it is."""
+    """Coverage and output change of each task: the older the task, the less protected and the further moved."""
     return {name: {"coverage": 0.9875 - 0.01 * i, "output_change": 0.052 * i} for i, name in enumerate(reversed(names))}
 
 
@@ -54,29 +54,29 @@ def shown(state: dict, **options: bool) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("count", [1, 3, 4, 6])
-def test_fits_a_terminal_of_80_columns_and_24_lines(count, told):
+def test_status_fits_a_terminal_of_80_columns_and_24_lines(count, recorded):
     full = state(count) | {"notes": {}}
-    full["versions"][-1]["earlier"] = earlier(MONTHS[:count]) if told else None
+    full["versions"][-1]["earlier"] = earlier(MONTHS[:count]) if recorded else None
     lines = shown(full).splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
 
 
-def test_the_worst_loss_comes_first_and_the_rest_below():
+def test_the_task_that_lost_most_comes_first():
     lines = shown(state(3)).splitlines()
     assert lines[:5] == [
         "v3 (gorp): 88.0 % on average; earlier tasks lost 3.0 points on average",
         "  october: 86.0, lost 4.0 since it was learned",
         "  november: 88.0, lost 2.0 since it was learned",
         "  december: 90.0, just learned",
-        "pending: may",
+        "pending tasks: may",
     ]
 
 
-def test_each_task_says_how_much_of_it_is_protected_and_how_far_its_outputs_have_moved():
+def test_each_task_shows_how_much_of_it_is_protected_and_how_far_its_outputs_have_moved():
     full = state(3)
-    full["versions"][2]["earlier"] = {"october": {"coverage": 0.5, "output_change": 0.5}}  # not of the current one
+    full["versions"][2]["earlier"] = {"october": {"coverage": 0.5, "output_change": 0.5}}  # not the current version
     full["versions"][3]["earlier"] = earlier(MONTHS[:3]) | {"december": {"coverage": None, "output_change": None}}
     lines = [line.split("  ") for line in shown(full).splitlines()[1:5]]
     assert [[cell.strip() for cell in line if cell.strip()] for line in lines] == [
@@ -87,7 +87,7 @@ def test_each_task_says_how_much_of_it_is_protected_and_how_far_its_outputs_have
     ]
 
 
-def test_many_tasks_that_lost_nothing_share_a_line_and_have_their_own_with_explain():
+def test_many_tasks_that_lost_nothing_share_a_line_unless_explain_is_set():
     full = state(6)
     full["matrix"]["R"] = [[90.0] * 6 for _ in full["matrix"]["R"]]
     full["versions"][-1]["earlier"] = earlier(MONTHS)
@@ -95,31 +95,31 @@ def test_many_tasks_that_lost_nothing_share_a_line_and_have_their_own_with_expla
     assert re.search(r"february: 90\.0, unchanged since it was learned +97\.8 % +5\.2 %", shown(full, explain=True))
 
 
-def test_what_is_unusual_is_told_once():
+def test_remarks_and_warnings_are_printed_once():
     lines = shown(state(3) | {"remarks": ["a copy lies there"], "warnings": ["S is nearly full"]}).splitlines()
     assert lines.count("a copy lies there") == lines.count("S is nearly full") == 1
 
 
-def test_versions_show_the_newest_and_the_current_one():
+def test_the_versions_table_has_the_newest_versions_and_the_current_one():
     old = state(6) | {"current": "v2"}
     assert re.findall(r"^ ([* ]) (v\d)", shown(old), re.M) == [("*", "v2"), (" ", "v5"), (" ", "v6")]
     assert len(re.findall(r"^ [* ] v\d", shown(old, explain=True), re.M)) == 7
 
 
-def test_a_version_that_follows_on_another_than_the_one_before_says_so():
+def test_a_version_whose_parent_is_not_the_previous_one_names_its_parent():
     branched = state(3)
     branched["versions"][3]["parent"] = "v1"
     assert "* v3 after v1" in shown(branched)
 
 
-def test_the_leak_is_shown_of_what_is_trained_of_what_is_served_and_on_earlier_tasks():
+def test_the_leak_is_shown_for_trained_weights_for_served_weights_and_on_earlier_tasks():
     warned = shown(state(2) | {"warnings": ["S may become the whole space"]}, explain=True)
     assert re.search(r"\* v2 +november .* 1e-7 +0\.21 +0\.34 +13 %", warned)
     assert re.search(r"\* v2 +november .* 1e-7 +0\.21 +13 %", shown(state(2)))
     assert "S may become the whole space\n" in warned
 
 
-def test_names_are_shown_and_not_obeyed():
+def test_markup_and_control_characters_in_names_have_no_effect():
     text = shown(state(2, names=["[red]a[/red]", "b\x1b[2J"]), explain=True)
     assert "[red]a[/red]: 88.0" in text and "\x1b" not in text and "b�[2J" in text
 
@@ -127,9 +127,9 @@ def test_names_are_shown_and_not_obeyed():
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "–"), (1.04e-7, "1e-7"), (0.0, "0"), (0.314, "0.31"), (2e-3, "2e-3")]
 )
-def test_a_leak_is_short(value, text):
+def test_a_leak_is_written_with_few_characters(value, text):
     assert fraction(value) == text
 
 
-def test_a_date_is_short():
+def test_a_date_is_written_with_few_characters():
     assert re.fullmatch(r"\d\d \w{3} (\d\d:\d\d|\d{4})", short_date("2025-11-26T12:44:00+00:00"))

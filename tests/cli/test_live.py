@@ -1,4 +1,4 @@
-"""What a log hears of a long run: not each step, and not silence."""
+"""Progress lines of a long run in a log: regular, but not one for each step."""
 
 import io
 from types import SimpleNamespace
@@ -15,13 +15,13 @@ from tests.report.matrices import matrix
 
 @pytest.fixture
 def log(monkeypatch):
-    """The progress, the text it has written so far, and the clock."""
+    """The progress, the stream it writes to, and the clock."""
     text, clock = io.StringIO(), [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     return PlainProgress(Console(file=text, width=PLAIN_WIDTH)), text, clock
 
 
-def test_scoring_that_is_quick_is_silent(log):
+def test_quick_scoring_prints_nothing(log):
     progress, text, clock = log
     with progress.evaluating("v1 on one") as advance:
         for done in (1, 2, 3):
@@ -30,7 +30,7 @@ def test_scoring_that_is_quick_is_silent(log):
     assert text.getvalue() == ""
 
 
-def test_scoring_that_lasts_is_heard_of_after_two_seconds_and_then_every_ten(log):
+def test_long_scoring_prints_a_line_after_two_seconds_and_then_every_ten(log):
     progress, text, clock = log
     with progress.evaluating("v1 on one") as advance:
         for done in range(1, 31):  # a second each
@@ -40,7 +40,7 @@ def test_scoring_that_lasts_is_heard_of_after_two_seconds_and_then_every_ten(log
     assert lines == [f"scoring v1 on one: {done} of 30 rows" for done in (2, 12, 22)]
 
 
-def test_training_says_how_far_it_is(log):
+def test_training_prints_its_steps_and_loss_every_ten_seconds(log):
     progress, text, clock = log
     with progress.training("one") as callback:
         for step in range(31):
@@ -52,17 +52,17 @@ def test_training_says_how_far_it_is(log):
     assert lines[1:-1] == [f"training one: {step} of 30 steps, loss 0.5" for step in (1, 11, 21)]
 
 
-def test_the_table_of_weights_is_printed_when_it_changes(log):
+def test_the_table_of_trained_layers_is_printed_when_it_changes(log):
     progress, text, _ = log
     table = [Treatment(pattern="a.*.q A", count=1, shape=(2, 2), treatment="LoRA", trainable=4)]
     for _ in range(3):
         progress.treatments(table, 100)
-    assert text.getvalue().count("trainable numbers") == 1
+    assert text.getvalue().count("trainable parameters") == 1
     progress.treatments(table * 2, 100)
-    assert text.getvalue().count("trainable numbers") == 2
+    assert text.getvalue().count("trainable parameters") == 2
 
 
-def test_the_table_of_weights_has_a_line_for_each_kind_of_layer(log):
+def test_the_table_of_trained_layers_has_a_line_for_each_kind_of_layer(log):
     progress, text, _ = log
     shapes = {"block.*.self.q A": (4, 6), "block.*.self.q B": (6, 4), "block.*.cross.q C": (2, 2), "norm.weight": (6,)}
     kinds = {"A": "LoRA", "B": "LoRA", "C": "core"}
@@ -77,13 +77,13 @@ def test_the_table_of_weights_has_a_line_for_each_kind_of_layer(log):
     ]
 
 
-def test_after_a_task_every_earlier_one_has_its_line(log):
+def test_after_a_task_every_learned_task_has_a_line(log):
     progress, text, _ = log
     nan = float("nan")
     progress.matrix(matrix([[10, 20], [nan, nan], [nan, nan]], ("a", "b")))
     progress.matrix(matrix([[10, 20], [50, 25], [40, 60]], ("a", "b")))
     assert text.getvalue().splitlines() == [
-        "base model: a 10.0, b 20.0",
+        "base model scores: a 10.0, b 20.0",
         "  a: 40.0, lost 10.0 since it was learned",
         "  b: 60.0, just learned",
     ]

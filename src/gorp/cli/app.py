@@ -1,7 +1,7 @@
-"""The command line: parses, calls, prints. Results go to standard output, everything else to the error stream.
+"""The command line: parse arguments, call the library, print. Results go to stdout, everything else to stderr.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 130 interrupted (Ctrl-C) and 143 terminated (SIGTERM),
-after which the same command goes on.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 130 interrupted (Ctrl-C) and 143 terminated (SIGTERM).
+After 130 or 143 the same command continues the run.
 """
 
 from typing import Annotated
@@ -15,7 +15,8 @@ from gorp.cli.train import estimate, train
 
 
 app = typer.Typer(
-    help="Teach a language model one task after another, and prove that it still knows the earlier ones.",
+    help="Fine-tune a language model on one task after another, and measure after each what it still knows of the "
+    "earlier ones.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

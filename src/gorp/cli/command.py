@@ -1,4 +1,4 @@
-"""What the commands share: arguments, consoles, and errors that become messages and exit codes."""
+"""Code that the commands share: arguments, consoles, and the conversion of errors to messages and exit codes."""
 
 import errno
 import json
@@ -19,27 +19,27 @@ from gorp.termination import Terminated, sigterm_raises
 
 
 def folder(text: str | Path) -> Path:
-    """A path; an empty name, as a variable has that was never set, is not the current folder."""
+    """Return `text` as a path. Refuse an empty name (an unset shell variable), which `Path` takes for "."."""
     if not str(text).strip():
-        raise typer.BadParameter("is empty; wanted a folder. Is a variable not set?")
+        raise typer.BadParameter("the name is empty; give a folder. Is a shell variable not set?")
     return Path(text)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-"""Every command that has a result takes it."""
+"""The option of every command that has a result."""
 
 Place = Annotated[
     Path,
     typer.Argument(
-        metavar="WORKSPACE", parser=folder, help="The workspace, or its YAML; the current folder by default."
+        metavar="WORKSPACE", parser=folder, help="The workspace folder, or its YAML. Default: the current folder."
     ),
 ]
-"""A command that reads a workspace."""
+"""The argument of every command that reads a workspace."""
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Say on a terminal, while heavy libraries are imported, what takes these seconds."""
+    """Show a status line on a terminal while the block imports heavy libraries."""
     from rich.console import Console
 
     stderr = Console(stderr=True)
@@ -48,7 +48,7 @@ def loading() -> Iterator[None]:
 
 
 def start() -> tuple[Any, Any]:
-    """Import the heavy libraries; return the console for results and the progress for everything else."""
+    """Import the heavy libraries and silence their output; return the console for results and the `Progress`."""
     with loading():
         import datasets
         from transformers.utils import logging
@@ -64,7 +64,11 @@ def start() -> tuple[Any, Any]:
 
 @contextmanager
 def errors(*, interrupted: str = "") -> Iterator[None]:
-    """Errors meant for a user become a message and an exit code; others are ours and keep their traceback."""
+    """Turn errors that are meant for a user into a message and an exit code; bugs keep their traceback.
+
+    Args:
+        interrupted: Added to the message after Ctrl-C or SIGTERM.
+    """
     try:
         with sigterm_raises():
             yield
@@ -72,11 +76,12 @@ def errors(*, interrupted: str = "") -> Iterator[None]:
         say(f"gorp: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     except OSError as error:
-        if error.errno in (None, errno.EPIPE) or not error.filename:  # of a library; of a reader that left; ours
+        # No errno: raised by a library. EPIPE: the reader of a pipe ended. No file name: a bug of ours.
+        if error.errno in (None, errno.EPIPE) or not error.filename:
             raise
         say(f"gorp: {disk_message(error, Path(os.fsdecode(error.filename)))}", err=True)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt as stop:  # it may say what was saved
+    except KeyboardInterrupt as stop:  # its text, if any, says what was saved
         saved = f" {stop}" if str(stop) else ""
         terminated = isinstance(stop, Terminated)
         say(f"gorp: {'terminated' if terminated else 'interrupted'}.{saved}{interrupted}", err=True)
@@ -84,9 +89,10 @@ def errors(*, interrupted: str = "") -> Iterator[None]:
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Print a line; names and text of models and data in it command no terminal."""
+    """Print a line; control characters in it (from names, models or data) are replaced."""
     typer.echo(printable(line), err=err)
 
 
 def print_json(value: Any) -> None:
+    """Print `value` as one line of JSON on stdout; control characters are escaped."""
     sys.stdout.write(json_printable(json.dumps(value, ensure_ascii=False, allow_nan=False)) + "\n")

@@ -1,7 +1,7 @@
-"""What a terminal shows of results: tables on standard output.
+"""Tables of results, printed to stdout.
 
-Names of tasks and files are printed as they are: nothing in them is read as markup. Needs neither torch nor
-transformers; a running training is shown by `gorp.cli.live`.
+Names of tasks and files are printed as plain text, never as Rich markup. This module needs neither torch nor
+transformers; `gorp.cli.live` shows a running training.
 """
 
 import re
@@ -20,57 +20,59 @@ from gorp.report.wording import MATRIX_READING, number
 
 
 PLAIN_WIDTH = 160
-"""Columns of a table that goes to a file or a pipe."""
+"""Width in characters of output that goes to a file or a pipe."""
 
 NEWEST = 3
-"""Versions that `gorp status` shows, so that it fits a terminal of 24 lines."""
+"""Number of versions that `gorp status` shows, so that its output fits a terminal of 24 lines."""
 
 FEW = 4
-"""Tasks that get a line each; of more, those that lost nothing share one."""
+"""Up to this many tasks have a line each; with more tasks, those that lost nothing share one line."""
 
-LEAK_READING = "Leak covers inputs in S alone; scores can drop at a leak of 1e-7."
-"""Stands under every table with a leak in it: a small leak is not the same as nothing forgotten."""
+LEAK_READING = "Leak covers only inputs in S: a score can drop although the leak is 1e-7."
+"""Printed under every table with a leak in it, because a small leak does not mean that nothing was forgotten."""
 
 WORDS = {
     "protected": (
-        "the share of a task's inputs that S holds, the mean over the trained layers; where directions were released, "
-        "at least that much"
+        "share of the squared norm of the task's inputs that lies in the protected subspace S, mean over the trained "
+        "layers; a lower bound once directions were released"
     ),
     "outputs moved": (
-        "how far later tasks have moved the answers of the trained layers to a task's tokens, beside how much those "
-        "answers differ; an estimate to a few percent of itself, with the inputs that the layers had when the task "
-        "ended. Embeddings, norms and what changed inputs do further on are not in it"
+        "how far all later tasks have moved the outputs of the trained layers on this task's inputs, relative to how "
+        "much those outputs vary from token to token. An estimate, accurate to a few percent of its value, with the "
+        "inputs that the layers had when the task ended; the effect of one layer's change on later layers is not "
+        "included"
     ),
     "leak": (
-        "share of a task's change that acts on the protected inputs (S) of each trained layer; strict mode keeps it at "
-        "rounding, 1e-7. Inputs outside S, and layers fed by changed layers, are not covered: a task can lose points "
-        "at that leak, and only its score shows it"
+        "share of a task's weight change that acts on the protected inputs (S), in the worst layer; about 1e-7 in "
+        "strict mode, which is float32 rounding. Inputs outside S, and layers fed by changed layers, are not covered: "
+        "a task can lose points at that leak, and only its score shows it"
     ),
-    "served": "the same of the weights that answer, rounded to the model's dtype; in bfloat16 most of it is rounding",
+    "served": "the leak of the served weights, rounded to the model's dtype; in bfloat16 most of it is rounding",
     "earlier": (
-        "the leak on what each earlier task protected, the worst of them; above the leak once directions were released"
+        "the worst leak against what each earlier task protected; larger than the leak once directions were released"
     ),
     "capacity": (
-        "how full S is, in the fullest layer; at `method.budget` (default 75 %) the weakest directions give way"
+        "share of the input space that S occupies, in the fullest layer; at `method.budget` (default 75 %) S replaces "
+        "its weakest directions"
     ),
-    "kept": "what this version carries on to the next task",
+    "kept": "size of what this version passes on to the next task",
 }
-"""The columns of the tasks and of the versions, each in one line."""
+"""Explanation of each column of the tables of tasks and versions."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on standard output or the error stream."""
+    """Return a console on stdout or stderr; `PLAIN_WIDTH` wide where that is not a terminal."""
     made = Console(stderr=stderr, highlight=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
 
 
 def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = False) -> None:
-    """Print the state of a workspace: the verdict in words, the matrix, the newest versions, what is pending.
+    """Print the state of a workspace: a sentence for each task, the pending tasks, all scores, the newest versions.
 
     Args:
-        console: Where.
-        state: As `gorp.workspace.status` gives it.
-        explain: Also what the numbers mean, the notes on the rows, and all versions.
+        console: Where to print.
+        state: The result of `gorp.workspace.status`.
+        explain: Also print what the numbers mean, the notes on the data, and all versions.
     """
     show_verdict(console, state, each=explain)
     matrix = AccuracyMatrix.from_dict(state["matrix"])
@@ -92,57 +94,63 @@ def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = F
             for note in notes:
                 _say(console, f"{task}: {note}")
     elif count := sum(map(len, state["notes"].values())):
-        _say(console, f"{count} note{'s' * (count > 1)} on the data; --explain shows them", style="dim")
+        _say(console, f"{count} note{'s' * (count > 1)} on the data: see --explain", style="dim")
 
 
 def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = True, each: bool = False) -> None:
-    """Print what the current version knows on average, then of each of the `tasks`, and what is pending.
+    """Print the mean score of the current version, its score on each task, and the pending tasks.
 
-    Of a task with a line of its own also how much of it is protected and how far its outputs have moved, where the
-    version says so. With `each` every task has one; otherwise many that lost nothing share one.
+    A task with a line of its own also shows how much of it is protected and how far its outputs have moved, where the
+    version records that.
+
+    Args:
+        console: Where to print.
+        state: The result of `gorp.workspace.status`.
+        tasks: Print the lines for the tasks.
+        each: Give every task its own line; otherwise more than `FEW` tasks that lost nothing share one.
     """
     found = verdicts(AccuracyMatrix.from_dict(state["matrix"]), len(state["contains"]))
-    sentence = in_one_sentence(found) or "the base model, nothing learned yet"
+    sentence = in_one_sentence(found) or "the base model; no task learned yet"
     _say(console, f"{state['current']} ({state['method']}): {sentence}", style="bold")
     dropped = sorted((item for item in found if item.dropped), key=lambda item: item.change)
-    held = [item for item in found if not item.dropped]
+    kept = [item for item in found if not item.dropped]
     if tasks:
-        alone = each or len(found) <= FEW
-        lines = [*dropped, *(held if alone else [])]
-        told = next(item.get("earlier") for item in state["versions"] if item["version"] == state["current"]) or {}
-        if any(item.task in told for item in lines):
-            console.print(tasks_table(lines, told))
+        own_lines = each or len(found) <= FEW
+        lines = [*dropped, *(kept if own_lines else [])]
+        facts = next(item.get("earlier") for item in state["versions"] if item["version"] == state["current"]) or {}
+        if any(item.task in facts for item in lines):
+            console.print(tasks_table(lines, facts))
         else:
             for item in lines:
                 _say(console, f"  {item}", style="red" if item.dropped else "")
-        if held and not alone:
-            _say(console, f"  {in_one_line(held)}")
+        if kept and not own_lines:
+            _say(console, f"  {in_one_line(kept)}")
     if state["problem"]:
-        _say(console, f"the YAML is not used: {state['problem']}; tasks are those that `gorp train` took last")
-    pending = [f"{task} (begun)" if task in state["begun"] else task for task in state["pending"]]
-    _say(console, f"pending: {', '.join(pending) or 'nothing'}")
+        _say(console, f"the YAML is not used: {state['problem']}; the tasks shown are those of the last `gorp train`")
+    pending = [f"{task} (started)" if task in state["begun"] else task for task in state["pending"]]
+    _say(console, f"pending tasks: {', '.join(pending) or 'none'}")
     for line in state["remarks"] + state["warnings"]:
         _say(console, line, style="yellow")
 
 
-def tasks_table(found: Sequence[TaskVerdict], told: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What became of each task, how much of it S holds, and how far its outputs have moved.
+def tasks_table(found: Sequence[TaskVerdict], facts: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a table with a line for each task: its score, how much of it is protected, how far its outputs moved.
 
     Args:
         found: The tasks, in order.
-        told: By task, what a method says of it: `coverage` and `output_change`, shares.
+        facts: Task -> `coverage` and `output_change` as the version records them, as fractions.
     """
     table = empty_table("", [""], ["protected", "outputs moved"])
     for item in found:
-        numbers = (told.get(item.task, {}).get(key) for key in ("coverage", "output_change"))
+        numbers = (facts.get(item.task, {}).get(key) for key in ("coverage", "output_change"))
         cells = [f" {item}", *("–" if value is None else f"{100 * value:.1f} %" for value in numbers)]
         table.add_row(*(Text(printable(cell)) for cell in cells), style="red" if item.dropped else None)
     return table
 
 
 def measures_table(measures: Mapping[str, float | None]) -> Table:
-    """Each measure with its formula and what it means; a dash where cells it needs were not measured."""
-    table = empty_table("percent; differences in percentage points", ["formula"], [""])
+    """Return a table of the measures with formula, value and meaning; a dash where a score is missing."""
+    table = empty_table("in percent; differences in percentage points", ["formula"], [""])
     table.add_column("meaning")
     for name, formula in FORMULAS.items():
         add_row(table, formula, number(measures.get(name)), MEANINGS[name])
@@ -150,12 +158,16 @@ def measures_table(measures: Mapping[str, float | None]) -> Table:
 
 
 def versions_table(versions: Sequence[Mapping[str, Any]], current: str, *, of: int, full: bool = False) -> Table:
-    """Versions of a workspace that has `of` in all, the current one marked; in `full` also the leak on earlier tasks.
+    """Return a table of versions; `*` marks the current one, and a parent is named if it is not the version before.
 
-    A parent is named where it is not the version before.
+    Args:
+        versions: The versions to show, by number.
+        current: Name of the current version.
+        of: Number of versions in the workspace.
+        full: Also show the leak on earlier tasks.
     """
     heading = "version" if len(versions) == of else f"version ({len(versions)} of {of})"
-    table = empty_table("", [heading, "task", "made"], ["leak", "served", *["earlier"] * full, "capacity", "kept"])
+    table = empty_table("", [heading, "task", "created"], ["leak", "served", *["earlier"] * full, "capacity", "kept"])
     for item in versions:
         number_ = int(item["version"][1:])
         after = "" if item["parent"] in (None, f"v{number_ - 1}") else f" after {item['parent']}"
@@ -170,20 +182,20 @@ def versions_table(versions: Sequence[Mapping[str, Any]], current: str, *, of: i
 
 
 def fraction(value: float | None) -> str:
-    """A leak: `1e-7`, or `0.31` where it is not small."""
+    """Return a leak as text: `0.31`, or `1e-7` below 0.01; a dash for None."""
     if value is None:
         return "–"
     return f"{value:.2f}" if value >= 0.01 else re.sub("e-0*", "e-", f"{value:.0e}").replace("0e+00", "0")
 
 
 def short_date(written: str) -> str:
-    """A time stamp in the local time zone, in twelve letters: `26 Nov 12:44`, or `26 Nov 2025` in another year."""
+    """Return a time stamp in local time, in at most 12 characters: `26 Nov 12:44`, `26 Nov 2025` if not this year."""
     when, now = datetime.fromisoformat(written).astimezone(), datetime.now().astimezone()
     return f"{when:%d %b %H:%M}" if when.year == now.year else f"{when:%d %b %Y}"
 
 
 def plain_table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    """A table of text."""
+    """Return a table of plain text, all columns aligned left."""
     table = empty_table(title, headings, [])
     for line in lines:
         add_row(table, *line)
@@ -191,7 +203,7 @@ def plain_table(title: str, headings: Sequence[str], lines: Sequence[Sequence[st
 
 
 def empty_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    """A table without rows; `left` and `right` are its headings, by the side their columns are aligned to."""
+    """Return a table without rows; `left` and `right` are the headings of columns aligned to that side."""
     table = Table(title=Text(title), title_justify="left", box=None)
     for heading in left:
         table.add_column(Text(heading), overflow="fold")
@@ -206,7 +218,7 @@ def add_row(table: Table, *cells: str) -> None:
 
 
 def _newest(versions: Sequence[Mapping[str, Any]], current: str) -> list[Mapping[str, Any]]:
-    """The newest few, and the current one where it is older."""
+    """Return the `NEWEST` newest versions, of which the current one replaces the oldest if it is older still."""
     newest = versions[-NEWEST:]
     older = [item for item in versions[:-NEWEST] if item["version"] == current]
     return [*older, *newest[len(older) :]]

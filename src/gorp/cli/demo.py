@@ -12,15 +12,15 @@ from gorp.errors import ConfigError
 
 def demo(
     as_json: AsJson = False,
-    seed: Annotated[int, typer.Option(help="Decides fresh adapters and the order of rows.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("gorp-demo.html"),
-    picture: Annotated[Path | None, typer.Option(help="Where the picture of both goes as SVG, if wanted.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of new adapters and of the order of rows.")] = 0,
+    out: Annotated[Path, typer.Option(help="File for the HTML page.")] = Path("gorp-demo.html"),
+    picture: Annotated[Path | None, typer.Option(help="File for an SVG picture of both. Default: none.")] = None,
     model: Annotated[str, typer.Option(help="The shipped model, a folder, or a hub id.")] = "gorp-tiny-t5",
-    train_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to train on, at most.")] = 210,
-    eval_rows: Annotated[int, typer.Option(min=1, help="Rows of each task to score, at most.")] = 100,
+    train_rows: Annotated[int, typer.Option(min=1, help="Maximum number of training rows per task.")] = 210,
+    eval_rows: Annotated[int, typer.Option(min=1, help="Maximum number of scored rows per task.")] = 100,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over a task's rows.")] = 3,
 ) -> None:
-    """Teach a small model four tasks in turn, by ordinary LoRA and by gorp, and compare. Takes a few minutes."""
+    """Train a small model on four tasks in turn, with ordinary LoRA and with gorp; compare. Takes a few minutes."""
     with errors():
         for file in filter(None, (out, picture)):
             check_file(file)
@@ -34,8 +34,8 @@ def demo(
         from gorp.storage import write_atomic
 
         settings = DemoSettings(model=model, seed=seed, train_rows=train_rows, eval_rows=eval_rows, epochs=epochs)
-        progress.say(f"seed {seed}, model {model}, {train_rows} rows a task to train on, {epochs} epochs")
-        torch.set_num_threads(1)  # matrices this small gain nothing from more threads, and lose much on a busy machine
+        progress.say(f"model {model}, seed {seed}, {train_rows} training rows per task, {epochs} epochs")
+        torch.set_num_threads(1)  # more threads do not speed up matrices this small, and slow them on a busy machine
         results = run_demo(settings, progress=progress)
         write_page(demo_page(settings, results), out)
         progress.say(f"wrote {out}")
@@ -46,7 +46,7 @@ def demo(
             print_json({method: result.to_dict() for method, result in results.items()})
             return
         for method, result in results.items():
-            console.print(matrix_table(result.matrix, title=f"{NAMES[method]}: percent right"))
+            console.print(matrix_table(result.matrix, title=f"{NAMES[method]}: percent correct"))
         runs = {NAMES[method]: [result.matrix] for method, result in results.items()}
         console.print(comparison_table(runs, title=f"side by side, seed {seed}"))
         typer.echo("")
@@ -55,9 +55,9 @@ def demo(
 
 
 def check_file(path: Path) -> None:
-    """Refuse, before the training, a file that could not be written after it."""
+    """Raise `ConfigError` if `path` cannot be written, before the training starts."""
     if path.is_dir():
-        raise ConfigError(f"{path}: a folder; wanted the name of a file, for example {path / 'gorp-demo.html'}.")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigError(f"{path}: {there} is no folder that can be written to. Give another place.")
+        raise ConfigError(f"{path}: this is a folder. Give the name of a file, e.g. {path / 'gorp-demo.html'}.")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{path}: {nearest} is not a folder that can be written to. Give another path.")

@@ -10,14 +10,16 @@ from gorp.cli.command import AsJson, Place, errors, print_json, start
 
 def evaluate(
     workspace: Place = Path("."),
-    version: Annotated[str | None, typer.Option(help="For example v2; the current one by default.")] = None,
-    task: Annotated[str | None, typer.Option(help="Only this task; all by default.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Version to score, for example v2. Default: the current version.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Score only this task. Default: all tasks.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score a version again, as the YAML is now, and keep the scores."""
+    """Score a version again with the current YAML, and save the scores."""
     with errors():
         from gorp.workspace.place import place
 
@@ -38,4 +40,4 @@ def evaluate(
             print_json(result)
             return
         lines = [[n, f"{c['score']:.1f}", str(c["rows"]), c["metric"]] for n, c in result["scores"].items()]
-        console.print(plain_table(result["version"], ["task", "percent right", "rows", "metric"], lines))
+        console.print(plain_table(result["version"], ["task", "score (%)", "rows", "metric"], lines))

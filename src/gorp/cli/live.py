@@ -1,4 +1,4 @@
-"""A long run as a terminal shows it: bars, or plain lines for logs and pipes, on the error stream."""
+"""Progress of a long run on stderr: bars in a terminal, plain lines in logs and pipes."""
 
 import re
 import time
@@ -22,43 +22,43 @@ from gorp.report.wording import number
 
 
 FIRST_LINE, NEXT_LINE = 2.0, 10.0
-"""Seconds after which a log first hears of something that lasts, and then hears of it again."""
+"""Seconds until a log gets the first progress line of a long operation, and between the lines after it."""
 
 
 def progress_on(target: Console) -> Progress:
-    """Bars in a terminal, lines elsewhere."""
+    """Return the progress for `target`: bars in a terminal, lines elsewhere."""
     return LiveProgress(target) if target.is_terminal else PlainProgress(target)
 
 
 class PlainProgress(Progress):
-    """For logs and pipes: a line at the start and end of a training, and now and then for whatever lasts."""
+    """Progress for logs and pipes: a line at the start and end of each training, and regular lines in between."""
 
     def __init__(self, target: Console) -> None:
         self.console = target
-        self._shown: list[Treatment] = []
+        self._printed: list[Treatment] = []
 
     def say(self, line: str) -> None:
-        """Print `line`, whatever is in it, unchanged."""
+        """Print `line` as plain text, without markup or wrapping."""
         self.console.print(Text(printable(line)), soft_wrap=True)
 
     def treatments(self, treatments: Sequence[Treatment], total: int) -> None:
-        """Print the table, unless it is the one that was printed last."""
-        if self._shown != list(treatments):
-            self._shown = list(treatments)
+        """Print the table of trained layers, unless it equals the last one printed."""
+        if self._printed != list(treatments):
+            self._printed = list(treatments)
             self.console.print(treatments_table(treatments, total))
 
     def matrix(self, matrix: AccuracyMatrix) -> None:
-        """What the newest model knows: of each learned task a line, or the scores of the base model in one line."""
+        """Print a line for each learned task, or the scores of the base model in one line if none is learned."""
         found = verdicts(matrix)
         for item in found:
             self.say(f"  {item}")
         if not found:
             scores = zip(matrix.tasks, matrix.R[0].tolist(), strict=True)
-            self.say(f"base model: {', '.join(f'{task} {number(score)}' for task, score in scores)}")
+            self.say(f"base model scores: {', '.join(f'{task} {number(score)}' for task, score in scores)}")
 
     @contextmanager
     def training(self, name: str) -> Iterator[TrainerCallback]:
-        """Lines with the number of steps and the last logged loss."""
+        """Print lines with the number of steps and the last logged loss."""
         due = _every(FIRST_LINE, NEXT_LINE)
 
         def show(done: int, total: int, loss: str) -> None:
@@ -72,7 +72,7 @@ class PlainProgress(Progress):
 
     @contextmanager
     def evaluating(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Lines with the number of rows, if it takes long."""
+        """Print lines with the number of scored rows, if scoring takes more than `FIRST_LINE` seconds."""
         due = _every(FIRST_LINE, NEXT_LINE)
 
         def show(done: int, total: int) -> None:
@@ -83,18 +83,18 @@ class PlainProgress(Progress):
 
 
 class LiveProgress(PlainProgress):
-    """A bar for each task: steps, loss, time left."""
+    """Progress for terminals: a bar for each task, with steps, loss and time left."""
 
     @contextmanager
     def training(self, name: str) -> Iterator[TrainerCallback]:
-        """A bar over the optimizer steps."""
+        """Show a bar of the optimizer steps."""
         with self._bars() as bars:
             bar = bars.add_task(f"train {name}", total=None, note="")
             yield _Steps(lambda done, total, loss: bars.update(bar, completed=done, total=total, note=loss))
 
     @contextmanager
     def evaluating(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar over the rows; it goes away, the score stays."""
+        """Show a bar of the scored rows; it is removed at the end."""
         with self._bars(transient=True) as bars:
             bar = bars.add_task(f"score {name}", total=None, note="")
             yield lambda done, total: bars.update(bar, completed=done, total=total)
@@ -113,9 +113,14 @@ class LiveProgress(PlainProgress):
 
 
 def treatments_table(treatments: Sequence[Treatment], total: int) -> Group:
-    """What is trained, a line for each kind of layer, and how much that is beside the model's `total` parameters."""
+    """Return the table of what is trained: one line for each kind of layer, with the share of `total` as its title.
+
+    Args:
+        treatments: What trains each group of parameters.
+        total: Number of parameters of the model.
+    """
     trainable = sum(item.trainable for item in treatments)
-    title = f"{trainable:,} trainable numbers, {100 * trainable / total:.2f} % of the model's {total:,} parameters"
+    title = f"{trainable:,} trainable parameters, {100 * trainable / total:.2f} % of the model's {total:,}"
     kinds: dict[str, list[Treatment]] = {}
     for item in treatments:
         kinds.setdefault(_layer(item.pattern).rpartition(".")[2], []).append(item)
@@ -128,12 +133,12 @@ def treatments_table(treatments: Sequence[Treatment], total: int) -> Group:
 
 
 def _layer(pattern: str) -> str:
-    """The layer that a group of parameters belongs to: without the factor (A, B, C), `weight` and `bias`."""
+    """Return the layer of a group of parameters: its pattern without the factor (A, B, C), `weight` and `bias`."""
     return re.sub(r"\.(weight|bias)$", "", re.sub(r" [ABC]$", "", pattern))
 
 
 def _every(first: float, then: float) -> Callable[[], bool]:
-    """A function that is true once after `first` seconds, and again whenever `then` seconds have passed since."""
+    """Return a function that returns True once after `first` seconds and then once every `then` seconds."""
     limit = time.monotonic() + first
 
     def due() -> bool:
@@ -148,7 +153,7 @@ def _every(first: float, then: float) -> Callable[[], bool]:
 
 
 class _Steps(TrainerCallback):
-    """Tells `show` of every optimizer step, with the last logged loss."""
+    """Call `show(done, total, loss)` at every optimizer step, with the last logged loss as text."""
 
     def __init__(self, show: Callable[[int, int, str], None]) -> None:
         self.show, self.done, self.loss = show, 0, ""

@@ -15,11 +15,11 @@ ABOUT = ("title", "keeps", "paper", "joint", "needs_num_tasks", "needs_task_id",
 def status(
     workspace: Place = Path("."),
     explain: Annotated[
-        bool, typer.Option("--explain", help="Also what the numbers mean, notes on the data, and all versions.")
+        bool, typer.Option("--explain", help="Also explain every number and show data notes and all versions.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what the model still knows of each task; show the accuracy matrix, the versions, and what is pending."""
+    """Show what the model still knows of each task, all scores, the versions, and the pending tasks."""
     with errors():
         from gorp.cli.console import console, show_status
         from gorp.workspace.place import place
@@ -31,7 +31,7 @@ def status(
 
 
 def methods(as_json: AsJson = False) -> None:
-    """List the methods that `method.name` can be."""
+    """List the methods that `method.name` in the YAML can select."""
     with errors():
         with loading():
             from gorp.methods import METHODS

@@ -1,4 +1,4 @@
-"""`gorp train` and, before it, `gorp estimate`."""
+"""`gorp train` and `gorp estimate`."""
 
 import shlex
 from pathlib import Path
@@ -14,7 +14,10 @@ def train(
     config: Annotated[
         Path,
         typer.Argument(
-            metavar="CONFIG.yaml", exists=True, dir_okay=False, help="What to train: see docs/getting-started.md."
+            metavar="CONFIG.yaml",
+            exists=True,
+            dir_okay=False,
+            help="Model, method and list of tasks: see docs/getting-started.md.",
         ),
     ],
     workspace: Annotated[
@@ -22,19 +25,19 @@ def train(
         typer.Option(
             metavar="FOLDER",
             parser=folder,
-            help="The folder for versions and scores. Default: beside the YAML, named as it without .yaml.",
+            help="Folder for versions and scores. Default: the path of the YAML without .yaml.",
         ),
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin the unfinished task anew, instead of going on with it.")
+        bool, typer.Option("--restart", help="Train an unfinished task from its start instead of continuing it.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show what would be trained, write nothing.")
+        bool, typer.Option("--dry-run", help="Check everything and show what would be trained; write nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the tasks that are pending, and score all tasks after each. Interrupted runs go on where they were."""
-    with errors(interrupted=" The same command goes on where it was."):
+    """Train the pending tasks in order and score all tasks after each. Run it again to continue an interrupted run."""
+    with errors(interrupted=" Run the same command to continue."):
         console, progress = start()
         from gorp.workspace import load_config, plan, run_sequence, status
 
@@ -45,7 +48,7 @@ def train(
             progress.treatments(treatments, total)
             trainable = sum(item.trainable for item in treatments)
             result = {"pending": pending, "trainable": trainable, "parameters": total}
-            print_json(result) if as_json else say(f"pending: {', '.join(pending) or 'nothing'}")
+            print_json(result) if as_json else say(f"pending tasks: {', '.join(pending) or 'none'}")
             return
         run_sequence(settings, folder, restart=restart, progress=progress)
         state = status(folder)
@@ -54,20 +57,23 @@ def train(
             return
         from gorp.cli.console import show_verdict
 
-        seen = console.is_terminal and progress.console.is_terminal  # the lines about the tasks stand just above
-        show_verdict(console, state, tasks=not seen)
-        say(f"`gorp status {shlex.quote(str(folder))}` shows the matrix and the versions")
+        already_shown = console.is_terminal and progress.console.is_terminal  # by `progress`, just above
+        show_verdict(console, state, tasks=not already_shown)
+        say(f"`gorp status {shlex.quote(str(folder))}` shows all scores and versions")
 
 
 def estimate(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The YAML that `gorp train` takes.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The same YAML as for `gorp train`.")],
     tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="Of a GPU that is not here: 10^12 operations a second it reaches.")
+        float | None,
+        typer.Option(min=0.001, help="Estimate for another GPU: its attainable speed, in 10^12 operations per second."),
     ] = None,
-    gbps: Annotated[float | None, typer.Option(min=0.001, help="Its memory's bandwidth, 10^9 bytes a second.")] = None,
+    gbps: Annotated[
+        float | None, typer.Option(min=0.001, help="The other GPU's memory bandwidth, in 10^9 bytes per second.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict memory, time and what is kept, from shapes alone; measures this machine for two seconds."""
+    """Predict memory, time and disk space from the model's shapes; takes two seconds to measure this machine."""
     with errors():
         console, _ = start()
         from gorp.cli.console import plain_table
@@ -75,7 +81,7 @@ def estimate(
         from gorp.workspace import load_config
 
         if (tflops is None) != (gbps is None):
-            raise ConfigError("--tflops and --gbps go together: a device that is not here needs both.")
+            raise ConfigError("only one of --tflops and --gbps is given; an estimate for another GPU needs both.")
         settings = load_config(config)
         device = device_for(settings, tflops=tflops, gbps=gbps)
         estimates = predict(settings, device)
