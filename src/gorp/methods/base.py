@@ -1,27 +1,42 @@
-"""What a continual-learning method may decide, in the order it is asked.
+"""`Method`, the base class of every continual-learning method, and the order in which its hooks are called.
 
-A method is one file in `gorp/methods`: a frozen config and a final subclass of `Method`. Override only what the
-method changes; the defaults train nothing and protect nothing. The engine is Hugging Face's Trainer, a new one for
-every task, and calls the seams from there (`gorp.training.trainer`).
+A method is one file in `gorp/methods`: a frozen config and a final subclass of `Method`. It overrides only the hooks
+that it needs; by default nothing is trained and nothing is protected. Each task is trained by a new Hugging Face
+Trainer (`gorp.training.trainer`), which calls the hooks.
 
-    setup           once, with the pristine base model: `choose` the weights, refuse what cannot work
-    begin_task      make the weights, add adapters, freeze, take snapshots; may build structure, must not train
-    parameter_groups  what is trained, and at which learning rate
-    check_optimizer refuse one that the method cannot work with: before training, and in a dry run
-    make_optimizer  an optimizer of its own, in place of the one that the Trainer's arguments name
-    extra_loss      penalties, replay, distillation: a term that weighs the same however the batch is cut
-    edit_gradients  projections and masks: after the last micro-batch and the all-reduce, before clipping
-    after_step      correct the weights once they have moved: strict projection, proximal step, moving average
-    end_task        remember what must not be forgotten; fold what was learned into `deltas`
-    abandon         instead of end_task, after an error or an interruption: model and method as before begin_task
-    serving         the model as it answers questions, of a task whose name may be known
-    state_dict, load_state_dict   everything carried from task to task, and what a resumed task needs
+Once, when the base model is loaded and nothing has changed it:
 
-**Rule for resuming.** On resume the method is loaded as it was when the task began, `begin_task` is called again, and
-only then the state of the checkpoint is loaded. State is tensors, so that it fits into safetensors.
+    setup               calls `choose`, which names the layers to train; raises if one of them cannot be trained
+    notes               returns lines for the user about layers that were left out
 
-**Flags** say what a method asks of its surroundings: `joint`, `needs_task_id`, `needs_num_tasks`, `stores_data`,
-`mergeable`. What cannot be given is refused before training, with the method's name (`gorp.training.preflight`).
+For each task, in this order:
+
+    warnings            returns what the user should know before the task; raises if the task could change nothing
+    begin_task          loads the deltas of earlier tasks, adds adapters, freezes all that is not trained
+    check_optimizer     raises if the method cannot work with the optimizer that the user chose (in a dry run too)
+    parameter_groups    returns what is trained, and at which learning rate
+    make_optimizer      returns the method's own optimizer, or None for the one that the user chose
+    In each optimizer step:
+        extra_loss      in each micro-batch, after the forward pass: returns a term to add to the loss, or None
+        edit_gradients  after the last micro-batch and the all-reduce over ranks, before clipping: projects or masks
+        after_step      after the optimizer has moved the weights: corrects them (projection, proximal step, average)
+    end_task            adds the task's change to `deltas`, removes adapters, stores what later tasks need
+    facts               returns what the task's report says: leak, capacity, bytes kept
+
+If an error or an interruption ends the task, `abandon` is called in place of `end_task`.
+
+Between tasks:
+
+    serving             gives the model that answers prompts, of a task whose name may be known
+    memory_tensors      returns the bases S that are written to `memory.safetensors`
+
+`state_dict` is called after each task, and whenever a checkpoint is written within one. `load_state_dict` restores it.
+
+**Resuming a task.** A new object is loaded with the state that was saved before the task; `begin_task` is called as
+usual; then the state of the checkpoint is loaded. State consists of tensors only, so that safetensors can hold it.
+
+**Flags** (class attributes) declare what a method needs: `joint`, `needs_task_id`, `needs_num_tasks`, `stores_data`,
+`mergeable`. A run that cannot meet them is refused before training (`gorp.training.preflight`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -43,13 +58,13 @@ from gorp.weights.delta import WeightDelta, pack_deltas, unpack_deltas
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """A method without options."""
+    """Options of a method; this base class has none."""
 
     def __post_init__(self) -> None:
-        """Refuse a word that its field does not know, and a number outside its field's range.
+        """Check each field: a `Literal` against its words, a number against its range.
 
         Raises:
-            ConfigError: With the words there are, or the range.
+            ConfigError: If a value is not allowed; the message lists the words or gives the range.
         """
         for name, hint in get_type_hints(type(self)).items():
             words = [w for part in (hint, *get_args(hint)) if get_origin(part) is Literal for w in get_args(part)]
@@ -63,55 +78,58 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskContext:
-    """What a method may know of the task at hand."""
+    """What a method is told about the task that is being trained."""
 
     name: str
     index: int
-    """Counted from 1."""
+    """Number of the task in the sequence, from 1."""
     seed: int
+    """Seed of the whole sequence, the same for every task."""
     num_steps: int
-    """Optimizer steps this task will take."""
+    """Optimizer steps that this task will take."""
     num_tasks: int | None = None
-    """Tasks of the whole sequence; None where nobody knows how many will come. A benchmark knows; a workspace does not,
-    since tasks are added to it, unless the method `needs_num_tasks`: then its YAML lists all that there will be."""
+    """Number of tasks in the whole sequence, or None if it is not known. A benchmark knows it. A workspace does not,
+    because tasks can be added to it; if the method sets `needs_num_tasks`, its YAML must list all tasks."""
     batches: Callable[[int, int | None], Iterator[Batch]]
-    """`batches(batch_size, limit)`: at most `limit` of the task's training rows, drawn at random without replacement,
-    the same ones on every call, on every rank and in a resumed run."""
+    """`batches(batch_size, limit)` yields at most `limit` of the task's training rows (None: all), drawn at random
+    without replacement. The rows are the same on every call, on every rank and in a resumed run."""
 
 
 class Method:
-    """The base of every method; see the module for when each seam is called."""
+    """Base class of every method; the module docstring says when each hook is called."""
 
     name: ClassVar[str] = ""
-    """What the command line and the tables call it."""
+    """Name of the method on the command line and in tables."""
     title: ClassVar[str] = ""
-    """One line for `gorp methods`."""
+    """One line that describes the method, for `gorp methods`."""
     paper: ClassVar[str] = ""
-    """Where it comes from."""
+    """Source of the method: the paper and its arXiv id."""
     keeps: ClassVar[str] = "nothing"
-    """What it carries between tasks besides the weights, and how that grows."""
+    """What the method carries from task to task besides the weights, and how it grows."""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     uses_lora: ClassVar[bool] = False
-    """Whether the `lora:` block of a configuration means anything to it."""
+    """Whether the method reads the `lora:` block of the configuration."""
     joint: ClassVar[bool] = False
-    """Whether it trains once on the union of all tasks."""
+    """Whether the method trains once, on the rows of all tasks together."""
     needs_num_tasks: ClassVar[bool] = False
-    """Whether `TaskContext.num_tasks` must be known."""
+    """Whether the method needs `TaskContext.num_tasks`."""
     needs_task_id: ClassVar[bool] = False
-    """Whether it can answer only when it is told which task a question belongs to."""
+    """Whether the method can answer a prompt only if it is told which task the prompt belongs to."""
     stores_data: ClassVar[bool] = False
-    """Whether its state holds rows of earlier tasks, so that deleting a file of rows does not delete them."""
+    """Whether the state holds rows of earlier tasks. If so, deleting a file of rows does not delete these copies."""
     mergeable: ClassVar[bool] = True
-    """Whether all that it has learned is in `deltas`: then one plain model, W₀ + deltas, answers for all tasks."""
+    """Whether `deltas` holds all that was learned, so that one plain model, W₀ + deltas, answers for every task."""
     widens: ClassVar[bool] = False
-    """Whether it trains the model's own weights in float32, whatever their dtype between tasks. The forward pass of a
-    bfloat16 model then runs under autocast."""
+    """Whether the model's own weights are trained, in float32 whatever their dtype is between tasks. The forward pass
+    of a bfloat16 model then runs under autocast."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse flags that contradict each other: one plain model is told no task.
+        """Check that the flags do not contradict each other.
+
+        A merged model and a joint method have one set of weights for all tasks, so a task's name cannot matter.
 
         Raises:
-            TypeError: With the class's name.
+            TypeError: If `needs_task_id` is set together with `mergeable` or `joint`.
         """
         super().__init_subclass__(**kwargs)
         if cls.needs_task_id and (cls.mergeable or cls.joint):
@@ -132,33 +150,36 @@ class Method:
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config: Any = config or self.Config()
         self.deltas: dict[str, WeightDelta] = {}
-        """What all finished tasks added to each touched weight."""
+        """Name of a weight -> the sum of the changes that all finished tasks made to it."""
         self.step: int = 0
         """Optimizer steps finished in this task."""
         self.broken = ""
-        """Why this object can train no more: an error came while its state was changing. Loading a state mends it."""
+        """Why this object cannot train any more: an error in `end_task` left its state half changed. Empty if all is
+        well; `load_state_dict` clears it."""
         self._step_before = 0
 
     def setup(self, model: nn.Module) -> None:
-        """Get to know the base model, once, before anything is changed.
+        """Choose the weights to train and check them. Called once, before anything in `model` is changed.
 
         Raises:
-            ModelError: If a weight that the method would change cannot be trained (`gorp.layers.trainable`).
-            ConfigError: If an option does not fit the weights.
+            ModelError: If a chosen weight cannot be trained (`gorp.layers.trainable`).
+            ConfigError: If an option does not fit the chosen weights.
         """
         self.weights: BaseWeights = BaseWeights(model)
         check_trainable(model, self.choose(model))
 
     def choose(self, model: nn.Module) -> list[str] | None:
-        """Names of the linear layers whose weights it will change; None, the default: any parameter."""
+        """Return the names of the linear layers to train, or None (the default) if any parameter may be trained."""
         return None
 
     def notes(self, model: nn.Module) -> list[str]:
-        """Lines for the user about what `choose` did not choose; `model` as in `setup`."""
+        """Return lines that tell the user which layers `choose` left out; `model` as in `setup`."""
         return []
 
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
-        """Prepare the model. Default: all tasks' deltas in the weights, nothing trainable.
+        """Prepare the model for training; it may add layers to the model, but must not train.
+
+        Default: load all finished tasks' deltas into the weights and make no parameter trainable.
 
         Raises:
             TrainingError: If the model or the method is not as the previous task left it: an earlier task ended in an
@@ -167,75 +188,80 @@ class Method:
         self._step_before = self.step
         if self.broken:
             raise TrainingError(
-                f"this {self.name} cannot train another task: {self.broken}. Load a state into it "
-                "(load_state_dict), or make a new one."
+                f"this {self.name} object cannot train another task: {self.broken}. Load a saved state into it "
+                "(load_state_dict), or make a new object."
             )
         if not self.weights.is_plain(model):
             raise TrainingError(
-                "the model is not as `setup` found it: layers of an earlier task that did not come to its end are "
-                "still in it. Call `method.abandon(model)` first, or load the model anew and `method.setup(model)`."
+                "the model is not as `setup` found it: layers of an earlier task, which did not finish, are still "
+                "in it. Call `method.abandon(model)` first, or load the model again and call `method.setup(model)`."
             )
         self.step = 0
         self.weights.load(self.deltas)
         model.requires_grad_(False)
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        """Optimizer groups; a group without its own `lr` gets `learning_rate`. Default: all that is trainable."""
+        """Return optimizer groups. A group without its own `lr` gets `learning_rate`.
+
+        Default: one group of all trainable parameters.
+        """
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
     def make_optimizer(self, groups: list[dict[str, Any]], options: Mapping[str, Any]) -> torch.optim.Optimizer | None:
-        """An optimizer of the method's own; None, the default: the one that `training.optim` names.
+        """Return the method's own optimizer, or None (the default) to use the one that `training.optim` names.
 
-        A method that overrides this refuses `training.optim`. Its optimizer is saved with a checkpoint by
-        `state_dict()`, so that a run resumes bit for bit if the state is complete and of plain tensors.
+        For a method that overrides this, a configuration that sets `training.optim` is refused. Checkpoints hold the
+        optimizer's `state_dict()`, so a run resumes bit for bit if that state is complete and consists of plain
+        tensors.
 
         Args:
-            groups: Those of `parameter_groups`.
-            options: What AdamW would be made with: `lr`, `weight_decay`, `betas`, `eps`.
+            groups: What `parameter_groups` returned.
+            options: The options that AdamW would be created with: `lr`, `weight_decay`, `betas`, `eps`.
         """
         return None
 
     def extra_loss(self, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor | None:
-        """A scalar to add to the task's mean loss, or None. Weighed once a step, whatever the accumulation.
+        """Return a scalar to add to the task's mean loss, or None.
 
-        A term that does not depend on the batch is returned as it is. One that is a sum over tokens goes through
-        `outputs.mean`, so that it too is the same however the step is cut.
+        The term counts once in a step, however many micro-batches the step has. Return a term that does not depend on
+        the batch as it is. Pass the values of a sum over tokens to `outputs.mean`, so that this term too does not
+        depend on how the step is split into micro-batches.
 
         Args:
             model: In training mode.
             batch: The micro-batch, with labels.
-            outputs: What the model made of it, K x V logits at the K labels, and the way to more forward passes.
+            outputs: The forward pass of `batch`: K x V logits at its K labels. It can run more forward passes.
         """
         return None
 
     def check_optimizer(self, optimizer: type, options: Mapping[str, Any]) -> None:
-        """Refuse an optimizer class, with the options it would be made with, that the method cannot work with.
+        """Raise if the method cannot work with an optimizer class and the options that it would be created with.
 
         Raises:
             ConfigError: Before training, and in a dry run.
         """
 
     def edit_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Change `.grad` in place."""
+        """Change the gradients, `.grad` of each parameter, in place."""
 
     def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Correct the weights. Overrides call this one first: it counts the steps.
+        """Correct the weights after an optimizer step. Overrides call this method first, because it counts the steps.
 
         Args:
-            model: Its weights have moved; gradients are still there.
-            optimizer: That moved them; the rate of the step is `lr` of each group.
+            model: The model after the step; the gradients of the step are still there.
+            optimizer: The optimizer that took the step; `lr` of each group is the learning rate of this step.
         """
         self.step += 1
 
     def end_task(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: TaskContext) -> None:
-        """Fold what was learned into `deltas`, remove adapters, grow what protects."""
+        """Add the task's change to `deltas`, remove adapters, and store what later tasks need."""
 
     def abandon(self, model: nn.Module) -> None:
-        """Put the model and the method back as they were before `begin_task`; nothing of the task is kept.
+        """Restore the model and the method as they were before `begin_task`; nothing of the task is kept.
 
-        Called instead of `end_task`, whatever the error was, also one in `begin_task` or in `end_task` itself. Default:
-        all earlier tasks' deltas in the weights, nothing trainable. Overrides take out what they put into the model,
-        drop what they hold for a task that runs, and call this one last.
+        Called in place of `end_task` after any error, including one in `begin_task` or in `end_task` itself. Default:
+        load the earlier tasks' deltas into the weights and make no parameter trainable. Overrides remove what they
+        added to the model, drop what they hold for the running task, and call this method last.
         """
         model.zero_grad(set_to_none=True)
         self.step = self._step_before
@@ -244,50 +270,53 @@ class Method:
 
     @contextmanager
     def serving(self, model: nn.Module, task: str | None = None) -> Iterator[nn.Module]:
-        """The model that answers questions between two tasks: round(W₀ + delta).
+        """Yield the model that answers prompts between tasks, with the served weights round(W₀ + delta).
 
-        Overrides add what is not in `deltas`, inside `with super().serving(model, task)`, and take it out at the end.
+        Overrides add what is not in `deltas`, inside `with super().serving(model, task)`, and remove it at the end.
 
         Args:
             model: The base model.
-            task: The name of the task that the questions belong to, learned or not; None where nobody knows.
+            task: Name of the task that the prompts belong to, learned or not; None if it is not known.
 
         Raises:
-            ConfigError: If it `needs_task_id` and gets none.
+            ConfigError: If the method `needs_task_id` and `task` is None.
         """
         if self.needs_task_id and task is None:
             raise ConfigError(
-                f"the method `{self.name}` needs to be told which task a question belongs to. Name the task, or use a "
-                "method that does not (`gorp methods`)."
+                f"the method `{self.name}` needs to be told which task a prompt belongs to. Give the task's name, or "
+                "use a method that does not need it (`gorp methods` lists them)."
             )
         self.weights.load(self.deltas)
         yield model
 
     def memory_tensors(self) -> dict[str, Tensor]:
-        """The contents of `memory.safetensors`: per protected weight S, float32, n x s; `memory/…` in `state_dict`."""
+        """Return the contents of `memory.safetensors`: S of each protected weight, n x s, float32.
+
+        `state_dict` holds the same tensors under `memory/…`.
+        """
         return {}
 
     def warnings(self, finished: int) -> list[str]:
-        """What a user should know before the next task is trained, in sentences.
+        """Return sentences for the user that matter before the next task is trained.
 
         Args:
-            finished: Tasks learned so far.
+            finished: Number of tasks learned so far.
 
         Raises:
-            ConfigError: If another task could change nothing.
+            ConfigError: If another task could not change any weight.
         """
         return []
 
     def facts(self) -> dict[str, Any]:
-        """What a run reports beside its scores, in JSON: leak, capacity, and what is kept."""
+        """Return what a run reports besides its scores, as JSON values: leak, capacity, bytes kept."""
         return {"footprint_bytes": footprint(self.state_dict())}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything carried from task to task, as flat tensors."""
+        """Return all that is carried from task to task, and what a running task needs to resume, as named tensors."""
         return {"step": torch.tensor(self.step), **prefixed("delta", pack_deltas(self.deltas))}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`. Overrides call this one first."""
+        """Restore what `state_dict` returned. Overrides call this method first."""
         self.broken = ""
         self.step = int(state["step"])
         self.deltas = unpack_deltas(without_prefix("delta", state))
