@@ -1,4 +1,4 @@
-"""Compiled models: the same gradients as in the eager model, and one graph for every set of watches that are on."""
+"""A compiled model has the gradients of the eager model, and one graph for all combinations of active watches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +17,12 @@ from tests.matrices import basis
 from tests.runs import fresh, tiny, tokenizer, train
 
 
-# Dynamo makes an instance of an autograd.Function while it traces one, and torch warns of that.
+# Dynamo instantiates an autograd.Function while tracing it, and torch warns about that.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
 class Counting:
-    """A compiler that does nothing but count its graphs."""
+    """A backend that counts the graphs and runs them eagerly."""
 
     def __init__(self) -> None:
         self.graphs = 0
@@ -39,12 +39,12 @@ def _forget_graphs():
     torch.compiler.reset()
 
 
-def test_what_is_opaque_to_the_compiler_is_what_it_says_it_is():
+def test_the_watch_operator_is_registered_correctly():
     torch.library.opcheck(torch.ops.gorp.watch.default, (torch.randn(7, 6), torch.randn(7, 5), 0))
 
 
 @pytest.mark.parametrize(("lora", "checkpointed"), [((), False), (("0",), False), (("0", "2"), True)])
-def test_watches_get_in_a_compiled_model_what_they_get_in_an_eager_one(lora, checkpointed):
+def test_watches_record_the_same_in_a_compiled_model_as_in_an_eager_one(lora, checkpointed):
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -104,14 +104,14 @@ def test_one_graph_trains_every_step_as_the_eager_model_does(family):
                 optimizer.zero_grad()
                 losses.append(loss.item())
             method.end_task(model, optimizer, context)
-        # One for the first task, one for the second, which has other layers and watches.
+        # One graph per task: the second task has other layers and watches.
         assert counting.graphs == 2 * compiled
         found.append(losses)
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_the_trainer_compiles_the_model_and_learns_the_same(tmp_path):
+def test_training_with_torch_compile_gives_the_same_weights(tmp_path):
     weights = []
     for name, training in (("eager", {}), ("compiled", {"torch_compile": True, "torch_compile_backend": "aot_eager"})):
         torch.manual_seed(0)

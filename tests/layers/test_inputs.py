@@ -1,4 +1,4 @@
-"""The second moment of a layer's inputs, over the tokens that an answer depends on and no others."""
+"""Input sums are taken over exactly the tokens that an answer depends on."""
 
 import pytest
 import torch
@@ -29,21 +29,21 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def by_layer(*args) -> dict[str, InputSums]:
-    """The sums of every layer, also where layers share them."""
+    """Return the sums of every layer, including layers that share them."""
     return {name: sums for names, sums in gorp.layers.inputs.input_moments(*args) for name in names}
 
 
 def by_hand(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Σ x xᵀ over the tokens whose output changes the loss, each found by a gradient of its own weight's rows."""
+    """Return Σ x xᵀ over the tokens whose output has a gradient, token by token, from plain autograd."""
     found, kept = {}, {}
     handles = []
     for name, layer in layers_of(model).items():
 
-        def note(_, args, output, name=name):
+        def keep(_, args, output, name=name):
             output.retain_grad()
             kept[name] = args[0], output
 
-        handles.append(layer.register_forward_hook(note))
+        handles.append(layer.register_forward_hook(keep))
     for p in model.parameters():
         p.requires_grad_(True)
     model.eval()
@@ -59,7 +59,7 @@ def by_hand(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_it_is_the_sum_over_the_tokens_that_reach_an_answer(family):
+def test_the_second_moment_is_the_sum_over_tokens_with_a_gradient(family):
     model = tiny(family)
     model.requires_grad_(False)
     batch = batch_of(family)
@@ -70,7 +70,7 @@ def test_it_is_the_sum_over_the_tokens_that_reach_an_answer(family):
         torch.testing.assert_close(inputs.total, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_padding_and_tokens_behind_the_last_answer_do_not_count():
+def test_padding_and_tokens_after_the_last_answer_do_not_count():
     model = tiny("llama")
     model.requires_grad_(False)
     batch = batch_of("llama")
@@ -82,12 +82,12 @@ def test_padding_and_tokens_behind_the_last_answer_do_not_count():
         assert inputs.count == before[name].count
 
 
-def test_two_batches_add_up_and_layers_in_groups_are_layers_together(monkeypatch):
+def test_batches_add_up_and_the_grouping_of_layers_does_not_matter(monkeypatch):
     model = tiny("t5")
     model.requires_grad_(False)
     first, second = batch_of("t5"), batch_of("t5", rows=2)
     together = by_layer(model, layers_of(model), [first, second])
-    monkeypatch.setattr(gorp.layers.inputs, "BYTES", 1)  # a pass for each layer
+    monkeypatch.setattr(gorp.layers.inputs, "BYTES", 1)  # one pass per layer
     one = by_layer(model, layers_of(model), [first])
     two = by_layer(model, layers_of(model), [second])
     for name, inputs in together.items():
@@ -96,7 +96,7 @@ def test_two_batches_add_up_and_layers_in_groups_are_layers_together(monkeypatch
         assert inputs.count == one[name].count + two[name].count
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_unchanged_afterwards():
     model = tiny("llama")
     model.requires_grad_(False)
     model.train()
@@ -106,8 +106,8 @@ def test_the_model_is_left_as_it_was():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_layers_share_sums_where_they_read_one_input_for_the_same_tokens():
-    """Those of the last layer do not all: keys and values of a prompt reach the answer, its queries do not."""
+def test_layers_share_sums_if_input_and_counted_tokens_are_the_same():
+    """In the last layer, keys and values of prompt tokens affect the answer but their queries do not."""
     model = tiny("llama")
     model.requires_grad_(False)
     groups = gorp.layers.inputs.input_moments(model, layers_of(model), [batch_of("llama")] * 2)

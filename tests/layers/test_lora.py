@@ -1,4 +1,4 @@
-"""LoRA pairs change nothing at birth, are float32 at least, and leave no trace."""
+"""A new LoRA pair does not change the output, is float32 or wider, and can be removed completely."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def ids():
 
 
 @torch.no_grad()
-def test_a_new_pair_changes_nothing_and_is_all_that_is_trained(model, ids):
+def test_new_pairs_do_not_change_the_output_and_are_the_only_trained_parameters(model, ids):
     before = model(ids).logits
     pairs = add_lora(model, LAYERS, LoraSettings(r=4, lora_alpha=8))
     assert torch.equal(model(ids).logits, before)
@@ -34,7 +34,7 @@ def test_a_new_pair_changes_nothing_and_is_all_that_is_trained(model, ids):
 
 
 @torch.no_grad()
-def test_the_delta_of_a_pair_is_what_the_pair_does(model, ids):
+def test_the_delta_of_a_pair_is_its_effect_on_the_output(model, ids):
     for name, pair in add_lora(model, LAYERS, LoraSettings(r=4, lora_alpha=8)).items():
         pair.up.normal_()
         assert not pair.delta().is_dense
@@ -47,14 +47,14 @@ def test_the_delta_of_a_pair_is_what_the_pair_does(model, ids):
     ("dtype", "expected"),
     [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )
-def test_factors_are_float32_at_least(model, ids, dtype, expected):
+def test_factors_are_float32_or_wider(model, ids, dtype, expected):
     for pair in add_lora(model.to(dtype), LAYERS, LoraSettings()).values():
         assert pair.down.dtype == pair.up.dtype == expected
     assert model(ids).logits.dtype == dtype
 
 
 @torch.no_grad()
-def test_removing_leaves_no_trace(model, ids):
+def test_removing_pairs_restores_the_model(model, ids):
     before, names, attributes = model(ids).logits, list(model.state_dict()), set(vars(model))
     layers = [model.get_submodule(name) for name in LAYERS]
     for pair in add_lora(model, LAYERS, LoraSettings()).values():
@@ -66,7 +66,7 @@ def test_removing_leaves_no_trace(model, ids):
     assert set(vars(model)) == attributes
 
 
-def test_pairs_come_from_the_random_state(model):
+def test_new_pairs_depend_only_on_the_random_state(model):
     draws = []
     for _ in range(2):
         torch.manual_seed(5)
@@ -75,7 +75,7 @@ def test_pairs_come_from_the_random_state(model):
     assert torch.equal(*draws)
 
 
-@pytest.mark.parametrize("nonsense", [{"r": 0}, {"lora_dropout": 1.0}, {"lora_dropout": -0.1}])
-def test_impossible_settings_are_refused(nonsense):
-    with pytest.raises(ConfigError, match=rf"lora\.{next(iter(nonsense))} is"):
-        LoraSettings(**nonsense)
+@pytest.mark.parametrize("invalid", [{"r": 0}, {"lora_dropout": 1.0}, {"lora_dropout": -0.1}])
+def test_raises_for_settings_out_of_range(invalid):
+    with pytest.raises(ConfigError, match=rf"lora\.{next(iter(invalid))} is"):
+        LoraSettings(**invalid)

@@ -1,4 +1,4 @@
-"""The wrapped layer answers as W + U C Vᵀ would, and a watch gets X and D without changing anything."""
+"""The wrapped layer computes (W + U C Vᵀ) x, and a watch records X and D without changing any result."""
 
 import pytest
 import torch
@@ -22,20 +22,20 @@ def frame(m, n, k):
 
 
 def term_by_term(layer, x):
-    """The slow, obvious form: what the layer below answers, plus U (C (Vᵀ x))."""
+    """Slow reference: the output of the inner layer plus U (C (Vᵀ x))."""
     y = layer.inner(x)
     inside = (x @ layer.right.to(x.dtype)).to(layer.core.dtype)  # Vᵀ x: (..., n) @ (n, k)
     return y + (inside @ layer.core.mT).to(y.dtype) @ layer.left.mT.to(y.dtype)  # (..., k) @ (k, k) @ (k, m)
 
 
-def test_a_new_layer_answers_as_the_one_it_wraps(model):
+def test_a_new_layer_has_the_output_of_the_layer_that_it_wraps(model):
     x = torch.randn(3, 6).double()
     before = model(x)
     wrap(model, ["0", "2"], rank=3)
     assert torch.equal(model(x), before)
 
 
-def test_answers_and_core_gradient_are_those_of_the_dense_weight(model):
+def test_output_and_core_gradient_equal_those_of_the_dense_weight(model):
     layer, dense = wrap(model, ["0"], rank=3)["0"], nn.Linear(6, 5).double()
     layer.fold(frame(5, 6, 3))
     core = torch.randn(3, 3).double()
@@ -51,7 +51,7 @@ def test_answers_and_core_gradient_are_those_of_the_dense_weight(model):
 
 
 class OwnForward(nn.Linear):
-    """As Falcon's: W x + b in other words."""
+    """Computes W x + b in a forward method of its own, like Falcon's layers."""
 
     def forward(self, x):
         y = x @ self.weight.mT
@@ -62,8 +62,8 @@ class OwnForward(nn.Linear):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("kind", [nn.Linear, OwnForward])
-def test_the_operation_is_the_sum_of_its_terms(kind, lora, bias, trained):
-    """`trained`: the weight below too, which is then computed by the layer below."""
+def test_the_joint_operation_equals_the_sum_of_its_terms(kind, lora, bias, trained):
+    """If the inner weight is trained too (`trained`), the inner layer runs separately."""
     model = nn.Sequential(kind(6, 5, bias=bias)).double().requires_grad_(False)
     pair = add_lora(model, ["0"], LoraSettings(r=2, target_modules=["0"]))["0.weight"] if lora else None
     layer = wrap(model, ["0"], rank=3)["0"]
@@ -80,15 +80,15 @@ def test_the_operation_is_the_sum_of_its_terms(kind, lora, bias, trained):
     torch.testing.assert_close(*gradients)
 
 
-def test_the_operation_keeps_thin_products_instead_of_inputs():
-    layer, kept = LowRankUpdate(nn.Linear(64, 48).requires_grad_(False), rank=3), []
+def test_the_operation_saves_thin_products_instead_of_inputs():
+    layer, saved = LowRankUpdate(nn.Linear(64, 48).requires_grad_(False), rank=3), []
     x = torch.randn(100, 64)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         layer(x)
-    assert sum(t.numel() for t in kept if len(t) == 100) == 100 * 3
+    assert sum(t.numel() for t in saved if len(t) == 100) == 100 * 3
 
 
-def test_dropout_of_the_adapter_leaves_out_what_it_leaves_out_without_a_core():
+def test_adapter_dropout_is_the_same_with_and_without_a_core():
     model = nn.Sequential(nn.Linear(64, 48)).requires_grad_(False)
     pair = add_lora(model, ["0"], LoraSettings(r=2, lora_dropout=0.5, target_modules=["0"]))["0.weight"]
     layer, x = wrap(model, ["0"], rank=3)["0"], torch.randn(5, 64, requires_grad=True)
@@ -122,8 +122,8 @@ def test_under_autocast_products_run_in_bfloat16_and_gradients_stay_float32(mode
 
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_model_may_write_into_an_output_in_place(watched, lora):
-    """As Gemma 3n and Falcon do."""
+def test_a_model_may_modify_an_output_in_place(watched, lora):
+    """Gemma 3n and Falcon do so."""
     gradients = []
     for in_place in (False, True):
         torch.manual_seed(0)
@@ -144,7 +144,7 @@ def test_a_model_may_write_into_an_output_in_place(watched, lora):
         assert torch.equal(expected, actual)
 
 
-def test_a_fold_moves_the_core_out_and_the_answer_stays(model):
+def test_a_fold_returns_the_core_as_factors_and_sets_it_to_zero(model):
     layer, x = wrap(model, ["0"], rank=3)["0"], torch.randn(3, 6).double()
     layer.fold(frame(5, 6, 3))
     layer.core.data.normal_()
@@ -171,7 +171,7 @@ def test_unwrapping_restores_the_same_objects(model):
 
 class TestPairWatch:
     def gradient(self, model, watch, x):
-        """dL/dW of layer 0, by autograd."""
+        """Return dL/dW of layer 0 by autograd."""
         weight = linear_of(model[0]).weight
         weight.requires_grad_(True)
         model(x).square().sum().backward()
@@ -179,7 +179,7 @@ class TestPairWatch:
         weight.requires_grad_(False)
         return grad
 
-    def test_its_pairs_are_the_gradient_of_the_accumulated_step(self, model):
+    def test_its_pairs_give_the_gradient_of_the_accumulated_step(self, model):
         layer = wrap(model, ["0"], rank=3)["0"]
         watch, total = PairWatch(layer), 0
         watch.on = True
@@ -190,19 +190,19 @@ class TestPairWatch:
         torch.testing.assert_close(sum(d.mT @ x for x, d in pairs), total)
         assert watch.take() == []
 
-    def test_nothing_is_kept_while_it_is_off(self, model):
+    def test_records_nothing_while_it_is_off(self, model):
         watch = PairWatch(wrap(model, ["0"], rank=3)["0"])
         self.gradient(model, watch, torch.randn(2, 6).double())
         assert watch.take() == []
 
-    def test_evaluation_is_not_watched(self, model):
+    def test_records_nothing_without_gradients(self, model):
         watch = PairWatch(wrap(model, ["0"], rank=3)["0"])
         watch.on = True
         with torch.no_grad():
             model(torch.randn(2, 6).double())
         assert watch.take() == []
 
-    def test_a_removed_watch_is_gone(self, model):
+    def test_records_nothing_after_remove(self, model):
         watch = PairWatch(wrap(model, ["0"], rank=3)["0"])
         watch.on = True
         watch.remove()
@@ -210,7 +210,7 @@ class TestPairWatch:
         assert watch.take() == []
 
     @pytest.mark.parametrize("reentrant", [False, True])
-    def test_each_token_comes_once_under_gradient_checkpointing(self, model, reentrant):
+    def test_records_each_token_once_under_gradient_checkpointing(self, model, reentrant):
         watch = PairWatch(wrap(model, ["0"], rank=3)["0"])
         watch.on = True
         x = torch.randn(4, 6).double().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before anything is changed, by every method, and what is left out has a name."""
+"""Every method refuses weights that it cannot train before changing any, and names the weights that it leaves out."""
 
 import re
 
@@ -25,7 +25,7 @@ def refused(message: str, error: type[Exception] = ModelError):
 
 
 class Scaled(nn.Linear):
-    """A linear layer that is more than one."""
+    """A subclass of `nn.Linear` that does not compute W x + b."""
 
     def forward(self, x):
         return 2 * super().forward(x), x
@@ -36,7 +36,7 @@ def two_layers(second: nn.Module | None = None) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("name", WITH_LORA)
-def test_a_tied_head_is_refused_by_every_method_before_training(name):
+def test_every_method_refuses_a_tied_head_before_training(name):
     model = tiny_llama(llama_tokenizer())
     with refused("`lm_head` cannot be trained: it shares its weight with `model.embed_tokens.weight`"):
         fresh(name, model, lora=LoraSettings(target_modules=(".*",)))
@@ -47,13 +47,13 @@ def test_an_untied_head_can_be_trained():
     check_trainable(model, ["lm_head"])
 
 
-def test_a_parameter_of_two_layers_is_refused_under_both_names():
+def test_a_weight_shared_by_two_layers_is_refused_under_both_names():
     model = two_layers()
     model[1].weight = model[0].weight
     for name in "01":
         with refused(f"`{name}` cannot be trained: it shares its weight with `{1 - int(name)}.weight`"):
             check_trainable(model, [name])
-    check_trainable(model, None)  # trained whole, it counts once
+    check_trainable(model, None)  # if all parameters are trained, sharing is no problem
 
 
 def test_a_layer_under_two_names_is_refused_under_both():
@@ -67,65 +67,65 @@ def test_a_layer_under_two_names_is_refused_under_both():
 
 def test_quantized_weights_are_refused():
     model = two_layers()
-    model[1].weight = nn.Parameter(torch.zeros(6, 1, dtype=torch.uint8), requires_grad=False)  # packed, as 4 bit is
-    assert resolve(model, "all-linear", role="lora") == ["0", "1"]  # not left out in silence
+    model[1].weight = nn.Parameter(torch.zeros(6, 1, dtype=torch.uint8), requires_grad=False)  # packed, as for 4 bits
+    assert resolve(model, "all-linear", role="lora") == ["0", "1"]  # not left out silently
     for layers in (["1"], None):
-        with refused("cannot be trained: its weight is quantized (uint8). Load the model that it was quantized from"):
+        with refused("cannot be trained: its weight is quantized (uint8). Load the original model before quantization"):
             check_trainable(model, layers)
     check_trainable(model, ["0"])
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_a_model_that_is_loaded_quantized_is_refused_by_every_method(name):
+def test_every_method_refuses_a_model_loaded_quantized(name):
     model = tiny_llama(llama_tokenizer())
     model.is_quantized = True
     with refused("the model is loaded quantized"):
         fresh(name, model)
 
 
-def test_a_layer_that_is_more_than_linear_is_left_out_or_refused():
+def test_a_layer_that_computes_something_else_is_left_out_or_refused():
     model = two_layers(Scaled(4, 3))
     assert resolve(model, "all-linear", role="lora") == ["0"]
     with refused("`1` cannot be trained: it is a `Scaled`, which computes something else than W x + b"):
         check_trainable(model, ["1"])
 
 
-class Spelled(nn.Linear):
-    """A linear layer that says in its own words what it does, as Falcon's."""
+class OwnForward(nn.Linear):
+    """Computes W x + b in a forward method of its own, like Falcon's layers."""
 
     def forward(self, x):
         return x @ self.weight.T + self.bias
 
 
 class Rounded(nn.Linear):
-    """A linear layer on weights of three values, as BitNet's."""
+    """Rounds its weight to three values, like BitNet's layers."""
 
     def forward(self, x):
         size = self.weight.abs().mean()
         return nn.functional.linear(x, (self.weight / size).round().clamp(-1, 1) * size, self.bias)
 
 
-def test_a_layer_with_a_forward_of_its_own_is_tried():
-    check_trainable(two_layers(Spelled(4, 3)), ["0", "1"])
-    check_trainable(two_layers(Spelled(4, 3)).bfloat16(), ["0", "1"])
-    check_trainable(two_layers(Spelled(4, 3)).to("meta"), ["0", "1"])
+def test_a_layer_with_its_own_forward_method_is_accepted_if_it_computes_w_x_plus_b():
+    check_trainable(two_layers(OwnForward(4, 3)), ["0", "1"])
+    check_trainable(two_layers(OwnForward(4, 3)).bfloat16(), ["0", "1"])
+    check_trainable(two_layers(OwnForward(4, 3)).to("meta"), ["0", "1"])
     with refused("`1` cannot be trained: it is a `Rounded`, which computes something else than W x + b"):
         check_trainable(two_layers(Rounded(4, 3)), ["1"])
 
 
-def test_a_weight_that_is_computed_is_refused():
+def test_a_weight_computed_from_other_parameters_is_refused():
     model = two_layers()
     nn.utils.parametrizations.weight_norm(model[1])
     with refused("`1` cannot be trained: its weight is computed from others"):
         check_trainable(model, ["1"])
 
 
-def test_a_name_that_is_no_linear_layer_is_refused():
+def test_a_name_that_is_not_a_linear_layer_is_refused():
     with refused("`model.norm` cannot be trained: the model has no linear layer of this name"):
         check_trainable(tiny_llama(llama_tokenizer()), ["model.norm"])
 
 
-def test_a_rank_that_no_target_can_have_is_refused():
+def test_a_rank_above_that_of_every_target_is_refused():
     model = tiny_llama(llama_tokenizer())
     layers = resolve(model, "all-linear", role="lora")  # 16 x 32 to 48 x 32
     check_rank(model, layers, 32, "lora.r")
@@ -133,12 +133,12 @@ def test_a_rank_that_no_target_can_have_is_refused():
         fresh("incremental_lora", model, lora=LoraSettings(r=33, target_modules="all-linear"))
     with refused("method.rank is 4096", ConfigError):
         fresh("gorp", model, rank=4096)
-    with refused("`model.layers.0.self_attn.k_proj` is 16 x 32). Wanted 1 to 16.", ConfigError):
+    with refused("`model.layers.0.self_attn.k_proj` is 16 x 32). Set it to a value from 1 to 16.", ConfigError):
         check_rank(model, ["model.layers.0.self_attn.k_proj"], 17, "lora.r")
 
 
 @pytest.mark.parametrize("role", ["lora", "full"])
-def test_layers_of_another_kind_are_called_by_their_name(role):
+def test_the_error_names_the_kind_of_a_layer_that_is_not_linear(role):
     model = tiny_gpt2(llama_tokenizer())
     with refused("`all-linear` finds no layer: this model's layers are Conv1D, which gorp does not train"):
         resolve(model, "all-linear", role=role)
@@ -148,7 +148,7 @@ def test_layers_of_another_kind_are_called_by_their_name(role):
         resolve(tiny_moe(llama_tokenizer()), ("gate_up_proj",), role=role)
 
 
-def test_a_mixture_says_which_experts_all_linear_leaves_out():
+def test_fused_experts_that_all_linear_leaves_out_are_named():
     model = tiny_moe(llama_tokenizer())
     groups = {group.reason: group for group in left_out(model)}
     assert groups.keys() == {"experts in one tensor", "in `DeepseekV3TopkRouter`"}
@@ -158,10 +158,10 @@ def test_a_mixture_says_which_experts_all_linear_leaves_out():
     assert experts.share == numbers / sum(p.numel() for p in model.parameters())
     line = left_out_line(model, "none", "all-linear")
     assert line is not None and f"experts in one tensor {100 * experts.share:.1f} %" in line
-    assert left_out_line(model, ("q_a_proj",)) is None  # who names the layers knows
+    assert left_out_line(model, ("q_a_proj",)) is None  # the user chose the layers
 
 
-def test_a_recurrent_model_says_what_its_kernels_keep_from_training():
+def test_weights_read_by_state_space_kernels_are_named_and_refused():
     model = tiny_mamba(llama_tokenizer())
     assert resolve(model, "all-linear", role="lora") == [f"backbone.layers.{i}.mixer.in_proj" for i in (0, 1)]
     reasons = {group.reason for group in left_out(model)}
@@ -171,14 +171,14 @@ def test_a_recurrent_model_says_what_its_kernels_keep_from_training():
 
 
 @pytest.mark.parametrize("build", ["t5", "llama"])
-def test_of_a_dense_model_nothing_is_left_out(build):
+def test_nothing_is_left_out_of_a_dense_model(build):
     model = tiny_t5(t5_tokenizer()) if build == "t5" else tiny_llama(llama_tokenizer())
     assert left_out(model) == [] and left_out_line(model, "all-linear") is None
 
 
 @pytest.mark.parametrize("name", ["gorp", "incremental_lora"])
 def test_shared_experts_and_dense_layers_beside_experts_are_trained(name, tmp_path):
-    """PEFT would put these pairs on the fused experts."""
+    """Given the whole model, PEFT would put these pairs on the fused experts."""
     model = tiny_moe(llama_tokenizer())
     options = {"full_modules": "all-linear"} if name == "gorp" else {}
     method = fresh(name, model, lora=LoraSettings(r=4, target_modules="all-linear"), **options)
@@ -197,22 +197,22 @@ class HalfUsed(LlamaForCausalLM):
 
 
 @pytest.mark.parametrize("name", ["gorp", "incremental_lora", "sequential_full"])
-def test_a_weight_that_no_gradient_reaches_is_named(name, tmp_path):
+def test_weights_that_never_had_a_gradient_are_named(name, tmp_path):
     model = tiny_llama(llama_tokenizer())
     model.__class__ = HalfUsed
     lora = LoraSettings(r=4, target_modules=("q_proj", "up_proj"))
     method = fresh(name, model, lora=lora) if METHODS[name].uses_lora else fresh(name, model)
-    said: list[str] = []
-    train(model, method, 1, tmp_path, max_steps=2, data=rows(1, 8), say=said.append)
-    (line,) = [line for line in said if "no gradient ever reached" in line]
+    messages: list[str] = []
+    train(model, method, 1, tmp_path, max_steps=2, data=rows(1, 8), say=messages.append)
+    (line,) = [line for line in messages if "no gradient ever reached" in line]
     weights = {"gorp": 3, "incremental_lora": 2, "sequential_full": 9}[name]
     assert line.startswith(f"task1: no gradient ever reached {weights} of the ")
     assert "`model.layers.*.self_attn.q_proj.weight`" in line
 
 
-def test_nothing_is_said_of_weights_that_all_had_a_gradient(tmp_path):
+def test_no_message_if_all_weights_had_a_gradient(tmp_path):
     model = tiny_llama(llama_tokenizer())
-    said: list[str] = []
-    train(model, fresh("gorp", model), 1, tmp_path, max_steps=2, data=rows(1, 8), say=said.append)
-    assert not any("no gradient" in line for line in said)
+    messages: list[str] = []
+    train(model, fresh("gorp", model), 1, tmp_path, max_steps=2, data=rows(1, 8), say=messages.append)
+    assert not any("no gradient" in line for line in messages)
     assert untouched_line([], 3) is None

@@ -1,4 +1,4 @@
-"""What watching a layer holds between the forward and the backward pass, and what it takes for rounding."""
+"""Memory that a watch holds between forward and backward pass, and gradients that are treated as rounding."""
 
 from contextlib import nullcontext
 
@@ -22,12 +22,12 @@ CHECKPOINTING = {"none": None, "reentrant": True, "not reentrant": False}
 
 
 def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tuple[int, dict[str, torch.Tensor]]:
-    """Bytes of layer inputs held when the loss is there, and all gradients and watched rows after the backward pass."""
+    """Return the bytes of layer inputs held after the forward pass, and gradients and recorded rows after backward."""
     model = tiny("llama")
     options = {"full_modules": cores, "staggered": False, "adapter_rows": "trained"}
     method = fresh("gorp", model, lora=LoraSettings(target_modules="all-linear"), **options)
     names = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    for name in names if index > 1 else []:  # as if a task had been learned
+    for name in names if index > 1 else []:  # as if one task had been learned
         n = model.get_parameter(name).shape[1] if name != "lm_head.weight" else 32
         method.memory.extend(name, torch.randn(3, n, generator=torch.Generator().manual_seed(1)))
     torch.manual_seed(0)
@@ -42,12 +42,12 @@ def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tupl
     ids = torch.randint(5, 90, (4, 64), generator=torch.Generator().manual_seed(2))
     sizes = {}
 
-    def note(_, args):
+    def record_storage(_, args):
         storage = args[0].untyped_storage()
         sizes[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
 
     for name in method.task.pairs:
-        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(note)
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(record_storage)
     loss = model(input_ids=ids, labels=ids).loss
     held = sum(size for alive, size in sizes.values() if not alive.expired())
     loss.backward()
@@ -61,7 +61,7 @@ def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tupl
 
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 def test_a_later_task_holds_no_more_inputs_than_the_first(checkpointing):
-    """Checkpointing computes a layer's input again; what watches the layer must not hold it meanwhile."""
+    """With checkpointing, inputs are computed again; a watch must not hold them in the meantime."""
     first, second = (watched_pass(index, checkpointing)[0] for index in (1, 2))
     print(f"\n{checkpointing}: {first} and {second} bytes")
     assert second == first
@@ -70,7 +70,7 @@ def test_a_later_task_holds_no_more_inputs_than_the_first(checkpointing):
 
 @pytest.mark.parametrize("checkpointing", ["reentrant", "not reentrant"])
 @pytest.mark.parametrize("cores", ["none", "all-linear"])
-def test_checkpointing_changes_nothing_that_is_seen(checkpointing, cores):
+def test_checkpointing_changes_neither_gradients_nor_recorded_rows(checkpointing, cores):
     plain, found = (watched_pass(2, way, cores=cores)[1] for way in ("none", checkpointing))
     assert set(plain) == set(found) and any(" row" in name for name in plain)
     for name, value in plain.items():
@@ -86,22 +86,22 @@ ARITHMETIC = {
 
 
 def moved(arithmetic: str, *, outside: float) -> dict[str, float]:
-    """How far B and C go in a task whose inputs lie in S but for a share `outside` of their norm; all of S kept."""
+    """Return the norms of B and of the core's delta after a task with the share `outside` of its inputs outside S."""
     torch.manual_seed(0)
     dtype, autocast = ARITHMETIC[arithmetic]
     model = nn.Sequential(nn.Linear(64, 48, bias=False), nn.Tanh(), nn.Linear(48, 32, bias=False)).to(dtype)
     config = GorpConfig(full_modules=("0",), rank=4, refresh_every=2, adapter_rows="trained")
     method = Gorp(config, LoraSettings(r=4, target_modules=("0",)))
     method.setup(model)
-    known, new = torch.linalg.qr(torch.randn(64, 8)).Q.mT.to(dtype).float().split([5, 3])
+    inside, new = torch.linalg.qr(torch.randn(64, 8)).Q.mT.to(dtype).float().split([5, 3])
     method.memory.energy = 1 - 1e-7
-    method.memory.extend("0.weight", known)
+    method.memory.extend("0.weight", inside)
     method.begin_task(model, context(2, steps=6))
     optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-2), lr=1e-2, weight_decay=0.0)
     for _ in range(6):
         optimizer.zero_grad()
         which = torch.randint(0, 3, (128,))
-        x = (known[which] + outside * new[which]).to(dtype)
+        x = (inside[which] + outside * new[which]).to(dtype)
         with nullcontext() if autocast is None else torch.autocast("cpu", dtype=autocast):
             y = model(x).float()
         (y - torch.eye(32)[which]).square().mean().backward()
@@ -115,15 +115,15 @@ def moved(arithmetic: str, *, outside: float) -> dict[str, float]:
 
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
 class TestRounding:
-    def test_a_task_whose_gradient_lies_in_the_protected_space_moves_nothing(self, arithmetic):
-        """What low-precision products leave outside S is their rounding, also once it stands in float32."""
+    def test_a_task_whose_gradient_lies_in_s_changes_nothing(self, arithmetic):
+        """Low-precision products have rounding errors outside S, also after conversion to float32; they are ignored."""
         assert moved(arithmetic, outside=0.0) == {"adapter": 0.0, "core": 0.0}
 
-    def test_a_tenth_outside_it_is_learned_from(self, arithmetic):
+    def test_a_task_with_a_tenth_of_its_inputs_outside_s_is_learned(self, arithmetic):
         assert min(moved(arithmetic, outside=0.1).values()) > 1e-3
 
 
-def test_the_floor_is_that_of_the_coarser_arithmetic():
+def test_the_rounding_floor_depends_on_the_coarser_dtype():
     assert rounding_floor(torch.float64, torch.float64) == pytest.approx(1.5e-8, rel=0.01)
     assert rounding_floor(torch.float32, torch.float32) == pytest.approx(3.5e-4, rel=0.02)
     assert rounding_floor(torch.float32, torch.bfloat16) == pytest.approx(4 * 2**-7)

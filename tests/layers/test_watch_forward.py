@@ -1,18 +1,18 @@
-"""Inputs seen in forward passes alone are the inputs of the tokens that are none of padding, in encoder and decoder."""
+"""`ForwardWatch` records the inputs of all tokens except padding, in encoder and decoder."""
 
 import pytest
 import torch
 
 from gorp.data import Collator, Encoding, encode
 from gorp.layers.trainable import linear_layers
-from gorp.layers.watch import read_inputs
+from gorp.layers.watch import ForwardWatch
 from tests.runs import rows, tiny, tokenizer
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_a_padded_batch_shows_what_its_rows_show_one_by_one(family):
-    """One by one nothing is padded. In T5 the answers' side is as long as the prompts': shapes alone say nothing."""
-    model, encoder_decoder = tiny(family), family == "t5"
+def test_a_padded_batch_gives_the_inputs_of_its_rows_one_by_one(family):
+    """Single rows have no padding. In T5, answers are as long as prompts, so that shapes do not tell them apart."""
+    model, encoder_decoder = tiny(family).eval(), family == "t5"
     data = rows(1, 4).add_item({"prompt": "The light " * 5 + "is green. Answer:", "completion": "true"})
     words = tokenizer(family)
     encoded = list(encode(data, words, encoding=Encoding(max_prompt_tokens=64), encoder_decoder=encoder_decoder))
@@ -26,15 +26,18 @@ def test_a_padded_batch_shows_what_its_rows_show_one_by_one(family):
     for batches in ([collate(encoded)], [collate([row]) for row in encoded]):
         moments, counts = {}, {}
 
-        def see(name, x, moments=moments, counts=counts):
-            assert not x.requires_grad
+        def record(name, x, y, moments=moments, counts=counts):
+            assert not x.requires_grad and not y.requires_grad and len(x) == len(y)
             moments[name] = moments.get(name, 0) + x.mT @ x
             counts[name] = counts.get(name, 0) + len(x)
 
-        read_inputs(model, layers, batches, see)
+        watch = ForwardWatch(model, layers, record)
+        for batch in batches:
+            model(**batch)
+        watch.remove()
         found.append((moments, counts))
     if encoder_decoder:
-        assert batches is not None and collate(encoded)["labels"].shape == collate(encoded)["input_ids"].shape
+        assert collate(encoded)["labels"].shape == collate(encoded)["input_ids"].shape
     assert found[0][1] == found[1][1] and set(found[0][0]) == set(layers)
     for name, moment in found[0][0].items():
         torch.testing.assert_close(moment, found[1][0][name], rtol=1e-4, atol=1e-4, msg=name)

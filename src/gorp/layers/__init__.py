@@ -1,1 +1,1 @@
-"""What is put on a layer while a task is trained, and which layers: LoRA pairs, cores, watches."""
+"""Modules attached to layers while a task is trained (LoRA pairs, cores, watches), and the choice of layers."""

@@ -1,4 +1,4 @@
-"""The full-rank branch of one task: cores on their layers, frames that follow the gradient, folds that keep W exact."""
+"""The full-rank branch of one task: cores on layers, refreshes of their frames, and folds of cores into the weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,22 +15,22 @@ from gorp.weights.delta import WeightDelta, pack_deltas, unpack_deltas
 
 
 class FullRankBranch:
-    """W x + U C Vᵀ x on each named layer, and what the task has folded into W so far.
+    """Computes W x + U C Vᵀ x on each named layer, and keeps the changes that the task has folded into W.
 
-    At a refresh U C Vᵀ goes into W and into the task's `changes`, C becomes zero, U and V are those of the gradient at
-    hand, and the optimizer's moments of C follow. A float32 weight takes a fold in place; a narrower one is made anew
-    from W₀ and all changes, because it would lose small folds.
+    At a refresh, U C Vᵀ is added to W and to the task's `changes`, C becomes zero, U and V become the frame of the
+    current gradient, and the optimizer's moments of C are converted to that frame. A float32 weight is updated in place
+    by a fold. A narrower weight is recomputed from W₀ and all changes, because small folds would be lost in rounding.
 
     Args:
-        model: The model, its layers not wrapped by this class.
-        names: Layers to train.
+        model: The model; its layers must not be wrapped yet.
+        names: Names of the layers to train.
         weights: W₀ of the model.
-        earlier: What W holds besides W₀ when the task starts, by weight.
+        earlier: Delta of each weight when the task starts, by weight.
         rank: k.
         oversampling: See `sketched_frames`.
         power_steps: See `sketched_frames`.
-        moments: What happens to an optimizer's moments of C: carried into the new frame, left, or set to zero. The
-            optimizer must be one that `gorp.core.moments.check_moments` takes.
+        moments: Treatment of the optimizer's moments of C at a refresh: "rotate" converts them to the new frame,
+            "keep" leaves them, "reset" sets them to zero. `gorp.core.moments.check_moments` must accept the optimizer.
     """
 
     def __init__(
@@ -50,38 +50,39 @@ class FullRankBranch:
         }
         """The wrapped layers by the name of their weight."""
         for name in self.layers:
-            weights.base(name)
+            weights.base(name)  # copies W₀ before the first fold changes the weight
         self.changes = {name: WeightDelta(weights.parameter(name).shape) for name in self.layers}
-        """What this task has folded, by weight."""
+        """Delta folded by this task, by weight."""
         self._weights, self._earlier = weights, earlier
         self._rank, self._oversampling, self._power_steps = rank, oversampling, power_steps
         self._moments = moments
 
     @torch.no_grad()
     def refresh(self, seen: Mapping[str, Seen], optimizer: torch.optim.Optimizer) -> None:
-        """Of each layer: fold C, take the frame of the gradient at hand, and give C its gradient there.
+        """Refresh each layer: fold C, switch to the frame of the current gradient, and set C's gradient in that frame.
 
         Args:
-            seen: By weight: (X, D) of this step, S that the frame's V is orthogonal to, and random rows R.
-            optimizer: Holds the moments of C.
+            seen: By weight: (X, D) of this step, S to which the new V is orthogonal, and random rows R of the gradient.
+            optimizer: The task's optimizer, which holds the moments of C.
         """
         frames = sketched_frames(
             list(seen.values()), rank=self._rank, oversampling=self._oversampling, power_steps=self._power_steps
         )
         for name, new in zip(seen, frames, strict=True):
-            if new is not None:  # a gradient that is not finite has no frame: the old one stays
-                self._turn(name, new, optimizer)
+            if new is not None:  # a gradient that is not finite has no frame: keep the old one
+                self._change_frame(name, new, optimizer)
 
-    def _turn(self, name: str, new: Frame, optimizer: torch.optim.Optimizer) -> None:
+    def _change_frame(self, name: str, new: Frame, optimizer: torch.optim.Optimizer) -> None:
         layer = self.layers[name]
+        # Clones, because `fold` overwrites U and V in place.
         old = Frame(left=layer.left.clone(), right=layer.right.clone())
         left, right = layer.fold(new)
         self.changes[name].append(left, right)
         earlier = [self._earlier[name]] if name in self._earlier else []
         self._weights.fold(name, left, right, [*earlier, self.changes[name]])
         assert layer.core.grad is not None and new.sigma is not None
-        # G' = Uᵀ G V = Σ, averaged over ranks. Computed as a product it would have rounding beside its diagonal, and
-        # Adam would blow that up to full steps.
+        # G' = Uᵀ G V = Σ, averaged over ranks. Computed as a product it would have rounding errors off the diagonal,
+        # and Adam would make full steps of them.
         layer.core.grad.copy_((new.sigma / num_ranks()).diag())
         state, kept = optimizer.state.get(layer.core, {}), kept_by(type(optimizer))
         if self._moments == "rotate" and kept is not None:
@@ -90,13 +91,13 @@ class FullRankBranch:
             reset_moments(state, kept)
 
     def finish(self) -> dict[str, WeightDelta]:
-        """Fold what the cores still hold; return the whole change of each weight."""
+        """Fold the cores a last time; return the task's whole change of each weight."""
         for name, layer in self.layers.items():
             self.changes[name].append(*layer.fold())
         return self.changes
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Frames, changes, and the working weights, which hold the folds in their order of rounding."""
+        """Return frames, changes, and working weights, whose last bits depend on the order of their folds."""
         state = {}
         for name, layer in self.layers.items():
             state |= {f"{name}::left": layer.left, f"{name}::right": layer.right}
@@ -105,9 +106,9 @@ class FullRankBranch:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`."""
-        saved = {key.removeprefix("change/"): x for key, x in state.items() if key.startswith("change/")}
-        changes = unpack_deltas(saved)
+        """Restore a `state_dict`."""
+        packed = {key.removeprefix("change/"): x for key, x in state.items() if key.startswith("change/")}
+        changes = unpack_deltas(packed)
         for name, layer in self.layers.items():
             layer.left.copy_(state[f"{name}::left"])
             layer.right.copy_(state[f"{name}::right"])

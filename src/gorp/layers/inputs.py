@@ -1,21 +1,20 @@
-"""What a weight is asked: the second moment of its inputs over the tokens that can reach an answer.
+"""Sums over the inputs of linear layers, taken over the tokens that an answer depends on.
 
     M = Σ x xᵀ        n x n, over the tokens whose output has a gradient D ≠ 0
 
-A change ΔW moves the answers' path by ‖ΔW M^½‖, whatever the loss was: inputs that the model answers right already
-count as much as the others, which the gradient of the loss would forget. Padding, and tokens that no answer depends on
-(the prompt's in the last layer of a decoder), have D = 0 and do not count.
+A change ΔW changes the outputs at these tokens by ‖ΔW M^½‖. M does not depend on the size of the loss: inputs for which
+the model already answers correctly count like all others, whereas gradients of the loss would omit them. Padding, and
+tokens on which no answer depends (prompt tokens in the last layer of a decoder), have D = 0 and do not count.
 
-In the same pass a random projection of the inputs is taken, from which ‖ΔW Xᵀ‖ of any later ΔW can be estimated when
-the rows are gone (`gorp.protection.coverage`):
+The same pass takes a random projection of the inputs. From it, ‖ΔW Xᵀ‖ of any later ΔW can be estimated without the
+rows (`gorp.protection.coverage`):
 
     R = Xᵀ Ω / √k        n x k, Ω random signs, N x k, so that E ‖ΔW R‖² = ‖ΔW Xᵀ‖²
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +26,25 @@ from gorp.layers.watch import Watch
 
 
 BATCH = 16
-"""Rows in a pass that reads inputs, before a task and after it."""
+"""Rows per batch when inputs are read before and after a task."""
 
 BYTES = 2**30
-"""Second moments that are gathered in one pass over the rows; more layers take further passes."""
+"""Limit on the second moments that are accumulated in one pass over the rows; further layers take further passes."""
 
 
 Batches = Callable[[int, int | None], Iterable[dict[str, Tensor]]]
-"""`batches(batch_size, limit)`: rows of a task; see `TaskContext`."""
+"""`batches(batch_size, limit)` returns batches of a task's rows; see `TaskContext`."""
 
 PROJECTIONS = 8
-"""k: columns of R."""
+"""k, the number of columns of R."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSums:
-    """Sums over the N tokens that count, float32 (float64 in a float64 model), on the layer's device."""
+    """Sums over the N tokens that count, float32 (float64 in a float64 model), on the layer's device.
+
+    An object is never modified, so that layers with the same inputs can share one until their inputs differ.
+    """
 
     total: Tensor
     """M = Σ x xᵀ, n x n."""
@@ -50,112 +52,113 @@ class InputSums:
     """Σ x, n numbers."""
     count: int
     """N."""
-    projected: Tensor
-    """R = Xᵀ Ω / √k, n x k."""
-
-
-class Sums(NamedTuple):
-    """What one input has added up to; never changed, so that layers may share it until they read different inputs."""
-
-    total: Tensor
-    first: Tensor
-    projected: Tensor
-    tokens: int
+    signed: Tensor
+    """Xᵀ Ω, n x k."""
     generator: Tensor
-    """The state of Ω's randomness behind the tokens so far."""
+    """State of the random generator of Ω after the N tokens."""
+
+    @property
+    def projected(self) -> Tensor:
+        """R = Xᵀ Ω / √k, n x k."""
+        return self.signed / PROJECTIONS**0.5
 
 
 class SharedInputs:
-    """Adds an input up once for all layers that read it: query, key and value; gate and up.
+    """Computes the sums of an input once for all layers that have it: query, key and value; gate and up.
 
-    Two layers share their sums as long as each of their inputs is the same memory and the same tokens count. The last
-    inputs are held until `clear`, so that no other tensor can take their memory in between; not more of them, which
-    under gradient checkpointing would be the activations of the whole model.
+    Two layers share their sums as long as all their inputs occupy the same memory and the same tokens count. The last
+    `HELD` inputs are kept until `clear`, so that no other tensor can reuse their memory in the meantime. More are not
+    kept: under gradient checkpointing they would amount to the activations of the whole model.
     """
 
     HELD = 4
 
     def __init__(self) -> None:
-        self._last: deque[tuple[Sums | int, Tensor, Tensor, Sums]] = deque(maxlen=self.HELD)
+        # Of each recent call of `add`: the sums before, x, counts, and the sums after.
+        self._last: deque[tuple[InputSums | None, Tensor, Tensor, InputSums]] = deque(maxlen=self.HELD)
 
     @torch.no_grad()
-    def add(self, before: Sums | int, x: Tensor, counts: Tensor) -> Sums:
-        """The sums with those of `x`.
+    def add(self, before: InputSums | None, x: Tensor, counts: Tensor, *, seed: int) -> InputSums:
+        """Return the sums `before` plus those of `x`.
 
         Args:
-            before: Sums of the earlier batches; of the first batch, the seed of Ω.
-            x: N x n, one row a token.
-            counts: Which of the N tokens count.
+            before: Sums over the earlier batches; None for the first batch.
+            x: N x n, one row per token.
+            counts: Which of the N tokens count, N booleans.
+            seed: Seed of Ω, used for the first batch.
         """
         for old, held, other, after in self._last:
-            same = before is old or (isinstance(before, int) and isinstance(old, int))
-            if same and x.data_ptr() == held.data_ptr() and x.shape == held.shape and torch.equal(counts, other):
+            same_input = x.data_ptr() == held.data_ptr() and x.shape == held.shape
+            if before is old and same_input and torch.equal(counts, other):
                 return after
         generator = torch.Generator()
-        if isinstance(before, int):
-            generator.manual_seed(before)
+        if before is None:
+            generator.manual_seed(seed)
         else:
             generator.set_state(before.generator)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)) * counts[:, None]  # N x n
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)) * counts[:, None]  # X, N x n
+        # Signs are drawn for the tokens that count only, so that padding does not change those of later tokens.
         signs, where = torch.zeros(len(counts), PROJECTIONS), counts.cpu()
-        new = int(where.sum())
-        signs[where] = 2.0 * torch.randint(0, 2, (new, PROJECTIONS), generator=generator) - 1.0
+        count = int(where.sum())
+        signs[where] = 2.0 * torch.randint(0, 2, (count, PROJECTIONS), generator=generator) - 1.0
         total, first = wide.mT @ wide, wide.sum(dim=0)  # (n, N) @ (N, n), n
-        projected = wide.mT @ signs.to(wide)  # (n, N) @ (N, k)
-        if not isinstance(before, int):
-            total, first, projected = before.total + total, before.first + first, before.projected + projected
-            new += before.tokens
-        after = Sums(total, first, projected, new, generator.get_state())
+        signed = wide.mT @ signs.to(wide)  # (n, N) @ (N, k)
+        if before is not None:
+            total, first, signed = before.total + total, before.first + first, before.signed + signed
+            count += before.count
+        after = InputSums(total=total, first=first, count=count, signed=signed, generator=generator.get_state())
         self._last.append((before, x, counts, after))
         return after
 
     def clear(self) -> None:
-        """Let go of the inputs of a batch."""
+        """Release the inputs of the last batch."""
         self._last.clear()
 
 
 class InputMoment(Watch):
-    """Adds up the sums of one layer.
+    """Accumulates the input sums of one layer.
 
     Args:
         layer: A linear layer.
-        seed: Of Ω. Layers with different inputs have their own, so that errors of estimates do not add up over layers.
-            A token's signs depend on the seed and on how many tokens counted before it, not on batches and padding.
-        shared: Of the layers that are read in the same pass.
+        seed: Seed of Ω. Layers with different inputs have different seeds, so that the errors of their estimates are
+            independent. The signs of a token depend on the seed and on the number of tokens that counted before it,
+            not on the division into batches or on padding.
+        shared: Shared by all layers that are read in the same pass.
     """
 
     def __init__(self, layer: nn.Module, seed: int = 0, shared: SharedInputs | None = None) -> None:
-        self.sums: Sums | int = seed
-        """The sums; before anything came by, the seed."""
-        self._shared = shared or SharedInputs()
+        self.sums: InputSums | None = None
+        """The sums so far; None before the first backward pass."""
+        self._seed, self._shared = seed, shared or SharedInputs()
         super().__init__(layer)
 
     @override
     def _watch(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not output.requires_grad:  # nothing before this layer is trained: gradients begin at its output
+        # If nothing before this layer is trained, its output needs no gradient. Make gradients start at this output.
+        if not output.requires_grad:
             output = output.detach().requires_grad_()
         return super()._watch(layer, args, output)
 
     @override
     def add(self, x: Tensor, d: Tensor) -> None:
-        self.sums = self._shared.add(self.sums, x.detach(), (d != 0).any(dim=1))
+        self.sums = self._shared.add(self.sums, x.detach(), (d != 0).any(dim=1), seed=self._seed)
 
 
 def input_moments(
     model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[dict[str, Tensor]]
 ) -> Iterator[tuple[list[str], InputSums]]:
-    """The sums of each layer that an answer of `batches` depends on, one after another, so that few are held at once.
+    """Yield the input sums of each layer on which an answer of `batches` depends, one at a time to save memory.
 
-    Forward and backward passes without dropout; no weight needs a gradient, and none is left. All ranks call it
-    together, with the same rows.
+    Runs forward and backward passes without dropout. No weight needs a gradient, and none has one afterwards. All ranks
+    call this together, with the same rows.
 
     Args:
-        model: As it serves.
-        layers: By the name of their weight.
-        batches: Of the task, with labels.
+        model: The model with its served weights.
+        layers: Linear layers by the name of their weight.
+        batches: Batches of the task, with labels.
 
     Yields:
-        Names of the layers that read one input, and the sums over it.
+        The names of the layers that share one input, and the sums over it.
     """
     training = model.training
     seeds = {name: seed for seed, name in enumerate(layers)}
@@ -172,25 +175,25 @@ def input_moments(
             finally:
                 for watch in watches.values():
                     watch.remove()
-            readers: dict[int, list[str]] = {}
+            readers: dict[int, list[str]] = {}  # layers with the same `InputSums` object have the same inputs
             for name, watch in watches.items():
-                if not isinstance(watch.sums, int):  # something came by
+                if watch.sums is not None:  # None: no backward pass reached the layer
                     readers.setdefault(id(watch.sums), []).append(name)
             for names in readers.values():
-                sums = [watches.pop(name).sums for name in names]  # one object, as often
+                sums = [watches.pop(name).sums for name in names]  # pop: free the memory when the next one is yielded
                 yield names, on_all_ranks(sums[0])
     finally:
         model.train(training)
 
 
-def on_all_ranks(sums: Sums | int) -> InputSums:
-    """The same bits on every rank, which read the same rows."""
-    assert isinstance(sums, Sums)
-    return InputSums(
+def on_all_ranks(sums: InputSums | None) -> InputSums:
+    """Return rank 0's sums on every rank. All ranks read the same rows, but rounding may differ between them."""
+    assert sums is not None
+    return replace(
+        sums,
         total=broadcast_from_owner(sums.total),
         first=broadcast_from_owner(sums.first),
-        count=sums.tokens,
-        projected=broadcast_from_owner(sums.projected / PROJECTIONS**0.5),
+        signed=broadcast_from_owner(sums.signed),
     )
 
 
@@ -201,19 +204,19 @@ def weight_inputs(
     *,
     rows: int,
 ) -> Iterator[tuple[list[str], InputSums]]:
-    """The sums over the inputs of the named weights, over rows of a task; see `input_moments`.
+    """Yield the input sums of the named weights over rows of a task; see `input_moments`.
 
     Args:
-        model: As it serves.
-        names: Of weights of linear layers.
-        batches: `TaskContext.batches` of the task: every rank reads the same rows.
-        rows: How many are read.
+        model: The model with its served weights.
+        names: Names of weights of linear layers.
+        batches: `TaskContext.batches` of the task; every rank reads the same rows.
+        rows: Number of rows to read.
     """
     return input_moments(model, layers_of(model, names), list(batches(BATCH, rows)))
 
 
 def _groups(layers: Mapping[str, nn.Module]) -> Iterable[list[str]]:
-    """Names in order, cut where their moments would take more than `BYTES`."""
+    """Split the names, in order, into groups whose second moments take at most `BYTES` together."""
     groups: list[list[str]] = []
     room = 0
     for name, layer in layers.items():

@@ -1,4 +1,4 @@
-"""LoRA factors on named layers, by PEFT, without changing the class of the model. arXiv:2106.09685."""
+"""Add LoRA pairs to named layers with PEFT, without changing the class of the model. arXiv:2106.09685."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,57 +15,63 @@ from gorp.weights.delta import WeightDelta
 
 
 ADAPTER = "gorp"
+"""Name of the adapter in PEFT's layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """The `lora:` block; the names are those of `peft.LoraConfig`."""
+    """Options of the `lora:` block, named as in `peft.LoraConfig`."""
 
     r: Annotated[int, Range(1, WIDEST)] = 8
-    """Rows of A."""
+    """Rank: number of rows of A."""
     lora_alpha: Annotated[float, POSITIVE] = 32.0
-    """The factors are scaled by s = lora_alpha / r."""
+    """B A is scaled by s = lora_alpha / r."""
     lora_dropout: Annotated[float, BELOW_ONE, BETWEEN_TASKS] = 0.0
-    """Share of the inputs of A dropped in training."""
+    """Dropout probability of the inputs of A during training."""
     target_modules: tuple[str, ...] | str = "auto"
-    """Which layers: "auto", "all-linear", or patterns (`gorp.layers.targets.resolve`)."""
+    """Layers that get a pair: "auto", "all-linear", or patterns (`gorp.layers.targets.resolve`)."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers before a model is loaded."""
+        """Check the ranges of all numbers, before a model is loaded."""
         check_ranges(self, "lora.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraPair:
-    """The factors of one weight: W x + s B A x."""
+    """LoRA factors of one weight: the layer computes W x + s B A x."""
 
     down: nn.Parameter
     """A, r x n, float32 (float64 in a float64 model)."""
     up: nn.Parameter
-    """B, m x r; zero at birth, so that a new pair changes nothing."""
+    """B, m x r, same dtype; zero when created, so that a new pair does not change the output."""
     scale: float
     """s = lora_alpha / r."""
 
     def delta(self) -> WeightDelta:
-        """s B A as a factored delta: exact, no m x n product."""
+        """Return s B A as a factored delta, without computing the m x n product."""
         delta = WeightDelta(torch.Size([self.up.shape[0], self.down.shape[1]]))
         delta.append(self.scale * self.up.detach(), self.down.detach().mT)
         return delta
 
     @torch.no_grad()
     def load(self, down: Tensor, up: Tensor) -> None:
-        """Set both factors."""
+        """Copy values into both factors."""
         self.down.copy_(down)
         self.up.copy_(up)
 
 
 def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dict[str, LoraPair]:
-    """A fresh pair on each of `layers`; returns the pairs by the name of their weight in the base model.
+    """Put a new pair on each of `layers` and freeze all other weights of the model.
 
-    All weights of the model are frozen. A is PEFT's default (Kaiming uniform), so it depends on torch's random state.
+    A has PEFT's default initialization (Kaiming uniform), so it depends on torch's random state.
 
-    PEFT sees the layers alone, in a container of ours, not the model: in a model with fused experts it would rewrite
-    the names of the layers beside them (shared experts, dense layers).
+    Args:
+        model: The base model.
+        layers: Names of linear layers.
+        settings: Rank, scale and dropout.
+
+    Returns:
+        The pairs by the name of their weight in the base model.
     """
     model.requires_grad_(False)
     config = LoraConfig(
@@ -74,22 +80,24 @@ def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dic
         lora_dropout=settings.lora_dropout,
         target_modules=r"\d+",
     )
-    held = nn.ModuleDict({str(index): model.get_submodule(name) for index, name in enumerate(layers)})
-    inject_adapter_in_model(config, held, adapter_name=ADAPTER)
+    # PEFT gets a container with these layers only, not the model: in a model with fused experts it would put the pairs
+    # of neighbouring layers (shared experts, dense layers) on the fused experts.
+    container = nn.ModuleDict({str(index): model.get_submodule(name) for index, name in enumerate(layers)})
+    inject_adapter_in_model(config, container, adapter_name=ADAPTER)
     pairs = {}
-    for name, layer in zip(layers, held.values(), strict=True):
+    for name, layer in zip(layers, container.values(), strict=True):
         assert isinstance(layer, LoraLayer)
         replace(model, name, layer)
         linears: list[Any] = [layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]]
         for factor in linears:
-            factor.to(torch.promote_types(factor.weight.dtype, torch.float32))  # PEFT took the weight's dtype
+            factor.to(torch.promote_types(factor.weight.dtype, torch.float32))  # PEFT created it in the weight's dtype
         down, up = (factor.weight for factor in linears)
         pairs[weight_name(name)] = LoraPair(down=down, up=up, scale=layer.scaling[ADAPTER])
     return pairs
 
 
 def remove_lora(model: nn.Module) -> None:
-    """Put back the layers that `add_lora` wrapped, as they were: nothing is merged."""
+    """Restore the layers that `add_lora` wrapped, without merging the pairs into their weights."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             replace(model, name, layer.get_base_layer())

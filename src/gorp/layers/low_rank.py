@@ -1,16 +1,16 @@
-"""y = W x + b + s B A x + U C Vᵀ x: a frozen linear layer, its LoRA pair and a trained core, as one operation.
+"""Compute y = W x + b + s B A x + U C Vᵀ x (frozen linear layer, LoRA pair and trained core) in one operation.
 
-X, N x n   inputs, one row a token          W, m x n   frozen          D, N x m   gradients of the outputs
+X, N x n   inputs, one row per token        W, m x n   frozen          D, N x m   gradients of the outputs
 A, r x n and B, m x r   LoRA factors        U, m x k and V, n x k   the frame, frozen       C, k x k   the core
 
     Y  = X Wᵀ + b + [s X Aᵀ, X V Cᵀ] [B, U]ᵀ
 
-Written term by term, every term reads X and D once more and adds a tensor as large as Y and one as large as X. Here
-LoRA and core share one thin product on each side, the results are added to what the frozen product wrote, and no
-gradient is computed that nobody uses:
+Term by term, every term would read X and D again and allocate one tensor of the size of Y and one of the size of X.
+Here LoRA and core share one thin product on each side, results are added in place to the frozen product, and unused
+gradients are not computed:
 
-    forward    N·(2·m·n + 2·(r + k)·(m + n)) flops       stores X V and X Aᵀ (N x (r + k)); X as well where A is trained
-    backward   as much, and 2·N·r·n for A, 2·N·r·m for B; no gradient of W, U or V
+    forward    N·(2·m·n + 2·(r + k)·(m + n)) flops       saves X V and X Aᵀ, N x (r + k); X too if A is trained
+    backward   the same, plus 2·N·r·n for A and 2·N·r·m for B; no gradient of W, U or V
 """
 
 from typing import Any, cast
@@ -23,11 +23,11 @@ from gorp.core.frame import Frame
 
 
 class LowRankUpdate(nn.Module):
-    """y = inner(x) + U C Vᵀ x, with C trainable and U, V frozen between refreshes.
+    """Layer that computes y = inner(x) + U C Vᵀ x, with C trainable and U, V fixed between refreshes.
 
-    dL/dC = Uᵀ G V from two thin products, without G and without X: Vᵀ x is stored, k numbers a token. C is zero at
-    first and after every fold, U and V are zero until the first refresh, so a new layer answers exactly as the one it
-    wraps.
+    dL/dC = Uᵀ G V is computed from two thin products, without G and without X: only Vᵀ x is saved, k numbers per token.
+    C is zero when created and after every fold, and U and V are zero until the first refresh, so a new layer computes
+    exactly the output of the layer that it wraps.
 
     Args:
         inner: An `nn.Linear`, or a PEFT layer around one.
@@ -44,40 +44,42 @@ class LowRankUpdate(nn.Module):
         dtype = torch.promote_types(linear.weight.dtype, torch.float32)  # bfloat16 would lose small steps of C
         self.inner = inner
         self._lora = plain_lora(inner)
-        # Otherwise `inner` computes what cannot be joined with the core: dropout before A, a forward pass of its own.
+        # Only a plain linear layer and plain LoRA can be computed together with the core. With dropout before A, or a
+        # forward method of its own, `inner` runs separately.
         self._joined = type(linear).forward is nn.Linear.forward and (inner is linear or self._lora is not None)
         self.core = nn.Parameter(torch.zeros(rank, rank, dtype=dtype, device=linear.weight.device))
         self.register_buffer("left", torch.zeros(m, rank, dtype=dtype, device=linear.weight.device))
         self.register_buffer("right", torch.zeros(n, rank, dtype=dtype, device=linear.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x`, ... x n, to ... x m; the products with N, m or n in them run in the dtype of `x`, k x k ones in C's."""
+        """Map `x`, ... x n, to ... x m. Products over N, m or n run in the dtype of `x`, k x k products in C's."""
         linear, device = linear_of(self.inner), x.device.type
         frozen = not linear.weight.requires_grad and (linear.bias is None or not linear.bias.requires_grad)
         joined = self._joined and frozen
-        below = None if joined else self.inner(x)
-        # The operation is opaque to autocast: its inputs are cast here, and its gradients come back in X's own dtype.
+        inner_output = None if joined else self.inner(x)
+        # Autocast does not act inside a custom function. So x is cast here; autograd casts its gradient back.
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            if below is not None:
-                return LowRankProducts.apply(x, None, below.to(x.dtype), self.core, self.left, self.right, *NO_LORA)
+            if inner_output is not None:
+                start = inner_output.to(x.dtype)
+                return LowRankProducts.apply(x, None, start, self.core, self.left, self.right, *NO_LORA)
             weight, bias = linear.weight.to(x.dtype), None if linear.bias is None else linear.bias.to(x.dtype)
             return LowRankProducts.apply(x, weight, bias, self.core, self.left, self.right, *(self._lora or NO_LORA))
 
     @property
     def weight(self) -> Tensor:
-        """W, of the layer at the bottom: models read its dtype (T5 does, of `wo`)."""
+        """W of the innermost linear layer. Models read its dtype (T5 that of `wo`)."""
         return linear_of(self.inner).weight
 
     @property
     def frame(self) -> Frame:
-        """The current U, V."""
+        """The current frame U, V."""
         return Frame(left=self.left, right=self.right)
 
     @torch.no_grad()
     def fold(self, frame: Frame | None = None) -> tuple[Tensor, Tensor]:
-        """Take U C and V out as the factors of a delta, m x k and n x k; C becomes zero and the frame `frame`."""
+        """Return U C, m x k, and V, n x k, the factors of a delta; set C to zero and the frame to `frame`, if given."""
         left, right = self.left @ self.core, self.right.clone()  # (m, k) @ (k, k)
         self.core.zero_()
         if frame is not None:
@@ -87,11 +89,12 @@ class LowRankUpdate(nn.Module):
 
 
 class LowRankProducts(torch.autograd.Function):
-    """Y = start + X Wᵀ + [s X Aᵀ, X V Cᵀ] [B, U]ᵀ; gradients of X, start, C, A and B.
+    """Compute Y = start + X Wᵀ + [s X Aᵀ, X V Cᵀ] [B, U]ᵀ, and the gradients of X, start, C, A and B.
 
-    x, ... x n, weight and start have one dtype, in which every product with N, m or n in it runs; core has its own, and
-    the k x k products too. weight is W or, where start is the whole answer of the layer below, ... x m, None; with W,
-    start is the bias, m, or None, and has no gradient. down and up are A and B, or None.
+    `x`, ... x n, `weight` and `start` have the same dtype, and products over N, m or n run in it. `core` may have
+    another dtype, in which the k x k products run. There are two cases. Either `weight` is W and `start` is the bias, m
+    numbers or None, without gradient; or `weight` is None and `start` is the output of the inner layer, ... x m. `down`
+    and `up` are A and B, or both None.
     """
 
     @staticmethod
@@ -108,19 +111,19 @@ class LowRankProducts(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         rows, r = x.reshape(-1, x.shape[-1]), 0 if down is None else len(down)
-        into, out = _beside(down, right.mT, dim=0).to(x.dtype), _beside(up, left, dim=1).to(x.dtype)  # [A; Vᵀ], [B, U]
+        into, out = _concat(down, right.mT, dim=0).to(x.dtype), _concat(up, left, dim=1).to(x.dtype)  # [A; Vᵀ], [B, U]
         hidden = rows @ into.mT  # [X Aᵀ, X V]: (N, n) @ (n, r + k)
         inside = hidden[:, r:].to(core.dtype) @ core.mT  # X V Cᵀ: (N, k) @ (k, k)
         if weight is None:
             assert start is not None
-            y = start.reshape(-1, start.shape[-1]).clone()
+            y = start.reshape(-1, start.shape[-1]).clone()  # a copy: the next lines add to it in place
         else:
             y = rows @ weight.mT if start is None else torch.addmm(start, rows, weight.mT)  # (N, n) @ (n, m)
-        y.addmm_(_beside(scale * hidden[:, :r], inside.to(x.dtype), dim=1), out.mT)  # (N, r + k) @ (r + k, m)
-        trained = ctx.needs_input_grad[6]  # A: without its gradient X is not needed again
+        y.addmm_(_concat(scale * hidden[:, :r], inside.to(x.dtype), dim=1), out.mT)  # (N, r + k) @ (r + k, m)
+        trained = ctx.needs_input_grad[6]  # whether A is trained; only its gradient needs X
         ctx.save_for_backward(x if trained else None, weight, hidden, core, left, right, down, up)
         ctx.scale, ctx.shape = scale, x.shape
-        # Not a view: some models (Gemma 3n) write into it in place, which autograd refuses for a view made here.
+        # Not a view: some models (Gemma 3n) modify the output in place, which autograd forbids for a view made here.
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
@@ -130,7 +133,7 @@ class LowRankProducts(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight, hidden, core, left, right, down, up = ctx.saved_tensors
         d, r = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1]), 0 if down is None else len(down)
-        into, out = _beside(down, right.mT, dim=0).to(d.dtype), _beside(up, left, dim=1).to(d.dtype)  # [A; Vᵀ], [B, U]
+        into, out = _concat(down, right.mT, dim=0).to(d.dtype), _concat(up, left, dim=1).to(d.dtype)  # [A; Vᵀ], [B, U]
         outside = d @ out  # [D B, D U]: (N, m) @ (m, r + k)
         d_hidden, d_inside = ctx.scale * outside[:, :r], outside[:, r:].to(core.dtype)  # s D B and D U
         d_core = d_inside.mT @ hidden[:, r:].to(core.dtype)  # dL/dC = (D U)ᵀ X V: (k, N) @ (N, k)
@@ -140,8 +143,8 @@ class LowRankProducts(torch.autograd.Function):
         if up is not None:
             d_up = (d.mT @ hidden[:, :r]).to(up.dtype).mul_(ctx.scale)  # s Dᵀ X Aᵀ: (m, N) @ (N, r)
         if ctx.needs_input_grad[0]:
-            thin = _beside(d_hidden, (d_inside @ core).to(d.dtype), dim=1)  # [s D B, D U C]: N x (r + k)
-            # D W: (N, m) @ (m, n), and + [s D B, D U C] [A; Vᵀ]: (N, r + k) @ (r + k, n)
+            thin = _concat(d_hidden, (d_inside @ core).to(d.dtype), dim=1)  # [s D B, D U C]: N x (r + k)
+            # dL/dX = D W + [s D B, D U C] [A; Vᵀ]: (N, m) @ (m, n) + (N, r + k) @ (r + k, n)
             d_x = thin @ into if weight is None else (d @ weight).addmm_(thin, into)
             d_x = d_x.reshape(ctx.shape)
         d_start = grad_outputs[0] if weight is None else None
@@ -149,16 +152,16 @@ class LowRankProducts(torch.autograd.Function):
 
 
 NO_LORA = None, None, 1.0
-"""A, B and s of a layer without LoRA."""
+"""A, B and s for a layer without LoRA."""
 
 
-def _beside(first: Tensor | None, second: Tensor, *, dim: int) -> Tensor:
-    """Both side by side (dim 1) or one below the other (dim 0); the second alone where there is no first."""
+def _concat(first: Tensor | None, second: Tensor, *, dim: int) -> Tensor:
+    """Concatenate along `dim` in the dtype of `second`; return `second` if there is no first."""
     return second if first is None or first.numel() == 0 else torch.cat([first.to(second.dtype), second], dim=dim)
 
 
 def plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:
-    """A, B and s of a PEFT layer that adds s B A x and nothing else: no dropout, no variant, no second adapter."""
+    """Return A, B and s of a PEFT layer that adds s B A x only: no dropout, no variant, one adapter. None otherwise."""
     factors = getattr(layer, "lora_A", {})
     if len(factors) != 1:
         return None
@@ -170,16 +173,16 @@ def plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:
 
 
 def linear_of(layer: nn.Module) -> nn.Linear:
-    """The `nn.Linear` at the bottom of a layer wrapped by us, by PEFT, or not at all."""
+    """Return the `nn.Linear` inside a layer that is wrapped by gorp, by PEFT, by both, or not at all."""
     if isinstance(layer, LowRankUpdate):
         return linear_of(layer.inner)
     base = getattr(layer, "base_layer", layer)
-    assert isinstance(base, nn.Linear), f"no linear layer below {type(layer).__name__}"
+    assert isinstance(base, nn.Linear), f"{type(layer).__name__} contains no linear layer"
     return base
 
 
 def wrap(model: nn.Module, names: list[str], *, rank: int) -> dict[str, LowRankUpdate]:
-    """Put a `LowRankUpdate` around each named layer; return them by name."""
+    """Replace each named layer by a `LowRankUpdate` around it; return the new layers by name."""
     wrapped = {name: LowRankUpdate(model.get_submodule(name), rank=rank) for name in names}
     for name, layer in wrapped.items():
         replace(model, name, layer)
@@ -187,13 +190,13 @@ def wrap(model: nn.Module, names: list[str], *, rank: int) -> dict[str, LowRankU
 
 
 def unwrap(model: nn.Module) -> None:
-    """Put back every layer that `wrap` wrapped."""
+    """Restore every layer that `wrap` wrapped."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LowRankUpdate):
             replace(model, name, layer.inner)
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Make `layer` the submodule called `name`."""
+    """Set the submodule called `name` to `layer`."""
     parent, _, child = name.rpartition(".")
     setattr(cast(nn.Module, model.get_submodule(parent)), child, layer)

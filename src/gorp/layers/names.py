@@ -1,7 +1,7 @@
-"""A linear layer and its weight, by name: the layer `encoder.q` has the weight `encoder.q.weight`.
+"""Convert between names of layers and of their weights: the layer `encoder.q` has the weight `encoder.q.weight`.
 
-Deltas, bases and adapters are kept under the name of the weight in the base model's `state_dict`; patterns, `resolve`
-and PEFT name layers.
+Deltas, bases and adapters are stored under the name of the weight in the base model's `state_dict`. Patterns, `resolve`
+and PEFT use names of layers.
 """
 
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ SUFFIX = ".weight"
 
 
 def weight_name(layer: str) -> str:
-    """The name of a layer's weight."""
+    """Return the name of a layer's weight."""
     return layer + SUFFIX
 
 
 def layer_name(weight: str) -> str:
-    """The name of the layer that a weight belongs to."""
+    """Return the name of the layer to which a weight belongs."""
     return weight.removesuffix(SUFFIX)
 
 
 def layers_of(model: nn.Module, weights: Iterable[str]) -> dict[str, nn.Module]:
-    """The layers in `model` by the names of their weights, as they are now: wrapped or not."""
+    """Return the layers of the named weights in their current form, wrapped or not, by the names of the weights."""
     return {name: model.get_submodule(layer_name(name)) for name in weights}

@@ -1,4 +1,4 @@
-"""Which weights get which treatment: module patterns, presets per architecture, and the table printed at the start."""
+"""Select the layers to train: patterns, presets per architecture, and the table of trained weights."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +16,8 @@ PRESETS: dict[str, dict[str, tuple[str, ...]]] = {
     "t5": {"lora": (r".*SelfAttention\.(q|v)",), "full": (r".*EncDecAttention\.(q|v)",)},
     "llama": {"lora": ("q_proj", "v_proj"), "full": ("gate_proj",)},
 }
-"""The paper's split (T5: self-attention and cross-attention; LLaMA: attention and the MLP's gate).
-Which of q, k, v, o it adapted is not stated; q and v are the defaults of the code it grew from."""
+"""The paper's split between LoRA and cores (T5: self-attention and cross-attention; LLaMA: attention and the MLP's
+gate). The paper does not say which of q, k, v, o it adapted; q and v are the defaults of the code that it extends."""
 
 FAMILIES = {"t5": "t5", "mt5": "t5", "umt5": "t5"} | dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "smollm3", "granite"), "llama"
@@ -25,43 +25,43 @@ FAMILIES = {"t5": "t5", "mt5": "t5", "umt5": "t5"} | dict.fromkeys(
 """`model_type` of a configuration -> the preset that fits its module names."""
 
 PATIENCE = 1.0
-"""Seconds that a pattern may take for one name: a millionth is usual, and some patterns would take years. Python's `re`
-knows no limit, `regex` (which transformers needs too) has one."""
+"""Time limit in seconds for matching one pattern with one name. A microsecond is usual, but some patterns would take
+years. Python's `re` has no time limit; `regex`, which transformers requires too, has one."""
 
 NAMED = 2
-"""Names of weights that a line gives of each kind."""
+"""Number of example names per kind of weight in a message."""
 
 KEYS = {"lora": "lora.target_modules", "full": "method.full_modules"}
-"""Where the YAML of a run has the patterns of a role."""
+"""YAML key of the patterns of each role."""
 
 
 def family_of(model: nn.Module) -> str:
-    """The preset for `model`, by the `model_type` of its configuration.
+    """Return the name of the preset for `model`, by the `model_type` of its configuration.
 
     Raises:
-        ModelError: If no preset fits; patterns must then be written out.
+        ModelError: There is no preset; the user must then write patterns.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if model_type not in FAMILIES:
         raise ModelError(
             f"no target preset for model type `{model_type}`; presets exist for {', '.join(sorted(FAMILIES))}. "
-            "Name the modules yourself: `lora.target_modules` and `method.full_modules`, or `all-linear`."
+            "Set `lora.target_modules` and `method.full_modules` to module names or to `all-linear`."
         )
     return FAMILIES[model_type]
 
 
 def resolve(model: nn.Module, patterns: Sequence[str] | str, *, role: str) -> list[str]:
-    """The linear layers that `patterns` name, in the model's order.
+    """Return the names of the linear layers that match `patterns`, in the model's order.
 
     Args:
         model: The base model, without adapters.
-        patterns: "auto" (the preset of the model's family), "all-linear" (every linear layer that can be trained, but
-            not the output head), "none", or patterns: the end of a module name ("q_proj"), or a regular expression for
-            the whole of it.
-        role: "lora" or "full": which preset "auto" means.
+        patterns: "auto" (the preset of the model's family), "all-linear" (every linear layer that can be trained,
+            except the output head), "none", or patterns. A pattern is the end of a module name ("q_proj") or a regular
+            expression for the whole name.
+        role: "lora" or "full"; it selects the patterns of the preset.
 
     Raises:
-        ModelError: If a pattern matches no linear layer, or "all-linear" finds none.
+        ModelError: A pattern matches no linear layer, or "all-linear" finds none.
     """
     linear = linear_layers(model)
     if isinstance(patterns, str):
@@ -78,18 +78,18 @@ def resolve(model: nn.Module, patterns: Sequence[str] | str, *, role: str) -> li
             known = f"Its linear layers end in {', '.join(endings)}." if endings else "It has no linear layers."
             raise ModelError(
                 f"{KEYS[role]}: `{pattern}` matches no linear layer of this model.{nearest(pattern, endings)}"
-                f"{_other_nature(model, pattern, KEYS[role])} {known}"
+                f"{_nonlinear_match(model, pattern, KEYS[role])} {known}"
             )
         chosen.update(matches)
     return [name for name in linear if name in chosen]
 
 
 def left_out_line(model: nn.Module, *chosen: Sequence[str] | str) -> str | None:
-    """One line about the weights that "all-linear" and "auto" do not reach, with their share; None if there are none.
+    """Return a line on the weights that "all-linear" or "auto" leave out, with their share; None if there are none.
 
     Args:
         model: The base model, without adapters.
-        chosen: The patterns of a method's roles. Who wrote out the layers is not told.
+        chosen: The patterns of each of the method's roles. If the user wrote patterns, the result is None.
     """
     groups = left_out(model)
     word = next((item for item in ("all-linear", "auto") if item in chosen), None)
@@ -97,7 +97,7 @@ def left_out_line(model: nn.Module, *chosen: Sequence[str] | str) -> str | None:
         return None
     named = [f"{g.reason} {100 * g.share:.1f} % ({_listed(g.patterns, NAMED)})" for g in groups]
     share = 100 * sum(group.share for group in groups)
-    return f"not trained, because `{word}` does not reach them: {share:.1f} % of the weights; {', '.join(named)}"
+    return f"`{word}` leaves out {share:.1f} % of the weights, which are not trained: {', '.join(named)}"
 
 
 def _listed(names: Sequence[str], count: int) -> str:
@@ -106,7 +106,10 @@ def _listed(names: Sequence[str], count: int) -> str:
 
 
 def _all_linear(model: nn.Module, linear: Mapping[str, Obstacle | None]) -> list[str]:
-    """Every linear layer but the head that can be trained, and the quantized ones, which the gate then refuses."""
+    """Return every linear layer that can be trained, except the output head.
+
+    Quantized layers are included, so that `check_trainable` refuses them instead of leaving them out silently.
+    """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     inner = {name: obstacle for name, obstacle in linear.items() if model.get_submodule(name) is not head}
     found = [name for name, obstacle in inner.items() if obstacle is None or obstacle.kind in ("quantized", "packed")]
@@ -119,8 +122,8 @@ def _all_linear(model: nn.Module, linear: Mapping[str, Obstacle | None]) -> list
     return found
 
 
-def _other_nature(model: nn.Module, pattern: str, key: str) -> str:
-    """What a pattern names that is no linear layer."""
+def _nonlinear_match(model: nn.Module, pattern: str, key: str) -> str:
+    """Return a sentence on the first module or parameter that matches `pattern` without being a linear layer."""
     modules = [(n, type(m).__name__) for n, m in model.named_modules() if n and _matches(pattern, n, key)]
     parameters = [(n, "parameter") for n, _ in model.named_parameters() if _matches(pattern, n, key)]
     for name, kind in modules + parameters:
@@ -134,31 +137,32 @@ def _matches(pattern: str, name: str, key: str) -> bool:
     try:
         return regex.fullmatch(pattern, name, timeout=PATIENCE) is not None
     except regex.error as error:
-        raise ModelError(f"{key}: the pattern `{shown(pattern)}` is no regular expression: {error}.") from None
+        raise ModelError(f"{key}: the pattern `{shown(pattern)}` is not a regular expression: {error}.") from None
     except TimeoutError:
         raise ModelError(
-            f"{key}: the pattern `{shown(pattern)}` tries too many ways to match `{name}`. Write it without a repeated "
-            f"part inside a repeated part."
+            f"{key}: matching the pattern `{shown(pattern)}` with `{name}` takes too long. Write the pattern without "
+            f"a repeated part inside a repeated part."
         ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment:
-    """One line of the table: a group of weights that differ only in their layer number."""
+    """One line of the table of trained weights: a group of parameters that differ only in their layer number."""
 
     pattern: str
-    """Name of the weights, layer numbers written as `*`."""
+    """Name of the parameters, with layer numbers written as `*`."""
     count: int
+    """Number of parameters in the group."""
     shape: tuple[int, ...]
-    """Shape of one of them."""
+    """Shape of the first of them."""
     treatment: str
     """"LoRA", "core" (U C Vᵀ) or "full"."""
     trainable: int
-    """Trainable numbers in the whole group."""
+    """Number of trainable entries in the whole group."""
 
 
 def treatments(model: nn.Module) -> list[Treatment]:
-    """What is trainable in a prepared model, grouped over layers."""
+    """Return the trainable parameters of a prepared model, grouped over layers."""
     groups: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -173,7 +177,7 @@ def treatments(model: nn.Module) -> list[Treatment]:
 
 
 def weight_of(name: str) -> str:
-    """The base model's weight that a parameter of a prepared model belongs to."""
+    """Return the name of the base model's weight to which a parameter of a prepared model belongs."""
     name = name.replace(".inner", "").replace(".base_layer", "")
     owner, adapter, _ = name.partition(".lora_")
     if adapter:
@@ -182,24 +186,24 @@ def weight_of(name: str) -> str:
 
 
 def untouched_line(names: Sequence[str], trained: int) -> str | None:
-    """One line about trained parameters that no gradient ever reached; None if there are none.
+    """Return a line on trained parameters that never had a gradient; None if there are none.
 
     Args:
-        names: Of the parameters, in the prepared model.
-        trained: How many weights are trained.
+        names: Names of these parameters in the prepared model.
+        trained: Number of trained weights.
     """
     weights = list(dict.fromkeys(weight_of(name) for name in names))
     groups = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in weights))
     if not weights:
         return None
     return (
-        f"no gradient ever reached {len(weights)} of the {trained} trained weights, which are as they were: "
-        f"{_listed(groups, 4)}. No row used them, or the model does not train them."
+        f"no gradient ever reached {len(weights)} of the {trained} trained weights, which have not changed: "
+        f"{_listed(groups, 4)}. Either no row uses them, or the model's loss does not depend on them."
     )
 
 
 def _kind(name: str) -> tuple[str, str]:
-    """The weight a trainable parameter belongs to, and its role."""
+    """Return the label of a trainable parameter (layer and factor, or weight) and its treatment."""
     _, adapter, factor = name.partition(".lora_")
     if adapter:
         return f"{layer_name(weight_of(name))} {factor[0]}", "LoRA"

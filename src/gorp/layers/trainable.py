@@ -1,8 +1,9 @@
-"""Which weights can be trained, and why the others cannot: the gate that every method passes before it changes any.
+"""Check which weights can be trained. Every method calls `check_trainable` before it changes a weight.
 
-gorp trains y = W x + b where W is a parameter of its own: floating point, out_features x in_features, read by no
-other layer. Of any other weight something would be lost: the adapter, where a kernel reads W and never calls the layer;
-the fold, where W is quantized or another layer reads it too; the equation, where the layer computes something else.
+gorp trains layers y = W x + b whose W is a parameter of its own: floating point, out_features x in_features, used by no
+other layer. Other weights cannot be trained correctly. If a kernel reads W without calling the layer, an adapter has no
+effect. If W is quantized or shared with another layer, a delta cannot be added to it. If the layer computes something
+else than W x + b, ΔW S = 0 does not protect its output.
 """
 
 import re
@@ -17,35 +18,35 @@ from gorp.layers.names import weight_name
 
 
 READ_BY_KERNELS = ("x_proj", "dt_proj", "out_proj")
-"""Layers of a state space (Mamba) whose weights are read without calling the layer: always, or by its kernels."""
+"""Layers of a state space model (Mamba) whose weights are read without calling the layer, always or by its kernels."""
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why a linear layer cannot be trained."""
+    """The reason why a linear layer cannot be trained."""
 
     kind: str
-    """In a few words, the same for all layers alike."""
+    """The reason in a few words, the same for all layers of this kind."""
     text: str
-    """In full."""
+    """The reason in full, for one layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """Weights that `all-linear` does not reach, all for one reason."""
+    """Weights that `all-linear` leaves out for the same reason."""
 
     reason: str
-    """What they are, in a few words."""
+    """The reason, in a few words."""
     patterns: tuple[str, ...]
-    """Their names, layer numbers written as `*`."""
+    """Their names, with layer numbers written as `*`."""
     share: float
-    """Of all the model's weights, in [0, 1]."""
+    """Their share of all the model's weights, in [0, 1]."""
 
 
 def linear_layers(model: nn.Module) -> dict[str, Obstacle | None]:
-    """Every linear layer by its name, in the model's order, with what keeps it from being trained; None: nothing.
+    """Return all linear layers by name, in the model's order, with the obstacle to training each, or None.
 
-    A layer that the model holds under two names is there twice.
+    A layer that the model registers under two names appears twice.
     """
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -61,19 +62,19 @@ def linear_layers(model: nn.Module) -> dict[str, Obstacle | None]:
 
 
 def check_trainable(model: nn.Module, layers: Sequence[str] | None) -> None:
-    """Refuse weights that cannot be trained.
+    """Raise if any of the given weights cannot be trained.
 
     Args:
-        model: As loaded, before any adapter.
+        model: The model as loaded, before adapters are added.
         layers: Names of the linear layers whose weights will change; None: every parameter.
 
     Raises:
-        ModelError: It names the first weight that cannot be trained, and the reason.
+        ModelError: The message names the first weight that cannot be trained, and the reason.
     """
     if getattr(model, "is_quantized", False):
         raise ModelError(
-            "the model is loaded quantized, and gorp changes weights of floating point only. Load the model that it "
-            "was quantized from; `model.dtype: bfloat16` takes half the memory of float32."
+            "the model is loaded quantized, but gorp trains floating-point weights only. Load the original model "
+            "before quantization; `model.dtype: bfloat16` takes half the memory of float32."
         )
     if layers is None:
         for name, parameter in model.named_parameters():
@@ -86,18 +87,24 @@ def check_trainable(model: nn.Module, layers: Sequence[str] | None) -> None:
             raise ModelError(f"`{name}` cannot be trained: the model has no linear layer of this name.")
         if (obstacle := known[name]) is not None:
             raise ModelError(
-                f"`{name}` cannot be trained: {obstacle.text}. Name other layers in `lora.target_modules` and "
-                "`method.full_modules`; `all-linear` means all that can be trained."
+                f"`{name}` cannot be trained: {obstacle.text}. Choose other layers in `lora.target_modules` and "
+                "`method.full_modules`; `all-linear` selects every layer that can be trained."
             )
 
 
 def check_rank(model: nn.Module, layers: Sequence[str], rank: int, key: str) -> None:
-    """Refuse a rank that none of the targeted matrices can have.
+    """Raise if `rank` exceeds the rank of every targeted weight.
 
-    Matrices that are smaller than the largest are allowed: what a pair or a core has beyond their rank changes nothing.
+    It may exceed that of some weights: the surplus dimensions of their pairs or cores have no effect.
+
+    Args:
+        model: The model, before adapters are added.
+        layers: Names of the targeted layers.
+        rank: r or k.
+        key: YAML key of the rank, for the message.
 
     Raises:
-        ConfigError: With the largest rank there can be.
+        ConfigError: The message gives the largest possible rank.
     """
     shapes = {name: tuple(model.get_parameter(weight_name(name)).shape) for name in layers}
     if not shapes:
@@ -107,12 +114,15 @@ def check_rank(model: nn.Module, layers: Sequence[str], rank: int, key: str) -> 
     if rank > min(m, n):
         raise ConfigError(
             f"{key} is {rank}, but no targeted weight has a rank above {min(m, n)} (`{largest}` is {m} x {n}). "
-            f"Wanted 1 to {min(m, n)}."
+            f"Set it to a value from 1 to {min(m, n)}."
         )
 
 
 def left_out(model: nn.Module) -> list[LeftOut]:
-    """The matrices and larger tensors that `all-linear` does not reach, but for embeddings and head; largest first."""
+    """Return the weights of 2 or more dimensions that `all-linear` leaves out, by reason, largest share first.
+
+    Embeddings and the output head are not included.
+    """
     linear = linear_layers(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     sizes: dict[str, int] = {}
@@ -120,10 +130,10 @@ def left_out(model: nn.Module) -> list[LeftOut]:
     for name, parameter in model.named_parameters():
         owner, _, own = name.rpartition(".")
         layer, obstacle = model.get_submodule(owner), linear.get(owner)
-        reached = own == "weight" and owner in linear and obstacle is None
-        if parameter.dim() < 2 or reached or layer is head or isinstance(layer, nn.Embedding):
+        trainable = own == "weight" and owner in linear and obstacle is None
+        if parameter.dim() < 2 or trainable or layer is head or isinstance(layer, nn.Embedding):
             continue
-        reason = obstacle.kind if obstacle else _nature(layer, parameter)
+        reason = obstacle.kind if obstacle else _kind_of(layer, parameter)
         sizes[reason] = sizes.get(reason, 0) + parameter.numel()
         pattern = re.sub(r"\.\d+(?=\.|$)", ".*", name)
         if pattern not in patterns.setdefault(reason, []):
@@ -134,6 +144,14 @@ def left_out(model: nn.Module) -> list[LeftOut]:
 
 
 def _obstacle(layer: nn.Linear, parent: nn.Module, child: str, others: list[str]) -> Obstacle | None:
+    """Return what prevents `layer` from being trained.
+
+    Args:
+        layer: A linear layer.
+        parent: The module that contains it.
+        child: Its name in `parent`.
+        others: Other names of parameters that are the same object as its weight.
+    """
     weight, kind = layer.weight, type(layer).__name__
     if not isinstance(weight, nn.Parameter):
         return Obstacle("computed", "its weight is computed from others, not a parameter of its own")
@@ -156,26 +174,28 @@ def _obstacle(layer: nn.Linear, parent: nn.Module, child: str, others: list[str]
 
 @torch.no_grad()
 def _is_linear(layer: nn.Linear) -> bool:
-    """Whether a layer with a forward pass of its own (Falcon's) computes W x + b; tried on two rows."""
+    """Return whether a layer with its own forward method (Falcon's) computes W x + b, by a trial on two rows."""
     weight = layer.weight
     x = torch.linspace(-1, 1, 2 * layer.in_features, dtype=weight.dtype, device=weight.device).view(2, -1)
     try:
         y = layer(x)
-    except Exception:  # it wants something else than rows of numbers
+    except Exception:  # the layer takes other arguments than one tensor of rows
         return False
-    wanted = nn.functional.linear(x, weight, layer.bias)
-    if not isinstance(y, Tensor) or y.shape != wanted.shape:
+    expected = nn.functional.linear(x, weight, layer.bias)
+    if not isinstance(y, Tensor) or y.shape != expected.shape:
         return False
     tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.03
-    return weight.is_meta or bool((y - wanted).abs().max() <= tolerance * wanted.abs().max())
+    # A meta tensor has no values, so only the shape can be checked.
+    return weight.is_meta or bool((y - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def _quantized(weight: Tensor) -> str:
-    kind = str(weight.dtype).removeprefix("torch.")
-    return f"its weight is quantized ({kind}). Load the model that it was quantized from"
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return f"its weight is quantized ({dtype}). Load the original model before quantization"
 
 
-def _nature(layer: nn.Module, parameter: Tensor) -> str:
+def _kind_of(layer: nn.Module, parameter: Tensor) -> str:
+    """Return in a few words what kind of layer has this parameter."""
     kind = type(layer).__name__
     if isinstance(layer, nn.modules.conv._ConvNd):
         return "convolution"

@@ -1,7 +1,7 @@
-"""Weights in float32 for as long as they train, whatever the model's dtype is between tasks.
+"""Keep weights in float32 while they are trained, whatever the model's dtype is between tasks.
 
-A step of 1e-5 on a weight of 0.02 is a tenth of bfloat16's rounding, and in place almost none of the entries would
-move. A widened parameter stays the same object, in the model and in the optimizer.
+A step of 1e-5 on a weight of 0.02 is a tenth of bfloat16's rounding; applied in place it would change almost no entry.
+A widened parameter stays the same object, for the model and for the optimizer.
 """
 
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from gorp.core.linalg import coarsest
 
 
 class Widened:
-    """Parameters that are float32 until `narrow`; those of float32 and float64 stay as they are.
+    """Parameters converted to float32 until `narrow` is called; float32 and float64 parameters do not change.
 
     Args:
-        parameters: To be widened in place, now.
+        parameters: The parameters to convert, in place.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
@@ -25,7 +25,7 @@ class Widened:
             parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
 
     def narrow(self) -> None:
-        """Give every parameter its own dtype again, and take its gradient away."""
+        """Convert every parameter back to its original dtype and delete its gradient."""
         for parameter, dtype in self._dtypes.items():
             parameter.grad = None
             parameter.data = parameter.data.to(dtype)
@@ -33,37 +33,37 @@ class Widened:
 
 
 class WidenedLayer:
-    """A linear layer with its weight and bias in float32, in a model whose other parameters keep their dtype.
+    """A linear layer with weight and bias in float32, in a model whose other parameters keep their dtype.
 
-    Under autocast, which chooses the dtype of the product itself, the layer runs as it is. Otherwise its input is
-    widened, the product is one of float32, and the output has the dtype that it had before.
+    Autocast chooses the dtype of the product itself, so the layer then runs without conversions. Otherwise the input is
+    converted to float32, the product runs in float32, and the output is converted to the original dtype.
 
     Args:
-        layer: Not wrapped.
+        layer: A linear layer that is not wrapped.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
         self.made_in: torch.dtype | None = None
-        """The dtype of the last forward product, and so of the gradient's; None before the first."""
+        """Dtype of the last forward product, and so of the gradient's product; None before the first forward pass."""
         self._dtype = layer.weight.dtype
         self._widened = Widened(layer.parameters())
         self._handles = [
-            layer.register_forward_pre_hook(self._enter, with_kwargs=True),
-            layer.register_forward_hook(self._leave),
+            layer.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            layer.register_forward_hook(self._after_forward),
         ]
 
     @property
     def is_wider(self) -> bool:
-        """Whether the weight was narrower before."""
+        """Whether the weight now has a wider dtype than originally."""
         return torch.promote_types(self._dtype, torch.float32) != self._dtype
 
     def narrow(self) -> None:
-        """Leave the layer as it was; the value of its weight is rounded."""
+        """Remove the hooks and convert the weight back to its original dtype, which rounds its values."""
         for handle in self._handles:
             handle.remove()
         self._widened.narrow()
 
-    def _enter(
+    def _before_forward(
         self, layer: nn.Linear, args: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]] | None:
         if not self.is_wider or torch.is_autocast_enabled(layer.weight.device.type):
@@ -71,7 +71,7 @@ class WidenedLayer:
         wide = layer.weight.dtype
         return tuple(x.to(wide) for x in args), {name: x.to(wide) for name, x in named.items()}
 
-    def _leave(self, layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def _after_forward(self, layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         self.made_in = output.dtype
         if not self.is_wider or torch.is_autocast_enabled(layer.weight.device.type):
             return None
@@ -79,6 +79,9 @@ class WidenedLayer:
 
 
 def made_in(layers: Iterable[WidenedLayer]) -> torch.dtype | None:
-    """The coarsest dtype of the layers' products: one for all, so that ranks that used different layers agree."""
-    known = [layer.made_in for layer in layers if layer.made_in is not None]
-    return coarsest(*known) if known else None
+    """Return the coarsest dtype of all layers' products; None if none has run.
+
+    One dtype for all layers, so that ranks that used different layers agree.
+    """
+    dtypes = [layer.made_in for layer in layers if layer.made_in is not None]
+    return coarsest(*dtypes) if dtypes else None
