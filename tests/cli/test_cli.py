@@ -208,7 +208,7 @@ BAD = {
     "empty line": ({}, {"two.jsonl": lines(GOOD, "", GOOD)}, 1, ["two.jsonl, line 2: empty"]),
     "malformed line": ({}, {"two_eval.jsonl": lines(GOOD, GOOD, "{")}, 1, ["two_eval.jsonl, line 3: not JSON"]),
     "completion too long": ({"tasks": [task("one", **FREE)]}, {"one.jsonl": TOO_LONG}, 1,
-                            ["task one, row 3 (counted from 0) of the rows to train on", "max_completion_tokens = 8"]),
+                            ["task one, row 3 (counted from 0) of the training rows", "max_completion_tokens = 8"]),
     "pattern matches nothing": ({"lora": {"target_modules": ["q_proj"]}}, {}, 1, ["`q_proj` matches no linear layer"]),
     "no such model": ({"model": {"path": "./modle"}}, {}, 1, ["modle: no such folder"]),
     "no such file": ({"tasks": [task("three")]}, {}, 1, ["three.jsonl"]),
@@ -304,7 +304,7 @@ def test_train_and_status_print_the_notes_on_the_data(tmp_path):
     result = gorp("train", path)
     assert "2 notes on the data: see --explain" in gorp("status", tmp_path / "run").stdout
     for text in (result.stderr, gorp("status", tmp_path / "run", "--explain").stdout):
-        assert "one: eval holds the same rows as train: its score is a training score" in text
+        assert "one: eval has the same rows as train: its score is a training score" in text
         assert "one: the label set was taken from train: false, true" in text
 
 

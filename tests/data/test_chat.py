@@ -1,4 +1,4 @@
-"""What is trained of a conversation is what its chat template writes: prompt + lead + answer + end."""
+"""The trained tokens of a conversation are those that its chat template writes: prompt + lead + answer + end."""
 
 import datetime
 
@@ -42,7 +42,7 @@ QWEN_3 = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 NO_GENERATION_PROMPT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-OPENS_A_THOUGHT = (
+PROMPT_WITH_THINK = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
@@ -79,20 +79,22 @@ NAMES = ["gemma", "phi", "llama 2", "deepseek", "qwen 3", "no generation prompt"
 
 @pytest.mark.parametrize("answer", ["True", "a", "is\nthe end"])
 @pytest.mark.parametrize(("template", "lead", "end"), TEMPLATES, ids=NAMES)
-def test_the_tokens_trained_are_those_of_the_whole_conversation(template, lead, end, answer):
+def test_the_trained_tokens_are_those_of_the_whole_conversation(template, lead, end, answer):
     tokenizer = chat_tokenizer(template)
     messages, (prompt, completion, form) = rendered(tokenizer, answer)
     assert (form.chat, form.lead, completion, form.end) == (True, lead, answer, end)
     dataset = with_forms([prompt], [completion], [form])
     (row,) = encode(dataset, tokenizer, encoder_decoder=False, encoding=Encoding(max_completion_tokens=80))
     whole = tokenizer.apply_chat_template(messages)["input_ids"]
-    assert row["input_ids"] == whole[: len(row["input_ids"])]  # behind the end a template may go on, with a line break
+    assert (
+        row["input_ids"] == whole[: len(row["input_ids"])]
+    )  # the template may write more after the end, such as a line break
     assert tokenizer.convert_ids_to_tokens(row["input_ids"][-1]) == end.strip()
     asked = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
     assert row["labels"] == [-100] * len(asked) + row["input_ids"][len(asked) :]
 
 
-def test_a_template_that_cuts_blanks_off_an_answer_is_followed():
+def test_an_answer_is_stripped_where_the_template_strips_it():
     tokenizer = chat_tokenizer(GEMMA)
     messages, (prompt, completion, form) = rendered(tokenizer, " True\n")
     assert completion == "True"
@@ -100,20 +102,22 @@ def test_a_template_that_cuts_blanks_off_an_answer_is_followed():
     assert text.startswith(prompt + form.lead + completion + form.end)
 
 
-def test_a_template_without_a_token_for_the_end_gets_eos():
+def test_a_template_without_an_end_token_gets_eos():
     _, (prompt, completion, form) = rendered(chat_tokenizer(WITHOUT_TOKENS), "True")
     assert (prompt[-10:], form.lead, completion, form.end) == ("assistant:", " ", "True", "</s>")
 
 
-def test_a_template_that_asks_otherwise_than_it_writes_is_refused():
-    with pytest.raises(DataError, match=r"line 7: .* it asks for an answer with .*<think>.*and with the answer"):
-        rendered(chat_tokenizer(OPENS_A_THOUGHT), "True")
+def test_a_template_whose_prompt_changes_with_the_answer_is_refused():
+    with pytest.raises(DataError, match=r"line 7: .* Without the answer it ends in .*<think>.*; with the answer"):
+        rendered(chat_tokenizer(PROMPT_WITH_THINK), "True")
 
 
 def test_an_answer_that_the_template_rewrites_is_refused():
-    shouting = chat_tokenizer(DEEPSEEK.replace("<|assistant|>{{ m.content }}", "<|assistant|>{{ m.content | upper }}"))
-    with pytest.raises(DataError, match=r"line 7: the chat template does not write the answer as it stands"):
-        rendered(shouting, "True")
+    upper_case = chat_tokenizer(
+        DEEPSEEK.replace("<|assistant|>{{ m.content }}", "<|assistant|>{{ m.content | upper }}")
+    )
+    with pytest.raises(DataError, match=r"line 7: the chat template changes the answer 'True'; it writes"):
+        rendered(upper_case, "True")
 
 
 @pytest.mark.parametrize("number", [1, 3, 4])
@@ -124,7 +128,7 @@ def test_a_special_token_in_a_turn_is_refused(number):
         answer = "<|im_end|>"
     else:
         turns[number - 1]["content"] += " <|im_end|>"
-    with pytest.raises(DataError, match=rf"line 7: turn {number} of `messages` holds '<\|im_end\|>'"):
+    with pytest.raises(DataError, match=rf"line 7: turn {number} of `messages` contains '<\|im_end\|>'"):
         rendered(chat_tokenizer(QWEN_3), answer, turns)
 
 
@@ -136,14 +140,14 @@ REASONING = PHI.replace("{{ m.content }}", "{{ m.reasoning }}{{ m.calls | tojson
     [(4, {"reasoning": "Stop </s> here."}), (1, {"reasoning": "<|end|>"}), (3, {"calls": [{"<|end|>": {"n": 1}}]}),
      (2, {"calls": [{"name": "f", "arguments": ["<|end|>"]}]})],
 )  # fmt: skip
-def test_a_special_token_in_whatever_the_template_writes_of_a_turn_is_refused(number, more):
+def test_a_special_token_in_any_key_that_the_template_writes_is_refused(number, more):
     messages = [*TURNS, {"role": "assistant", "content": "True"}]
     messages[number - 1] = messages[number - 1] | more
     row = Row("chat.jsonl, line 7", {"messages": messages})
     key = next(iter(more))
-    with pytest.raises(DataError, match=rf"line 7: turn {number} of `messages` holds '<.+>' in `{key}`"):
+    with pytest.raises(DataError, match=rf"line 7: turn {number} of `messages` contains '<.+>' in `{key}`"):
         render_chat(row, chat_tokenizer(REASONING), DAY)
-    # A key that the template leaves out makes no tokens.
+    # A key that the template does not write may contain anything.
     prompt, completion, form = render_chat(row, chat_tokenizer(PHI), DAY)
     assert (prompt, completion, form) == rendered(chat_tokenizer(PHI), "True")[1]
 
@@ -153,7 +157,7 @@ def test_a_system_turn_may_be_empty():
     assert prompt.startswith("<|system|>\n<|end|>\n<|user|>")
 
 
-def test_the_day_is_the_one_that_was_given(monkeypatch):
+def test_the_template_writes_the_given_date(monkeypatch):
     tokenizer = chat_tokenizer(DATED)
     _, (prompt, *_) = rendered(tokenizer, "True")
     assert prompt.startswith("26 Nov 2026, Thursday 00:00\n<|user|>Hello.")
@@ -168,6 +172,6 @@ def test_the_day_is_the_one_that_was_given(monkeypatch):
     assert rendered(tokenizer, "True")[1][0] == prompt
 
 
-def test_a_day_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="date is 'today'; wanted a day written as 2025-01-31"):
+def test_an_invalid_date_is_refused():
+    with pytest.raises(ConfigError, match="date is 'today'; wanted a date in the form 2025-01-31"):
         Encoding(date="today")

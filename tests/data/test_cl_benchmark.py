@@ -1,4 +1,4 @@
-"""Both folder layouts give the same task, with the published prompt to the letter."""
+"""Both folder layouts give the same task, with exactly the published prompt."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def fingerprints(task: Task) -> list[str]:
     return [rows_fingerprint(rows) for rows in (task.train, task.eval)]
 
 
-def test_the_prompt_by_hand():
+def test_the_prompt_is_the_hand_written_one():
     prompt = official_prompt("S", category="TC", dataset="agnews", labels=("World", "Sports"), task_name_in_prompt=True)
     assert prompt == (
         "Task:TC\nDataset:agnews\nWhat is the topic of the following paragraph? Choose one from the option.\n"
@@ -51,7 +51,7 @@ def test_the_prompt_by_hand():
     assert official_prompt("S", category="COPA", dataset="COPA", labels=("A", "B")) == "S\nAnswer:"
 
 
-def test_both_layouts_hold_the_same_task(tmp_path):
+def test_both_layouts_give_the_same_task(tmp_path):
     first = load_cl_benchmark(public(tmp_path / "public"), "MNLI", dev_rows=4)
     second = load_cl_benchmark(flat(tmp_path / "flat"), "MNLI", dev_rows=4)
     assert fingerprints(first) == fingerprints(second)
@@ -61,13 +61,13 @@ def test_both_layouts_hold_the_same_task(tmp_path):
     )
     assert second.eval[0]["prompt"].endswith("Option: neutral, entailment \nsentence 1: b\nsentence 2: 0\nAnswer:")
     assert first.notes == (
-        "2 of 6 eval rows have no agreed label (`-`) and are never right",
+        "2 of 6 eval rows have no agreed label (`-`) and always count as wrong",
         "the dev file repeats the test rows and is not used; dev is cut from train",
     )
     assert second.notes[0] == "status of the rows: made up"
 
 
-def test_rows_under_instances(tmp_path):
+def test_rows_may_be_under_the_key_instances(tmp_path):
     plain = load_cl_benchmark(public(tmp_path / "a"), "MNLI")
     wrapped = load_cl_benchmark(public(tmp_path / "b", train={"Instances": TRAIN}), "MNLI")
     assert fingerprints(wrapped) == fingerprints(plain)
@@ -85,11 +85,11 @@ def test_a_spec_may_name_the_data_set_or_the_root(tmp_path):
     assert fingerprints(by_folder) == fingerprints(by_root)
     assert (by_folder.name, by_root.name) == ("october", "MNLI")
     assert by_folder.train[0]["prompt"].startswith("Task:NLI\nDataset:MNLI\nWhat is the logical")
-    with pytest.raises(ConfigError, match="`template` has no meaning"):
+    with pytest.raises(ConfigError, match="`template` is not used"):
         load_task(TaskSpec(name="t", train=str(root / "MNLI"), template="{text}"))
 
 
-def test_what_is_missing_or_wrong_is_named(tmp_path):
+def test_errors_name_what_is_missing_or_invalid(tmp_path):
     root = public(tmp_path / "good")
     with pytest.raises(DataError, match=r"no data set `MNIL` .*found: MNLI\. Did you mean `MNLI`\?"):
         load_cl_benchmark(root, "MNIL")
@@ -104,11 +104,11 @@ def test_what_is_missing_or_wrong_is_named(tmp_path):
     with pytest.raises(DataError, match=r"neither test\.jsonl nor test\.json"):
         load_cl_benchmark(root, "MNLI")
     (root / "NLI" / "MNLI" / "labels.json").write_text('{"a": 1}', encoding="utf-8")
-    with pytest.raises(DataError, match=r"labels\.json: holds a dict; wanted a list"):
+    with pytest.raises(DataError, match=r"labels\.json: contains a dict; wanted a list"):
         load_cl_benchmark(root, "MNLI")
 
 
-def test_the_orders_are_permutations():
+def test_the_orders_are_permutations_of_the_same_tasks():
     assert list(ORDERS) == [f"order{i}" for i in range(1, 7)]
     for name, tasks in ORDERS.items():
         group = ORDERS["order1"] if name <= "order3" else ORDERS["order4"]

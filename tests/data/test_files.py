@@ -1,4 +1,4 @@
-"""Every way a file of rows can be wrong is answered with its place."""
+"""A file of rows that is invalid is refused with the file and line."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ def write(folder, content: bytes, name: str = "rows.jsonl"):
 @pytest.mark.parametrize(
     "content", [GOOD + b"\n" + GOOD, GOOD + b"\r\n" + GOOD + b"\r\n", b"\xef\xbb\xbf" + GOOD + b"\n" + GOOD]
 )
-def test_line_ends_and_byte_order_mark(tmp_path, content):
+def test_line_ends_and_a_byte_order_mark_are_accepted(tmp_path, content):
     rows = read_rows(write(tmp_path, content))
     assert [row.values for row in rows] == [{"a": "x"}] * 2
     assert rows[1].place == f"{tmp_path / 'rows.jsonl'}, line 2"
@@ -48,28 +48,28 @@ def test_other_line_separators_are_text(tmp_path):
         (b"3", "line 2: a number"),
         (b"null", "line 2: null"),
         (b'{"a": "\xff"}', "line 2: not UTF-8"),
-        (b'{"a": "x", "n": NaN}', "line 2: NaN is no JSON"),
-        (b'{"a": "x", "n": [-Infinity]}', "line 2: -Infinity is no JSON"),
+        (b'{"a": "x", "n": NaN}', "line 2: NaN is not valid JSON"),
+        (b'{"a": "x", "n": [-Infinity]}', "line 2: -Infinity is not valid JSON"),
         (b'{"a": "x", "b": {"c": 1, "c": 2}}', "line 2: the key `c` occurs twice"),
-        (b'{"a": "\\ud800"}', "line 2: half of a surrogate pair"),
-        (b'{"a": "x", "n": [{"\\uDfFf": 1}]}', "line 2: half of a surrogate pair"),
-        (b'{"a": "\\ude00\\ud83d"}', "line 2: half of a surrogate pair"),
-        (b'{"n": ' + b"1" * 5000 + b"}", "line 2: a whole number with thousands of digits"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2: nested too deep; .* Flatten it"),
+        (b'{"a": "\\ud800"}', "line 2: a lone surrogate"),
+        (b'{"a": "x", "n": [{"\\uDfFf": 1}]}', "line 2: a lone surrogate"),
+        (b'{"a": "\\ude00\\ud83d"}', "line 2: a lone surrogate"),
+        (b'{"n": ' + b"1" * 5000 + b"}", "line 2: an integer with thousands of digits"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2: nested too deeply; .* Flatten it"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, message):
+def test_the_error_names_the_invalid_line(tmp_path, line, message):
     with pytest.raises(DataError, match=r"rows\.jsonl, " + message):
         read_rows(write(tmp_path, GOOD + b"\n" + line + b"\n" + GOOD))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n\n", b"\xef\xbb\xbf"])
-def test_an_empty_file(tmp_path, content):
+def test_an_empty_file_is_refused(tmp_path, content):
     with pytest.raises(DataError, match="the file is empty"):
         read_rows(write(tmp_path, content))
 
 
-def test_missing_or_unknown_files(tmp_path):
+def test_missing_and_unknown_files_are_refused_with_advice(tmp_path):
     write(tmp_path, GOOD, "october.jsonl")
     with pytest.raises(DataError) as caught:
         read_rows(tmp_path / "octobre.jsonl")
@@ -87,7 +87,7 @@ def test_missing_or_unknown_files(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b'[{"a": 1}, {"a": 2}]', b'{"Instances": [{"a": 1}, {"a": 2}], "other": 0}'])
-def test_json_lists(tmp_path, content):
+def test_a_json_file_is_a_list_of_objects(tmp_path, content):
     rows = read_rows(write(tmp_path, content, "rows.json"))
     assert [row.values for row in rows] == [{"a": 1}, {"a": 2}]
     assert rows[1].place.endswith("rows.json, item 2")
@@ -103,17 +103,17 @@ def test_json_lists(tmp_path, content):
         (b'["\xff"]', "not UTF-8"),
     ],
 )
-def test_bad_json_files(tmp_path, content, message):
+def test_an_invalid_json_file_is_refused(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
         read_rows(write(tmp_path, content, "rows.json"))
 
 
-def test_a_whole_surrogate_pair_is_text(tmp_path):
+def test_a_complete_surrogate_pair_is_one_character(tmp_path):
     (row,) = read_rows(write(tmp_path, b'{"a": "\\ud83d\\ude00"}'))
     assert row.values["a"] == "\N{GRINNING FACE}"
 
 
-def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
+def test_a_pipe_a_device_and_a_loop_are_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
@@ -130,7 +130,7 @@ CSV = 'prompt,completion\r\n"one\ntwo, ""three""",007\n\ntrue,\n'
 
 @pytest.mark.parametrize("name", ["rows.csv", "ROWS.CSV", "rows.tsv"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_everything_in_a_csv_is_text_as_it_stands(tmp_path, name, mark):
+def test_every_csv_value_is_text_and_not_converted(tmp_path, name, mark):
     content = CSV if "csv" in name.lower() else CSV.replace(",", "\t").replace("two\t", "two,")
     rows = read_rows(write(tmp_path, mark + content.encode(), name))
     assert [row.values for row in rows] == [
@@ -142,8 +142,8 @@ def test_everything_in_a_csv_is_text_as_it_stands(tmp_path, name, mark):
         text_column(rows[1], "completion")
 
 
-def test_columns_of_a_csv_without_a_name_are_called_by_their_place(tmp_path):
-    """As `DataFrame.to_csv` writes its index, and a spreadsheet an empty column."""
+def test_unnamed_csv_columns_are_numbered(tmp_path):
+    """`DataFrame.to_csv` writes its index like this, and a spreadsheet an empty column."""
     (row,) = read_rows(write(tmp_path, b",text,label, \n0,x,y,\n", "rows.csv"))
     assert row.values == {"Unnamed: 0": "0", "text": "x", "label": "y", "Unnamed: 3": ""}
 
@@ -155,26 +155,26 @@ def test_columns_of_a_csv_without_a_name_are_called_by_their_place(tmp_path):
         (b'a,b\n1,2\n"1,2\n3,4\n', r"line 3: the row that begins here is malformed \(unexpected end of data\)"),
         (b'a,b\n"x" y,2\n', "line 2: the row that begins here is malformed"),
         (b"a,b,a\n1,2,3\n", "line 1: the column `a` occurs twice"),
-        (b"a;b\n1;2\n", "line 1: one column, `a;b`.*separated by commas"),
-        (b"a\tb\n1\t2\n", r"separated by commas\. Save it so, or name it \*\.tsv"),
-        (b"a,b\n", "no row below the names"),
+        (b"a;b\n1;2\n", "line 1: only one column, `a;b`.*separated by commas"),
+        (b"a\tb\n1\t2\n", r"Save the file with commas, or name it \*\.tsv"),
+        (b"a,b\n", "no row after the line with the column names"),
         (b"a,b\n1,2\n\xff,3\n", "line 3: not UTF-8"),
         (b"", "the file is empty"),
     ],
 )
-def test_a_bad_csv_is_named_with_its_line(tmp_path, content, message):
+def test_the_error_names_the_invalid_csv_line(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
         read_rows(write(tmp_path, content, "rows.csv"))
 
 
-def test_a_long_field_of_a_csv_is_read_and_the_limit_of_the_process_stays(tmp_path):
+def test_a_long_csv_field_is_read_and_the_global_limit_restored(tmp_path):
     before = csv.field_size_limit()
     (row,) = read_rows(write(tmp_path, b"a,b\n" + b"x" * (before + 1) + b",y\n", "rows.csv"))
     assert len(row.values["a"]) == before + 1
     assert csv.field_size_limit() == before
 
 
-def test_parquet_rows_keep_their_types_and_are_counted(tmp_path):
+def test_parquet_rows_keep_their_types_and_errors_have_the_row_number(tmp_path):
     columns = {"text": ["x", None], "n": [7, 8], "messages": [[{"role": "user"}], []]}
     path = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.table(columns | {"kind": pyarrow.array(["a", "b"]).dictionary_encode()}), path)
@@ -205,7 +205,7 @@ def test_parquet_rows_keep_their_types_and_are_counted(tmp_path):
         ('{"text": " "}', "`text` is blank"),
     ],
 )
-def test_a_column_that_is_no_text(tmp_path, values, message):
+def test_a_column_that_is_missing_or_not_text_is_refused(tmp_path, values, message):
     (row,) = read_rows(write(tmp_path, values.encode()))
     with pytest.raises(DataError) as error:
         text_column(row, "text")

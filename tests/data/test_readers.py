@@ -1,4 +1,4 @@
-"""From an entry of the configuration to a task, for every format and source, and every refusal."""
+"""An entry of the configuration becomes a task, for every format and source; invalid entries are refused."""
 
 import json
 
@@ -37,24 +37,24 @@ def reviews(tmp_path) -> str:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> str:
-    """A folder as `datasets.load_dataset` reads it, its cache inside the test's own folder."""
+    """A folder as `datasets.load_dataset` reads it, with the cache in the test's own folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     write(tmp_path / "set" / "train.jsonl", REVIEWS)
     write(tmp_path / "set" / "test.jsonl", [{"text": "unseen", "label": "bad", "stars": "one"}])
     return str(tmp_path / "set")
 
 
-def test_prompt_and_completion(tmp_path):
+def test_rows_of_prompt_and_completion_are_read(tmp_path):
     rows = [{"prompt": f"p{i}", "completion": f"c{i}", "extra": i} for i in range(10)]
     train, test = write(tmp_path / "train.jsonl", rows), write(tmp_path / "test.jsonl", rows[:1])
     task = load_task(TaskSpec(name="t", train=train, eval=test, dev_rows=0))
     assert task.train[3] == {"prompt": "p3", "completion": "c3"}
     assert (len(task.train), task.dev, len(task.eval), task.labels) == (10, None, 1, None)
     assert (task.metric, task.source) == ("exact_match", train)
-    assert task.notes == ("1 of 1 eval inputs also occur in train",)
+    assert task.notes == ("1 of 1 eval prompts also occur in train",)
 
 
-def test_text_and_label(reviews):
+def test_rows_of_text_and_label_are_read(reviews):
     task = load_task(TaskSpec(name="t", train=reviews, labels=["good", "bad"], dev_rows=4))
     assert task.labels == ("good", "bad")
     assert (len(task.train), len(task.dev), len(task.eval)) == (13, 3, 4)
@@ -64,15 +64,15 @@ def test_text_and_label(reviews):
     assert inferred.notes[0] == "the label set was taken from train: bad, good"
 
 
-def test_a_note_names_a_dozen_labels_and_counts_the_rest(tmp_path):
+def test_a_note_names_twelve_labels_and_the_total(tmp_path):
     rows = [{"text": f"x{i}", "label": f"l{i:02}"} for i in range(15)]
     task = load_task(TaskSpec(name="t", train=write(tmp_path / "train.jsonl", rows), dev_rows=0))
     named = ", ".join(f"l{i:02}" for i in range(12))
-    assert task.notes[0] == f"the label set was taken from train: {named}, … (15 in all)"
+    assert task.notes[0] == f"the label set was taken from train: {named}, … (15 in total)"
     assert len(task.labels) == 15
 
 
-def test_templates_name_columns_and_labels(reviews):
+def test_a_template_may_name_columns_and_labels(reviews):
     template = "{{{labels}}} {stars}: {text} ="
     task = load_task(TaskSpec(name="t", train=reviews, template=template, dev_rows=0))
     assert task.eval["prompt"][0].startswith("{bad, good} five: review ")
@@ -82,18 +82,18 @@ def test_templates_name_columns_and_labels(reviews):
     ("template", "message"),
     [
         ("{text", "expected '}'"),
-        ("{text.__class__}", "no column name"),
-        ("{}", "no column name"),
-        ("{text!r}", "no column name"),
-        ("{text:>9}", "no column name"),
+        ("{text.__class__}", "not a column name"),
+        ("{}", "not a column name"),
+        ("{text!r}", "not a column name"),
+        ("{text:>9}", "not a column name"),
     ],
 )
-def test_templates_are_names_in_braces_only(template, message):
+def test_braces_of_a_template_hold_plain_names_only(template, message):
     with pytest.raises(ConfigError, match=message):
         TaskSpec(name="t", train="x.jsonl", template=template)
 
 
-def test_templates_without_use(reviews):
+def test_a_template_without_columns_or_with_a_missing_one_is_refused(reviews):
     with pytest.raises(ConfigError, match="names no column"):
         load_task(TaskSpec(name="t", train=reviews, template="{labels}?"))
     with pytest.raises(DataError, match=r"line 1: no column `title`; found: text, label, stars"):
@@ -128,27 +128,27 @@ def test_messages_go_through_the_chat_template(tmp_path):
     [
         ("hello", "non-empty list"),
         ([], "non-empty list"),
-        (["hello"], "turn 1 of `messages` is no object"),
+        (["hello"], "turn 1 of `messages` is text; wanted an object"),
         ([{"role": "user", "content": "hi"}], "is by `user`"),
         ([{"role": "assistant", "content": "hi"}], "only the answer"),
         ([{"role": "user"}, {"role": "assistant", "content": "x"}], "turn 1 of `messages`: no column `content`"),
         ([{"role": "user", "content": "x"}, {"role": "assistant", "content": None}], "turn 2 .* `content` is null"),
     ],
 )
-def test_bad_messages_are_named(tmp_path, messages, message):
+def test_the_error_names_the_line_of_invalid_messages(tmp_path, messages, message):
     train = write(tmp_path / "chat.jsonl", [*CHAT, {"messages": messages}])
     with pytest.raises(DataError, match=r"chat\.jsonl, line 11.*" + message):
         load_task(TaskSpec(name="t", train=train), tokenizer=llama_tokenizer())
 
 
-def test_a_chat_template_that_refuses_is_quoted(tmp_path):
+def test_the_error_of_a_chat_template_is_quoted(tmp_path):
     tokenizer = llama_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(DataError, match=r"line 1: .* refused `messages`: roles must alternate"):
         load_task(TaskSpec(name="t", train=write(tmp_path / "chat.jsonl", CHAT)), tokenizer=tokenizer)
 
 
-def test_a_label_outside_the_set_is_named(tmp_path, reviews):
+def test_a_label_outside_the_set_is_refused(tmp_path, reviews):
     with pytest.raises(
         DataError, match=r"reviews\.jsonl, line 2: label `bad` is not one of the task's labels: good, badly\. "
     ):
@@ -158,9 +158,9 @@ def test_a_label_outside_the_set_is_named(tmp_path, reviews):
         load_task(TaskSpec(name="t", train=reviews, eval=stray))
 
 
-def test_unknown_columns_are_named(tmp_path):
+def test_unknown_columns_are_refused_and_listed(tmp_path):
     train = write(tmp_path / "odd.jsonl", [{"question": "x", "answer": "y"}])
-    with pytest.raises(DataError, match=r"odd\.jsonl, line 1: no known format has the columns question, answer"):
+    with pytest.raises(DataError, match=r"odd\.jsonl, line 1: the columns question, answer fit no format"):
         load_task(TaskSpec(name="t", train=train))
     with pytest.raises(DataError, match="no column `prompt`; found: question, answer"):
         load_task(TaskSpec(name="t", train=train, format="prompt_completion"))
@@ -181,7 +181,7 @@ def test_a_folder_goes_through_load_dataset(folder):
     assert (len(swapped.train), len(swapped.eval), swapped.source) == (1, 20, f"{folder}[test]")
 
 
-def test_files_of_a_folder_are_read_as_single_files_are(tmp_path, monkeypatch):
+def test_files_of_a_folder_are_read_like_single_files(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.csv").write_text("text,label\n007,1\ntrue,0\n")
@@ -193,22 +193,22 @@ def test_files_of_a_folder_are_read_as_single_files_are(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("outside", ["../secret.jsonl", "{root}/secret.jsonl", "https://example.org/x.jsonl"])
-def test_a_folder_cannot_reach_for_rows_beside_it(folder, tmp_path, outside):
+def test_a_folder_cannot_name_files_outside_it(folder, tmp_path, outside):
     write(tmp_path / "secret.jsonl", REVIEWS)
     named = outside.format(root=tmp_path)
     (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n- config_name: x\n  data_files: {named}\n---\n")
-    with pytest.raises(DataError, match=r"names rows outside the folder: .*\.jsonl"):
+    with pytest.raises(DataError, match=r"names a file outside the folder: .*\.jsonl"):
         load_task(TaskSpec(name="t", train=folder))
 
 
-def test_a_data_set_that_cannot_be_loaded(folder):
+def test_a_data_set_that_cannot_be_loaded_is_refused(folder):
     with pytest.raises(DataError, match="cannot load the split `validation`"):
         load_task(TaskSpec(name="t", train=folder, eval_split="validation"))
-    with pytest.raises(DataError, match="no such file or folder, and no id"):
+    with pytest.raises(DataError, match="no such file or folder, and not the id"):
         load_task(TaskSpec(name="t", train="data/reviews/2024"))
 
 
-def test_numbers_of_a_class_label_become_names(tmp_path, monkeypatch):
+def test_label_numbers_become_label_names(tmp_path, monkeypatch):
     features = datasets.Features(text=datasets.Value("string"), kind=datasets.ClassLabel(names=["world", "sport"]))
 
     def load_dataset(path, name, *, split, keep_in_memory):
@@ -236,7 +236,7 @@ TYPES = datasets.Features(
                             ({"label": "intent", "text": "prompt"}, None)],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["set/train.parquet", "set", "hub"])
-def test_declared_labels_keep_their_names_wherever_they_are_declared(tmp_path, monkeypatch, columns, answer, name):
+def test_declared_label_names_are_used_for_every_kind_of_source(tmp_path, monkeypatch, columns, answer, name):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = NEWS | ({} if answer else {"completion": ["yes"] * 9})
     types = datasets.Features(TYPES | ({} if answer else {"completion": datasets.Value("string")}))
@@ -256,34 +256,36 @@ def test_declared_labels_keep_their_names_wherever_they_are_declared(tmp_path, m
     assert any("`intent`" in note for note in task.notes) == (answer is None)
 
 
-def test_files_that_declare_different_labels_or_none_that_can_be_read_are_refused(tmp_path, monkeypatch):
+def test_different_or_unreadable_declared_labels_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()
     for shard, names in enumerate((["world", "sport"], ["sport", "world"])):
         types = datasets.Features(TYPES | {"label": datasets.ClassLabel(names=names)})
         table = datasets.Dataset.from_dict(NEWS, features=types)
         table.to_parquet(tmp_path / "set" / f"train-{shard}-of-2.parquet")
-    with pytest.raises(DataError, match=r"train-1-of-2\.parquet: declares other labels than .*train-0-of-2\.parquet"):
+    with pytest.raises(
+        DataError, match=r"train-1-of-2\.parquet: its labels differ from those of .*train-0-of-2\.parquet"
+    ):
         load_task(TaskSpec(name="t", train=str(tmp_path / "set")))
     path = tmp_path / "odd.parquet"
     odd = table.data.table.replace_schema_metadata({"huggingface": '{"info": {"features": 3}}'})
     parquet.write_table(odd, path)
-    with pytest.raises(DataError, match=r"odd\.parquet: the types that it notes for `datasets` cannot be read"):
+    with pytest.raises(DataError, match=r"odd\.parquet: its column types for `datasets` cannot be read"):
         load_task(TaskSpec(name="t", train=str(path)))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"subset": "a"}, "`subset` has no meaning"),
-        ({"split": "train"}, "`split` has no meaning"),
-        ({"eval_split": "test"}, "`eval_split` has no meaning"),
-        ({"task_name_in_prompt": True}, "`task_name_in_prompt` has no meaning for `text_label`"),
-        ({"format": "prompt_completion", "template": "{text}"}, "`template` has no meaning for `prompt_completion`"),
-        ({"format": "cl_benchmark", "labels": ["a"]}, "`labels` has no meaning for `cl_benchmark`"),
+        ({"subset": "a"}, "`subset` is not used"),
+        ({"split": "train"}, "`split` is not used"),
+        ({"eval_split": "test"}, "`eval_split` is not used"),
+        ({"task_name_in_prompt": True}, "`task_name_in_prompt` is not used for `text_label`"),
+        ({"format": "prompt_completion", "template": "{text}"}, "`template` is not used for `prompt_completion`"),
+        ({"format": "cl_benchmark", "labels": ["a"]}, "`labels` is not used for `cl_benchmark`"),
     ],
 )
-def test_an_option_that_would_be_ignored(reviews, options, message):
+def test_an_option_that_would_be_ignored_is_refused(reviews, options, message):
     with pytest.raises(ConfigError, match=message):
         load_task(TaskSpec(name="t", train=reviews, **options))
 
@@ -298,23 +300,23 @@ def test_an_option_that_would_be_ignored(reviews, options, message):
         ({"limit_train": 0}, "limit_train is 0; it must be at least 1"),
         ({"limit_eval": -5}, "limit_eval is -5"),
         ({"labels": []}, "at least one"),
-        ({"labels": ["a", "a"]}, "none twice"),
-        ({"labels": ["a", " "]}, "is no text"),
-        ({"labels": [True, False]}, "label True is no text. Write quotes"),
+        ({"labels": ["a", "a"]}, "no label twice"),
+        ({"labels": ["a", " "]}, "is blank or not text"),
+        ({"labels": [True, False]}, "label True is blank or not text. Write quotes"),
     ],
 )
-def test_a_spec_that_cannot_be(options, message):
+def test_an_invalid_spec_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         TaskSpec(**({"name": "t", "train": "x.jsonl"} | options))
 
 
-def test_ranking_needs_labels(tmp_path):
+def test_label_ranking_without_labels_is_refused(tmp_path):
     train = write(tmp_path / "train.jsonl", [{"prompt": f"p{i}", "completion": "c"} for i in range(9)])
     with pytest.raises(ConfigError, match="ranks a closed label set"):
         load_task(TaskSpec(name="t", train=train, metric="label_ranking"))
 
 
-def test_the_order_of_the_lines_changes_no_cut(tmp_path):
+def test_splits_do_not_depend_on_the_order_of_the_lines(tmp_path):
     first = load_task(TaskSpec(name="t", train=write(tmp_path / "a.jsonl", REVIEWS), limit_train=6, dev_rows=3))
     second = load_task(TaskSpec(name="t", train=write(tmp_path / "b.jsonl", REVIEWS[::-1]), limit_train=6, dev_rows=3))
     for part in ("train", "dev", "eval"):

@@ -1,19 +1,19 @@
-"""Tasks and their rows: read, checked, cut, encoded.
+"""Read, check, split and encode the rows of tasks.
 
-task.py           Task, and how one is put together
+task.py           Task, and building one from rows
 readers.py        TaskSpec → Task: files, hub data sets, benchmark folders
-rows.py           a row, the place where it stands, its texts
+rows.py           a row with its file and line, and checks of its text
 files.py          rows of a file; JSON
 tables.py         rows of CSV, TSV and Parquet
 folders.py        the files of a local folder
 formats.py        columns → prompt and completion
 templates.py      prompts from columns
-turns.py          the turns of a chat, however they are written down
+turns.py          the turns of a chat in either format
 chat.py           conversation → prompt and completion, through the model's chat template
-form.py           what stands around an answer
+form.py           the text around an answer
 cl_benchmark.py   the fifteen published tasks and their prompts
 orders.py         the six published orders
-split.py          deterministic cuts, and what two sets of rows share
+split.py          deterministic splits, and overlap of two sets of rows
 tokens.py         text → token ids
 encode.py         rows → token ids
 collate.py        token ids → batches

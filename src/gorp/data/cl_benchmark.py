@@ -1,4 +1,4 @@
-r"""The fifteen tasks of the CL benchmark, with their official prompts, from either of two folder layouts.
+r"""Read the fifteen tasks of the CL benchmark, with their official prompts, from either of two folder layouts.
 
     <root>/<category>/<dataset>/{train,dev,test}.json, labels.json      the folder CL_Benchmark as O-LoRA publishes it
     <root>/<dataset>/{train,test}.jsonl, labels.json, task.json         flat; task.json holds category and dataset
@@ -7,10 +7,11 @@ A row has `sentence` and `label`. The prompt is
 
     [Task:<category>\nDataset:<dataset>\n]<instruction>Option: <labels> \n<sentence>\nAnswer:
 
-with the bracket only on demand, and neither instruction nor options for COPA, whose sentence holds both.
+The part in brackets is optional (`task_name_in_prompt`). COPA has neither instruction nor options, because its
+sentences contain both.
 
-MNLI's test has rows without an agreed label, written "-". They stay, because published scores count them as wrong; the
-notes tell how many there are.
+MNLI's test set has rows without an agreed label, written "-". They are kept, because published scores count them as
+wrong; a note says how many there are.
 
 References:
     Wang et al., *Orthogonal Subspace Learning for Language Model Continual Learning*, arXiv:2310.14152.
@@ -45,27 +46,27 @@ INSTRUCTIONS: dict[str, str] = {
     "Choose one from the option.\n",
     "COPA": "",
 }
-"""Category to instruction, letter for letter. An empty one stands for no instruction and no options."""
+"""Category -> its official instruction, verbatim. Empty: no instruction and no options."""
 
 BLANK = Form(lead=" ")
-"""A decoder writes a blank between `Answer:` and the label."""
+"""A decoder writes a space between `Answer:` and the label."""
 
 NO_LABEL = "-"
-"""Written where annotators did not agree; such a test row can never be answered right."""
+"""The label of rows on which annotators did not agree. No answer to such a test row is correct."""
 
 
 def official_prompt(
     sentence: str, *, category: str, dataset: str, labels: Sequence[str], task_name_in_prompt: bool = False
 ) -> str:
-    """The prompt for one sentence.
+    """Return the prompt for one sentence.
 
     Args:
         sentence: The input.
         category: A key of `INSTRUCTIONS`.
-        dataset: Name of the data set; only seen with `task_name_in_prompt`.
+        dataset: Name of the data set; used only with `task_name_in_prompt`.
         labels: The closed label set in official order.
-        task_name_in_prompt: Begin with the names of category and data set. This tells the model which task it is
-            answering, which a continual learner is often asked to find out by itself.
+        task_name_in_prompt: Begin with the names of category and data set. This tells the model which task the row
+            belongs to, which many continual-learning settings leave unknown.
     """
     prefix = f"Task:{category}\nDataset:{dataset}\n" if task_name_in_prompt else ""
     instruction = INSTRUCTIONS[category]
@@ -85,34 +86,35 @@ def load_cl_benchmark(
     limit_train: int | None = None,
     limit_eval: int | None = None,
 ) -> Task:
-    """Read one data set of the benchmark; the official test rows are the task's eval.
+    """Read one data set of the benchmark. The official test rows are the task's eval rows.
 
     Args:
         root: Folder of either layout.
         dataset: Name of the data set's folder, for example `agnews`.
-        name: Name of the task; the data set's when None.
-        metric: How answers are judged.
+        name: Name of the task; None for the name of the data set.
+        metric: One of `METRICS`.
         task_name_in_prompt: See `official_prompt`.
-        seed: Decides which rows are cut for dev and kept by the limits.
-        dev_rows: Rows cut from train for dev; 0 for none. The published dev files repeat the test rows and are never
+        seed: Seed of the dev split and of the limits.
+        dev_rows: Rows split off train for dev; 0 for none. The published dev files repeat the test rows and are never
             used.
-        limit_train: Rows of train kept, balanced over the labels; None for all.
-        limit_eval: Rows of eval kept, likewise.
+        limit_train: Rows of train to keep, balanced over the labels; None for all.
+        limit_eval: Rows of eval to keep, balanced over the labels; None for all.
 
     Raises:
-        DataError: For a folder without the data set (the nearest name is offered), a missing file, or a wrong row.
+        DataError: If the folder does not have the data set (the message suggests the nearest name), a file is missing,
+            or a row is invalid.
     """
-    folder = _find(Path(root), dataset)
+    folder = _dataset_folder(Path(root), dataset)
     card = _read_json(folder / "task.json", dict) if (folder / "task.json").is_file() else {}
     labels = tuple(_read_json(folder / "labels.json", list))
     category, official_name = card.get("category", folder.parent.name), card.get("dataset", folder.name)
     for file, texts in (("labels.json", labels), ("task.json", (category, official_name))):
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(f"{folder / file}: wanted text that is not blank; found {shown(str(list(texts)))}.")
+            raise DataError(f"{folder / file}: found {shown(str(list(texts)))}; wanted text that is not blank.")
     if category not in INSTRUCTIONS:
         raise DataError(
-            f"{folder}: no official prompt for the category `{category}`; there is one for "
-            f"{', '.join(INSTRUCTIONS)}.{nearest(category, INSTRUCTIONS)} Read it as `text_label` with a template."
+            f"{folder}: there is no official prompt for the category `{category}`; wanted one of "
+            f"{', '.join(INSTRUCTIONS)}.{nearest(category, INSTRUCTIONS)} Or read it as `text_label` with a template."
         )
 
     def rendered(path: Path, *, strict: bool) -> Dataset:
@@ -136,7 +138,9 @@ def load_cl_benchmark(
     train, test = rendered(_required(folder, "train"), strict=True), rendered(_required(folder, "test"), strict=False)
     notes = [f"status of the rows: {card['status']}"] if "status" in card else []
     if unlabelled := test["completion"][:].count(NO_LABEL):
-        notes.append(f"{unlabelled} of {len(test)} eval rows have no agreed label (`{NO_LABEL}`) and are never right")
+        notes.append(
+            f"{unlabelled} of {len(test)} eval rows have no agreed label (`{NO_LABEL}`) and always count as wrong"
+        )
     if (dev := _optional(folder, "dev")) and same_rows(rendered(dev, strict=False), test):
         notes.append("the dev file repeats the test rows and is not used; dev is cut from train")
     return build_task(
@@ -154,9 +158,9 @@ def load_cl_benchmark(
     )
 
 
-def _find(root: Path, dataset: str) -> Path:
+def _dataset_folder(root: Path, dataset: str) -> Path:
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder. Give the folder that holds the benchmark's data sets.")
+        raise DataError(f"{root}: no such folder. Give the folder that contains the benchmark's data sets.")
     found = {
         path.parent.name: path.parent for path in sorted([*root.glob("*/labels.json"), *root.glob("*/*/labels.json")])
     }
@@ -170,7 +174,7 @@ def _find(root: Path, dataset: str) -> Path:
 
 def _required(folder: Path, part: str) -> Path:
     if (path := _optional(folder, part)) is None:
-        raise DataError(f"{folder}: neither {part}.jsonl nor {part}.json is there. Complete the folder.")
+        raise DataError(f"{folder}: neither {part}.jsonl nor {part}.json exists. Add one of them.")
     return path
 
 
@@ -185,5 +189,5 @@ def _read_json(path: Path, kind: type) -> Any:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(value, kind):
-        raise DataError(f"{path}: holds a {type(value).__name__}; wanted a {kind.__name__}.")
+        raise DataError(f"{path}: contains a {type(value).__name__}; wanted a {kind.__name__}.")
     return value

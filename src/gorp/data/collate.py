@@ -1,4 +1,4 @@
-"""Rows of ids as batches: padded at the right for training, at the left for generation."""
+"""Put rows of token ids into batches: padded on the right for training, on the left for generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from gorp.core.outputs import IGNORED
 
 @dataclass(frozen=True)
 class Collator:
-    """Puts encoded rows into one batch, padded at the right.
+    """Put encoded rows into one batch, padded on the right.
 
     Called with a list of rows, it returns int64 tensors: `input_ids` and `attention_mask`, B x L, and `labels`, B x L
     for decoders and B x (length of the longest answer) for encoder-decoders.
     """
 
     pad_token_id: int
-    """Fills `input_ids`; masked, so its value has no effect."""
+    """Padding value of `input_ids`; it is masked, so it has no effect."""
 
     def __call__(self, features: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """The batch of `features`, rows with `input_ids` and `labels`."""
+        """Return the batch of `features`, rows with `input_ids` and `labels`."""
         inputs = [list(row["input_ids"]) for row in features]
         labels = [list(row["labels"]) for row in features]
         return {
@@ -32,7 +32,7 @@ class Collator:
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Prompts as one batch with the padding before them, so that a decoder goes on where each of them ends.
+    """Return prompts as one batch, padded on the left, so that a decoder continues each of them at its end.
 
     Returns:
         `input_ids` and `attention_mask`, both int64, B x L with L the longest row.
@@ -44,6 +44,6 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, 
 
 
 def pad_right(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-    """Rows as one int64 tensor, B x L with L the longest row, `filler` behind the shorter ones."""
+    """Return rows as one int64 tensor, B x L with L the longest row; shorter rows end in `filler`."""
     longest = max(len(row) for row in rows)
     return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])

@@ -1,12 +1,12 @@
-"""From text to token ids, for both kinds of model, so that training, generation and ranking see the same tokens.
+"""Encode rows as token ids for both kinds of model. Training, generation and ranking use the same tokens.
 
     decoder only       input_ids = [bos] prompt answer end        labels = -100 … -100 answer end
     encoder-decoder    input_ids = prompt [eos]                   labels = answer end
 
-What stands in brackets is there if the tokenizer itself adds it; a chat template writes it, or leaves it out, itself.
-The answer is the row's lead and completion, its end the tokenizer's eos or what the chat template writes; see `Form`.
-A prompt's tokens are those that it has alone, since a model that is asked sees them without the answer. A prompt that
-is too long loses tokens; an answer never does.
+Tokens in brackets are there if the tokenizer adds them; in a chat, the template decides. "answer" is the row's lead and
+completion; "end" is the tokenizer's eos, or what the chat template writes; see `Form`. The prompt is tokenized on its
+own, because at inference the model gets it without the answer. A prompt that is too long is truncated; an answer never
+is.
 """
 
 from collections.abc import Sequence
@@ -25,26 +25,28 @@ from gorp.errors import ConfigError, DataError, ModelError
 from gorp.ranges import COUNT, check_ranges
 
 
-LONGEST_PLACE = 64
-"""Characters between the special token that begins an answer's turn and the answer: a role, line breaks, a thought."""
+LONGEST_TAIL = 64
+"""Most characters of a prompt from its last special token on (a role, line breaks, an empty thought) for which they
+are kept as the context in which the answer is tokenized."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How text becomes tokens: how long a prompt and an answer may be, and what day a chat template writes.
+    """Limits on the tokens of prompts and answers, and the date that a chat template writes.
 
     Raises:
-        ConfigError: For a length below 1, an unknown way to truncate, or a date that is none.
+        ConfigError: If a length is below 1, `truncation` is unknown, or `date` is not a date.
     """
 
     max_prompt_tokens: Annotated[int, COUNT] = 512
-    """Tokens of a prompt, with those that the tokenizer adds."""
+    """Most tokens of a prompt, including those that the tokenizer adds."""
     max_completion_tokens: Annotated[int, COUNT] = 50
-    """Tokens of an answer, with its end."""
+    """Most tokens of an answer, including its end."""
     truncation: Literal["middle", "end"] = "middle"
-    """What a long prompt loses: its middle, so that instruction and "Answer:" both stay, or its end (as published)."""
+    """The part that a long prompt loses: its middle, so that instruction and "Answer:" both stay, or its end (as
+    published)."""
     date: str = "2025-01-01"
-    """What a chat template that writes today's date is told, so that a row is the same row tomorrow."""
+    """Today's date for chat templates that write it. It is fixed, so that a row is encoded the same way every day."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -56,16 +58,16 @@ class Encoding:
 def encode(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, encoder_decoder: bool, encoding: Encoding
 ) -> Dataset:
-    """Encode every row; the loss is on the answer and its end alone.
+    """Encode every row. Labels cover only the answer and its end.
 
     Args:
-        dataset: Rows with `prompt` and `completion`, and `form` where they are not plain text.
+        dataset: Rows with `prompt` and `completion`, and `form` if they are not plain text.
         tokenizer: The model's.
-        encoder_decoder: Which kind of model; see the top of this file.
-        encoding: Budgets.
+        encoder_decoder: Kind of model; see the top of this file.
+        encoding: Limits.
 
     Returns:
-        Columns `input_ids` and `labels`, lists of int32, rows in the same order.
+        Rows in the same order, with the columns `input_ids` and `labels`, lists of int32.
 
     Raises:
         DataError: If an answer with its end exceeds `max_completion_tokens`; the message has the row's number.
@@ -88,16 +90,16 @@ def encode(
 
 
 def check_answer_length(index: int, completion: str, ids: Sequence[int], encoding: Encoding) -> None:
-    """Refuse an answer over its budget.
+    """Check that an answer is within its limit.
 
     Raises:
-        DataError: With the row's number.
+        DataError: If it is longer; the message has the row's number.
     """
     if len(ids) > encoding.max_completion_tokens:
         raise DataError(
-            f"row {index} (counted from 0) of the rows to train on: its completion has {len(ids)} tokens with "
+            f"row {index} (counted from 0) of the training rows: its completion has {len(ids)} tokens including "
             f"eos, more than max_completion_tokens = {encoding.max_completion_tokens}: {completion[:60]!r}. "
-            f"Raise the limit or shorten the answer; answers are never cut."
+            f"Raise the limit or shorten the answer; answers are never truncated."
         )
 
 
@@ -109,13 +111,13 @@ def encode_prompts(
     encoding: Encoding,
     forms: Sequence[Form] | None = None,
 ) -> list[list[int]]:
-    """The ids of many prompts, at most `max_prompt_tokens` each.
+    """Return the ids of the prompts, at most `max_prompt_tokens` each.
 
-    A decoder never gets what the tokenizer adds at the end: an eos there would say that nothing follows. To a chat
-    nothing is added, since its template writes all of it.
+    For a decoder, the tokens that the tokenizer adds at the end are left out: an eos there would end the text before
+    the answer. Nothing is added to a chat, because its template writes the special tokens itself.
 
     Raises:
-        ConfigError: If the budget leaves no room beside the tokens that the tokenizer adds.
+        ConfigError: If the limit leaves no room for tokens besides those that the tokenizer adds.
     """
     chats = [False] * len(prompts) if forms is None else [form.chat for form in forms]
     before, after = added_tokens(tokenizer)
@@ -124,8 +126,8 @@ def encode_prompts(
     room = encoding.max_prompt_tokens - len(before) - len(after)
     if room < 1:
         raise ConfigError(
-            f"max_prompt_tokens is {encoding.max_prompt_tokens}, but the tokenizer adds {len(before) + len(after)} "
-            f"tokens of its own, so none is left for the prompt. Raise it."
+            f"max_prompt_tokens is {encoding.max_prompt_tokens}, and the tokenizer adds {len(before) + len(after)} "
+            f"special tokens, so none is left for the prompt. Raise max_prompt_tokens."
         )
     encoded: list[list[int]] = [[] for _ in prompts]
     for chat in set(chats):
@@ -146,53 +148,56 @@ def encode_completions(
     encoder_decoder: bool,
     forms: Sequence[Form] | None = None,
 ) -> list[list[int]]:
-    """The ids of answers with their ends; nothing is cut. Behind its prompt, an answer reads as it is written.
+    """Return the ids of the answers with their ends; nothing is truncated.
+
+    Decoded after its prompt, an answer is the completion, character for character.
 
     Args:
         completions: The answers.
         tokenizer: The model's.
-        prompts: What stands before each. Only the end of a chat's prompt matters, from its last special token on.
-        encoder_decoder: Which kind of model.
-        forms: Of the rows; all plain when None.
+        prompts: The prompt of each answer. Only the end of a chat's prompt matters, from its last special token on.
+        encoder_decoder: Kind of model.
+        forms: Forms of the rows; None if all are plain.
 
     Raises:
         ModelError: If the tokenizer has no eos.
     """
     if tokenizer.eos_token_id is None:
-        raise ModelError("the tokenizer has no eos token, so no answer could ever end. Set `tokenizer.eos_token`.")
+        raise ModelError("the tokenizer has no eos token, which ends an answer. Set `tokenizer.eos_token`.")
     forms = [PLAIN] * len(completions) if forms is None else forms
     keys = [
-        (completion, form, "" if encoder_decoder else place)
-        for completion, form, place in zip(completions, forms, places(prompts, tokenizer, forms), strict=True)
+        (completion, form, "" if encoder_decoder else tail)
+        for completion, form, tail in zip(completions, forms, places(prompts, tokenizer, forms), strict=True)
     ]
     distinct = list(dict.fromkeys(keys))  # a closed label set has few answers and many rows
     known: dict[tuple[str, Form, str], list[int]] = {}
     for chat in (False, True):
         part = [key for key in distinct if key[1].chat == chat]
-        encode_part = _answers_alone if encoder_decoder else _answers_behind
+        encode_part = _answers_of_encoder_decoder if encoder_decoder else _answers_of_decoder
         known |= zip(part, encode_part(part, tokenizer, chat), strict=True)
     return [known[key] for key in keys]
 
 
 def places(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> list[str]:
-    """What of each prompt the tokens of an answer depend on: of a chat, the text from its last special token on.
+    """Return the part of each prompt that affects the tokens of its answer: in a chat, from the last special token on.
 
-    Where that is long, or there is none, ordinary text stands before the answer, and any will do: empty.
+    It is empty if ordinary text precedes the answer: outside a chat, without a special token, or if the part is longer
+    than `LONGEST_TAIL`.
     """
     found = special_tokens(tokenizer) if any(form.chat for form in forms) else None
-    ends = []
+    tails = []
     for prompt, form in zip(prompts, forms, strict=True):
         last = None
         for match in found.finditer(prompt) if found is not None and form.chat else ():
             last = match.start()
-        ends.append("" if last is None or len(prompt) - last > LONGEST_PLACE else prompt[last:])
-    return ends
+        tails.append("" if last is None or len(prompt) - last > LONGEST_TAIL else prompt[last:])
+    return tails
 
 
-def _answers_alone(
+def _answers_of_encoder_decoder(
     keys: Sequence[tuple[str, Form, str]], tokenizer: PreTrainedTokenizerBase, chat: bool
 ) -> list[list[int]]:
-    """Answers as the beginning of a text, as a decoder behind an encoder writes them."""
+    """Encode answers as the beginning of a text, as the decoder of an encoder-decoder writes them."""
     eos = cast(int, tokenizer.eos_token_id)
     if chat:
         return text_ids([f"{form.lead.lstrip()}{text}{form.end}" for text, form, _ in keys], tokenizer, control=True)
@@ -202,19 +207,18 @@ def _answers_alone(
     return [ids if ids[-1:] == [eos] else [*ids, eos] for ids in whole]
 
 
-def _answers_behind(
+def _answers_of_decoder(
     keys: Sequence[tuple[str, Form, str]], tokenizer: PreTrainedTokenizerBase, chat: bool
 ) -> list[list[int]]:
-    """Answers as the continuation of a text.
+    """Encode answers as the continuation of a text.
 
-    Some tokenizers put a blank of their own before every text. Behind another text they do not, so the answer is
-    encoded behind an anchor that does not merge with it, and the anchor's ids are taken off. In a chat the anchor is
-    the end of the prompt.
+    Some tokenizers add a space before the first word of a text. So the answer is encoded after an anchor text that does
+    not merge with it, and the anchor's ids are removed. In a chat the anchor is the end of the prompt.
     """
     texts = [f"{form.lead}{text}{form.end}" for text, form, _ in keys]
     anchors = [
-        [*([place] if place else []), *((":", "x", "\n") if text[:1].isspace() else ("\n", ":", ";"))]
-        for text, (*_, place) in zip(texts, keys, strict=True)
+        [*([tail] if tail else []), *((":", "x", "\n") if text[:1].isspace() else ("\n", ":", ";"))]
+        for text, (*_, tail) in zip(texts, keys, strict=True)
     ]
     answers: dict[int, list[int]] = {}
     for attempt in range(4):
@@ -222,10 +226,10 @@ def _answers_behind(
         heads = text_ids([anchors[i][attempt] for i in open_], tokenizer, control=chat)
         joined = text_ids([anchors[i][attempt] + texts[i] for i in open_], tokenizer, control=chat)
         for i, head, both in zip(open_, heads, joined, strict=True):
-            if head and both[: len(head)] == head:
+            if head and both[: len(head)] == head:  # the anchor did not merge with the answer
                 answers[i] = both[len(head) :]
-    left = [i for i in range(len(keys)) if i not in answers]
-    answers |= zip(left, text_ids([texts[i] for i in left], tokenizer, control=chat), strict=True)
+    rest = [i for i in range(len(keys)) if i not in answers]  # every anchor merged: encode the answer on its own
+    answers |= zip(rest, text_ids([texts[i] for i in rest], tokenizer, control=chat), strict=True)
     end = [] if chat else [cast(int, tokenizer.eos_token_id)]
     return [answers[i] + end for i in range(len(keys))]
 

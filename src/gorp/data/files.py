@@ -1,4 +1,4 @@
-"""Rows out of files, each with the place it stands at, so that an error can point to it; JSON is read here."""
+"""Read rows from files, each with its file and line for error messages, and parse JSON."""
 
 import json
 import re
@@ -12,38 +12,39 @@ from gorp.errors import DataError, nearest, shown
 
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-"""File names that are read: one object a line, one list of objects, or a table with named columns."""
+"""File name endings that are read: one object per line, one list of objects, or a table with named columns."""
 
 ADVICE = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "Save the sheet as CSV (UTF-8)."),
     **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".7z"), "Unpack it first."),
     **dict.fromkeys((".arrow", ".feather", ".pkl", ".pickle", ".npy", ".h5"), "Write it as Parquet or JSON Lines."),
-    **dict.fromkeys((".txt", ".md", ".yaml", ".yml", ".xml", ".html"), "Write one JSON object a line, as *.jsonl."),
+    **dict.fromkeys((".txt", ".md", ".yaml", ".yml", ".xml", ".html"), "Write one JSON object per line, as *.jsonl."),
 }
-"""Endings of other files that rows may come in, and what to do with them."""
+"""Endings of files that cannot be read -> what to do with them."""
 
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 """The escape of a surrogate; two of them, in the right order, are one character."""
 
-_SURROGATE_ITSELF = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""A surrogate in decoded text. Complete pairs have become one character by then."""
 
 HELD_OUT = re.compile(r"test|eval|valid|dev", re.IGNORECASE)
-"""Part of the names of files that hold rows to be judged by."""
+"""Part of the name of a file with evaluation rows."""
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a file, by the ending of its name, whatever its case.
+    """Read all rows of a file. The ending of its name, in upper or lower case, decides the format.
 
-    `.jsonl`: one object a line. `.json`: a list, or a list under "Instances". `.csv` (commas) and `.tsv` (tabs): the
-    first line has the names of the columns, everything is text, as it stands there. `.parquet`: a table.
+    `.jsonl`: one object per line. `.json`: a list, or a list under "Instances". `.csv` (commas) and `.tsv` (tabs): the
+    first line has the names of the columns; every value is text and is not converted. `.parquet`: a table.
 
     Raises:
-        DataError: For a file that is missing, empty, no regular file (a folder, a pipe, a device), not UTF-8, or
-            malformed; with the line or row.
+        DataError: If the file is missing, empty, not a regular file (a folder, a pipe, a device), not UTF-8, or
+            malformed; the message has the line or row.
     """
     ending = path.suffix.lower()
     if ending not in SUFFIXES:
-        advice = ADVICE.get(ending, "Write one JSON object a line, as *.jsonl.")
+        advice = ADVICE.get(ending, "Write one JSON object per line, as *.jsonl.")
         raise DataError(f"{path}: wanted a file named {', '.join(f'*{suffix}' for suffix in SUFFIXES)}. {advice}")
     check_regular(path)
     if ending == ".parquet":
@@ -52,20 +53,20 @@ def read_rows(path: Path) -> list[Row]:
     if not content.strip():
         raise DataError(f"{path}: the file is empty; wanted at least one row.")
     if ending == ".jsonl":
-        return _lines(path, content)
-    return _items(path, content) if ending == ".json" else read_delimited(path, content, tab=ending == ".tsv")
+        return _read_jsonl(path, content)
+    return _read_json(path, content) if ending == ".json" else read_delimited(path, content, tab=ending == ".tsv")
 
 
 def names_a_file(text: str) -> bool:
-    """Whether `text` ends as files of rows do, those that are not read among them: it is no id of a hub data set."""
+    """Whether `text` ends like a data file, readable or not, so that it is not the id of a hub data set."""
     return Path(text).suffix.lower() in {*SUFFIXES, *ADVICE}
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is missing, and what has no end or would wait for a writer: pipes, devices, folders.
+    """Check that `path` is a regular file. Reading a pipe or a device could block or never end.
 
     Raises:
-        DataError: With what was found there.
+        DataError: If it is missing or something else; the message says what was found.
     """
     try:
         mode = path.stat().st_mode
@@ -79,10 +80,10 @@ def check_regular(path: Path) -> None:
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of a regular file.
+    """Return the bytes of a regular file.
 
     Raises:
-        DataError: If the system refuses.
+        DataError: If the operating system reports an error.
     """
     try:
         return path.read_bytes()
@@ -91,18 +92,19 @@ def read_content(path: Path) -> bytes:
 
 
 def parse_json(text: str, *, place: str) -> Any:
-    """One JSON value, stricter than Python: no key twice, no NaN or Infinity, no half of a surrogate pair.
+    """Parse one JSON value, more strictly than Python: no duplicate keys, no NaN or Infinity, no lone surrogates.
 
     Args:
         text: The JSON.
-        place: Where it stands, for messages.
+        place: File and line, for messages.
 
     Raises:
-        DataError: For these three, a whole number of thousands of digits, and nesting that is too deep.
-        json.JSONDecodeError: For text that is not JSON.
+        DataError: For a duplicate key, NaN or Infinity, a lone surrogate, an integer with thousands of digits, or
+            nesting that is too deep.
+        json.JSONDecodeError: If the text is not JSON.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
             keys = [key for key, _ in pairs]
@@ -110,63 +112,63 @@ def parse_json(text: str, *, place: str) -> Any:
             raise DataError(f"{place}: the key `{shown(key)}` occurs twice in one object. Remove one of them.")
         return values
 
-    def refuse(word: str) -> None:
-        raise DataError(f"{place}: {word} is no JSON. Write a number or null.")
+    def refuse_constant(word: str) -> None:
+        raise DataError(f"{place}: {word} is not valid JSON. Write a number or null.")
 
     try:
-        value = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
-        if _SURROGATE.search(text) and any(_SURROGATE_ITSELF.search(part) for part in texts(value)):
-            raise DataError(f"{place}: half of a surrogate pair (\\ud800 to \\udfff) is no text. Correct the escape.")
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
+        if _SURROGATE_ESCAPE.search(text) and any(_LONE_SURROGATE.search(part) for part in texts(value)):
+            raise DataError(f"{place}: a lone surrogate (\\ud800 to \\udfff) is not text. Correct the escape.")
     except RecursionError:
         raise DataError(
-            f"{place}: nested too deep; wanted an object whose columns hold text. Flatten it, or remove it."
+            f"{place}: nested too deeply; wanted an object with text in its columns. Flatten it, or remove it."
         ) from None
     except json.JSONDecodeError:
         raise
-    except ValueError:  # what Python says of a whole number with more than 4300 digits
-        raise DataError(f"{place}: a whole number with thousands of digits. Write it as text, or remove it.") from None
+    except ValueError:  # Python does not parse an integer of more than 4300 digits
+        raise DataError(f"{place}: an integer with thousands of digits. Write it as text, or remove it.") from None
     return value
 
 
 def _no_such_file(path: Path) -> str:
     folder = path.resolve().parent
-    looked = f"{path}: no such file. Paths in a YAML are relative to its folder; this one was looked for in {folder}"
+    message = f"{path}: no such file. Paths in a YAML are relative to its folder; this one was looked for in {folder}"
     if not folder.is_dir():
-        return f"{looked}, which does not exist."
+        return f"{message}, which does not exist."
     readable = [item.name for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file()]
-    if not HELD_OUT.search(path.name):  # rows to be judged by are no substitute for rows to train on
+    if not HELD_OUT.search(path.name):  # never suggest an evaluation file in place of a training file
         readable = [name for name in readable if not HELD_OUT.search(name)]
-    return f"{looked}.{nearest(path.name, readable)}"
+    return f"{message}.{nearest(path.name, readable)}"
 
 
 def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _lines(path: Path, content: bytes) -> list[Row]:
-    # Not splitlines: text may hold other line separators, JSON Lines knows only the newline.
+def _read_jsonl(path: Path, content: bytes) -> list[Row]:
+    # Not splitlines: it also splits at other line separators, which are text in JSON Lines.
     lines = content.removesuffix(b"\n").split(b"\n")
-    return [_row(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
+    return [_parse_line(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
 
 
-def _row(place: str, line: bytes) -> Row:
+def _parse_line(place: str, line: bytes) -> Row:
     if not line.strip():
         raise DataError(f"{place}: empty; wanted a JSON object. Remove the line.")
     try:
-        return _object(place, parse_json(line.decode(), place=place))
+        return _to_row(place, parse_json(line.decode(), place=place))
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: not JSON ({error.msg}, column {error.colno}); wanted one JSON object.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{place}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
 
 
-def _items(path: Path, content: bytes) -> list[Row]:
+def _read_json(path: Path, content: bytes) -> list[Row]:
     try:
         value = parse_json(content.decode(), place=str(path))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}). "
-            f"A file with one object a line must be named *.jsonl."
+            f"A file with one object per line must be named *.jsonl."
         ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
@@ -175,10 +177,10 @@ def _items(path: Path, content: bytes) -> list[Row]:
         raise DataError(f'{path}: {kind(value)}; wanted a list of objects, or an object with the list "Instances".')
     if not items:
         raise DataError(f"{path}: the list is empty; wanted at least one row.")
-    return [_object(f"{path}, item {number}", item) for number, item in enumerate(items, 1)]
+    return [_to_row(f"{path}, item {number}", item) for number, item in enumerate(items, 1)]
 
 
-def _object(place: str, value: Any) -> Row:
+def _to_row(place: str, value: Any) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"{place}: {kind(value)}; wanted a JSON object with named columns.")
     return Row(place, value)

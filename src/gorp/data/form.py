@@ -1,4 +1,4 @@
-"""How a row's text is put together around its answer."""
+"""Describe the text around the answer of a row."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,26 +11,27 @@ from gorp.data.split import columns
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A row is, as text, `prompt + lead + completion + end`. A prompt is read; what follows is written by the model.
+    """The text of a row is `prompt + lead + completion + end`. The model reads the prompt and writes the rest.
 
-    Rows of a chat are as a chat template writes them: the tokens it names are those tokens, and it says how an answer
+    In a chat, the template writes the row: names of special tokens in it are these tokens, and it decides how an answer
     ends. In all other rows everything is text, and an answer ends in the tokenizer's eos.
     """
 
     chat: bool = False
     """Whether a chat template wrote `prompt`, `lead` and `end`."""
     lead: str = ""
-    """Between prompt and completion. An encoder-decoder, whose answer begins a text of its own, leaves out blanks."""
+    """Text between prompt and completion. An encoder-decoder drops leading spaces, because its answer is a text of its
+    own."""
     end: str = ""
-    """Of a chat: what ends the answer, with the template's token for it last."""
+    """In a chat: the text that ends the answer; its last part is the template's end token. Otherwise empty."""
 
 
 PLAIN = Form()
-"""Prompt and completion, exactly."""
+"""Form of a row that is only prompt and completion."""
 
 
 def with_forms(prompts: Sequence[str], completions: Sequence[str], forms: Sequence[Form]) -> Dataset:
-    """Rows with `prompt` and `completion`, and with `form` where a row has one of its own."""
+    """Return rows with `prompt` and `completion`, and with `form` if any of them is not plain."""
     table: dict[str, Any] = {"prompt": list(prompts), "completion": list(completions)}
     if any(form != PLAIN for form in forms):
         table["form"] = [asdict(form) for form in forms]
@@ -38,25 +39,25 @@ def with_forms(prompts: Sequence[str], completions: Sequence[str], forms: Sequen
 
 
 def forms_of(dataset: Dataset) -> list[Form]:
-    """The form of every row; rows that say nothing of it are plain."""
+    """Return the form of every row; a row without one is plain."""
     if "form" not in dataset.column_names:
         return [PLAIN] * len(dataset)
     return [PLAIN if form is None else Form(**form) for form in dataset["form"][:]]
 
 
 def listed(dataset: Dataset) -> list[list[Any]]:
-    """Rows as JSON values: prompt and completion, and the form where it is not plain."""
+    """Return rows as JSON values: prompt, completion, and the form if it is not plain."""
     rows = zip(*columns(dataset), forms_of(dataset), strict=True)
     return [[prompt, answer, *([] if form == PLAIN else [asdict(form)])] for prompt, answer, form in rows]
 
 
 def from_list(rows: Sequence[Sequence[Any]]) -> Dataset:
-    """The inverse of `listed`.
+    """Return the data set of which `listed` made `rows`.
 
     Raises:
-        TypeError, ValueError: For rows that it did not make.
+        TypeError, ValueError: If `rows` do not have that structure.
     """
     if not all(len(row) in (2, 3) for row in rows):
-        raise ValueError("a row has a prompt, a completion, and at most a form")
+        raise ValueError("wanted rows of a prompt, a completion, and optionally a form")
     forms = [Form(**row[2]) if len(row) == 3 else PLAIN for row in rows]
     return with_forms([row[0] for row in rows], [row[1] for row in rows], forms)

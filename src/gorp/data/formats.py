@@ -1,4 +1,4 @@
-"""From columns to prompt and completion: the ways a row may be written down."""
+"""Render the columns of a row into prompt and completion, for each row format."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,10 +23,10 @@ TURNS = {"messages": "messages", "sharegpt": "conversations"}
 
 
 def detect_format(row: Row, *, template: str | None = None) -> str:
-    """The format of a file from its first row: a key of `TURNS` or `ANSWERS`.
+    """Return the format of a file, judged by its first row: a key of `TURNS` or `ANSWERS`.
 
     Raises:
-        DataError: If its columns fit none; the message names those found.
+        DataError: If the columns fit no format; the message names those found.
     """
     columns = row.values.keys()
     if "messages" in columns:
@@ -40,7 +40,7 @@ def detect_format(row: Row, *, template: str | None = None) -> str:
     if {"instruction", "output"} <= columns:
         return "alpaca"
     raise DataError(
-        f"{row.place}: no known format has the columns {names(columns)}; wanted `prompt` and `completion`, or "
+        f"{row.place}: the columns {names(columns)} fit no format; wanted `prompt` and `completion`, or "
         f"`messages`, or `conversations`, or `instruction` and `output`, or `text` and `label`. Rename columns with "
         f"`columns`."
     )
@@ -55,41 +55,41 @@ def render_rows(
     tokenizer: PreTrainedTokenizerBase | None,
     date: str,
 ) -> Dataset:
-    """Render rows into a data set with the columns `prompt` and `completion`, and `form` where rows have one.
+    """Render rows into a data set with the columns `prompt` and `completion`, and `form` if rows have one.
 
     Args:
         rows: The rows as read.
         format: A key of `TURNS` or `ANSWERS`.
         template: For `text_label` and `alpaca`: the prompt, see `Template`.
         labels: The closed label set; a completion outside it is an error.
-        tokenizer: For turns: its chat template writes the conversation.
-        date: For turns: the day that a chat template is told.
+        tokenizer: For chats: its chat template renders the conversation.
+        date: For chats: the date that the chat template writes as today's.
 
     Raises:
-        DataError: For the first row that does not fit, with its place.
-        ConfigError: For a template that names no column, or names `{labels}` when there are none.
+        DataError: For the first invalid row, with its file and line.
+        ConfigError: If the template names no column, or names `{labels}` and there are none.
     """
     if format in TURNS:
         chats = [Row(row.place, {"messages": read_turns(row, TURNS[format])}) for row in rows]
-        written = [render_chat(row, tokenizer, date) for row in chats]
-    elif (plan := plan_of(format, template, labels)) is not None:
-        plan.check(rows, labels)
-        form = Form(lead=plan.lead)
-        written = [(plan.render(row, labels), text_column(row, ANSWERS[format]), form) for row in rows]
+        rendered = [render_chat(row, tokenizer, date) for row in chats]
+    elif (parsed := template_of(format, template, labels)) is not None:
+        parsed.check(rows, labels)
+        form = Form(lead=parsed.lead)
+        rendered = [(parsed.render(row, labels), text_column(row, ANSWERS[format]), form) for row in rows]
     else:
-        written = [(text_column(row, "prompt"), text_column(row, "completion"), PLAIN_FORM) for row in rows]
-    for row, (prompt, completion, _) in zip(rows, written, strict=True):
+        rendered = [(text_column(row, "prompt"), text_column(row, "completion"), PLAIN_FORM) for row in rows]
+    for row, (prompt, completion, _) in zip(rows, rendered, strict=True):
         check_length(row, "prompt", prompt)
         check_length(row, "completion", completion)
         check_label(row, completion, labels)
-    return with_forms(*zip(*written, strict=True))
+    return with_forms(*zip(*rendered, strict=True))
 
 
-def plan_of(format: str, template: str | None, labels: tuple[str, ...] | None) -> Template | None:
-    """The template that makes the prompts of a format, the given one or its own; None for a format without.
+def template_of(format: str, template: str | None, labels: tuple[str, ...] | None) -> Template | None:
+    """Return the template of a format's prompts, `template` or the format's default; None if the format has none.
 
     Raises:
-        ConfigError: As `Template`.
+        ConfigError: If `Template` refuses the text.
     """
     if format == "alpaca":
         return Template(ALPACA if template is None else template)
@@ -99,35 +99,35 @@ def plan_of(format: str, template: str | None, labels: tuple[str, ...] | None) -
 
 
 def unused(rows: Sequence[Row], *, format: str, template: str | None, labels: tuple[str, ...] | None) -> list[str]:
-    """What stands in the rows and nothing uses: columns that hold text or a list, and keys of the answers' turns.
+    """Return notes on content that is not used: columns with text or a list, and keys of the turns with the answers.
 
     Args:
         rows: The rows as read.
         format: As in `render_rows`.
-        template: Likewise.
-        labels: Likewise.
+        template: As in `render_rows`.
+        labels: As in `render_rows`.
     """
     if format in TURNS:
         used = {TURNS[format], "system"}
     else:
-        plan = plan_of(format, template, labels)
-        used = {ANSWERS[format], *(["prompt"] if plan is None else [*plan.required, *plan.optional])}
+        parsed = template_of(format, template, labels)
+        used = {ANSWERS[format], *(["prompt"] if parsed is None else [*parsed.required, *parsed.optional])}
     columns = dict.fromkeys(name for row in rows for name in row.values if name not in used)
-    columns = [name for name in columns if any(_holds(row.values.get(name)) for row in rows)]
+    columns = [name for name in columns if any(_has_content(row.values.get(name)) for row in rows)]
     keys = {key for row in rows for key in unread_keys(row, TURNS[format])} if format in TURNS else set()
     found = {"columns": columns, "keys of the last turn": sorted(keys)}
-    return [f"{what} that nothing uses: {names(f'`{x}`' for x in there)}" for what, there in found.items() if there]
+    return [f"{what} that are not used: {names(f'`{x}`' for x in unused)}" for what, unused in found.items() if unused]
 
 
-def _holds(value: Any) -> bool:
+def _has_content(value: Any) -> bool:
     return bool(value.strip()) if isinstance(value, str) else bool(value) and isinstance(value, list | dict)
 
 
 def check_label(row: Row, label: str, labels: tuple[str, ...] | None) -> None:
-    """Refuse a label outside the closed set; `None` is the set of all texts.
+    """Check that a label is in the closed set; None allows every label.
 
     Raises:
-        DataError: With the row's place, the label and the set.
+        DataError: If it is not; the message has file and line, the label and the set.
     """
     if labels is not None and label not in labels:
         raise DataError(

@@ -1,4 +1,4 @@
-"""The six published task orders, as data.
+"""The six published task orders.
 
 Orders 1 to 3 are the standard benchmark of four tasks, orders 4 to 6 the long benchmark of fifteen.
 
@@ -23,4 +23,4 @@ ORDERS: dict[str, tuple[str, ...]] = {
         *("SST-2", "dbpedia", "agnews", "yahoo", "MultiRC", "BoolQA", "WiC"),
     ),
 }
-"""Name of an order to the names of its data sets, first task first."""
+"""Name of an order -> the names of its data sets, first task first."""

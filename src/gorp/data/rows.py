@@ -1,4 +1,4 @@
-"""One row of a file or data set, and what is checked of its texts, whatever it was read from."""
+"""A row of a file or data set, and checks of its text that all formats share."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from gorp.errors import DataError, nearest, shown
 
 
 MAX_CHARACTERS = 1_000_000
-"""Of one prompt or completion. A tokenizer takes about two seconds and 200 MB for so much; a run keeps a few thousand
-tokens of it."""
+"""Most characters of a prompt or completion. A tokenizer needs about two seconds and 200 MB for this length, and a run
+keeps only a few thousand tokens of it."""
 
-WANTED = frozenset(
+FORMAT_COLUMNS = frozenset(
     "prompt completion messages conversations text label instruction input output role content from value".split()
 )
-"""Names that a format knows."""
+"""Column names of the known formats."""
 
 NAMED_COLUMNS = 20
-"""Columns that a message names."""
+"""Most columns that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +25,22 @@ class Row:
     """One object of a file or a data set."""
 
     place: str
-    """Where it stands, as an error message begins: "reviews.jsonl, line 3"."""
+    """File and line, with which error messages begin: "reviews.jsonl, line 3"."""
     values: dict[str, Any]
-    """Its columns."""
+    """Column -> its value."""
 
 
 def text_column(row: Row, column: str, *, rename: bool = True, blank: str = "Remove the row.") -> str:
-    """The text in `column`.
+    """Return the text in `column`.
 
     Args:
         row: The row.
         column: Name of the column.
-        rename: Whether the message may advise the option `columns`, which reaches no deeper than a row's own names.
-        blank: What the message advises where the text is blank.
+        rename: Whether the message may advise the option `columns`, which renames only top-level columns of a row.
+        blank: Advice in the message if the text is blank.
 
     Raises:
-        DataError: If the column is missing (the message names those found), is no text, or is blank.
+        DataError: If the column is missing (the message lists those found), is not text, or is blank.
     """
     if column not in row.values:
         close = nearest_column(column, row)
@@ -55,32 +55,32 @@ def text_column(row: Row, column: str, *, rename: bool = True, blank: str = "Rem
 
 
 def nearest_column(column: str, row: Row) -> str:
-    """As `nearest`: of two names that a format knows, one is not the other misspelt."""
-    return nearest(column, [name for name in row.values if not {name, column} <= WANTED])
+    """Return `nearest` without known column names if `column` is one too: `text` is not a misspelt `label`."""
+    return nearest(column, [name for name in row.values if not {name, column} <= FORMAT_COLUMNS])
 
 
 def check_length(row: Row, what: str, text: str) -> None:
-    """Refuse a text that no tokenizer should be given.
+    """Check that a text is short enough for a tokenizer.
 
     Raises:
-        DataError: For more than `MAX_CHARACTERS`.
+        DataError: If it has more than `MAX_CHARACTERS`.
     """
     if len(text) > MAX_CHARACTERS:
         raise DataError(
-            f"{row.place}: its {what} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read. "
+            f"{row.place}: its {what} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed. "
             f"Shorten it, or split the row."
         )
 
 
 def names(columns: Iterable[str]) -> str:
-    """Column names for a message, the first of them where there are many; "none" for none."""
+    """Return column names for a message, at most the first `NAMED_COLUMNS`; "none" if there are none."""
     every = [shown(name) for name in columns]
-    more = f", … ({len(every)} in all)" if len(every) > NAMED_COLUMNS else ""
+    more = f", … ({len(every)} in total)" if len(every) > NAMED_COLUMNS else ""
     return (", ".join(every[:NAMED_COLUMNS]) or "none") + more
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in a value as JSON, YAML or Parquet gives it, keys too."""
+    """Yield every string in a nested value of JSON, YAML or Parquet, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list | tuple):  # the entries of a Parquet map are tuples
@@ -89,6 +89,6 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words."""
+    """Return the type of a value in words, for a message."""
     known = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return "null" if value is None else known.get(type(value), f"of the type {type(value).__name__}")

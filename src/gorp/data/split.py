@@ -1,7 +1,7 @@
-"""Which rows go where: a dev set out of train, a smaller set of rows, and what two sets share.
+"""Split a dev set off train, draw a subset of rows, and count what two sets share.
 
-A row's place in a draw is the SHA-256 of the seed and its text. So the same rows are drawn whatever the order of the
-lines in the file, on every machine, and a larger draw holds the smaller one.
+Rows are drawn in the order of the SHA-256 of the seed and their text. So the same rows are drawn on every machine and
+for every order of the lines in the file, and a larger draw contains the smaller one.
 """
 
 import hashlib
@@ -12,30 +12,30 @@ from datasets import Dataset
 
 
 SINGLE = ""
-"""Stratum of all completions that occur once. A completion is never empty, so the name is free."""
+"""Name of the stratum of all completions that occur once. A completion is never empty, so no other stratum has it."""
 
 
 def columns(dataset: Dataset) -> tuple[list[str], list[str]]:
-    """All prompts and all completions, each as one list (a slice is read at once, an iteration row by row)."""
+    """Return all prompts and all completions as lists. A slice is read at once; an iteration would read row by row."""
     return dataset["prompt"][:], dataset["completion"][:]
 
 
 def row_hash(seed: int, prompt: str, completion: str) -> str:
-    """SHA-256 of the seed and one row, as hexadecimal digits: the row's place in every draw."""
+    """Return the SHA-256 of the seed and one row, in hexadecimal: the row's rank in every draw."""
     return hashlib.sha256("\x00".join((str(seed), prompt, completion)).encode()).hexdigest()
 
 
 def draw_stratified(dataset: Dataset, rows: int, *, seed: int) -> list[int]:
-    """Indices of `rows` rows whose completions are mixed as in `dataset`, in the order of `dataset`.
+    """Draw `rows` rows in which every completion has about the same share as in `dataset`.
 
-    Row number i (from 0, by hash) of a completion with n rows stands at (i + ½) / n; the rows that stand first are
-    drawn. This is the apportionment of Webster: a completion with a share p of the rows gets p · rows, rounded.
-    Completions that occur once (free text) form one stratum together.
+    Row number i (from 0, by hash) of a completion with n rows gets the position (i + ½) / n; the rows with the lowest
+    positions are drawn. This is Webster's apportionment: a completion with a share p of the rows gets p · rows,
+    rounded. Completions that occur once (free text) form one stratum together.
 
     Args:
         dataset: Rows with `prompt` and `completion`.
-        rows: How many to draw; all of them when there are fewer.
-        seed: Another seed, another draw.
+        rows: Number of rows to draw; all rows if there are fewer.
+        seed: Seed of the draw.
 
     Returns:
         Ascending indices, min(rows, len(dataset)) of them.
@@ -44,40 +44,40 @@ def draw_stratified(dataset: Dataset, rows: int, *, seed: int) -> list[int]:
 
 
 def draw_balanced(dataset: Dataset, rows: int, *, labels: Collection[str], seed: int) -> list[int]:
-    """Indices of `rows` rows with each of `labels` equally often, in the order of `dataset`.
+    """Draw `rows` rows with the same number of rows for each of `labels`.
 
-    A label with too few rows gives all it has, and the others fill up. Rows whose completion is not one of `labels`
-    are never drawn.
+    If a label has too few rows, all of them are drawn and the other labels fill up. Rows whose completion is not one of
+    `labels` are never drawn.
 
     Args:
         dataset: Rows with `prompt` and `completion`.
-        rows: How many to draw; all the labelled ones when there are fewer.
+        rows: Number of rows to draw; all labelled rows if there are fewer.
         labels: The closed label set.
-        seed: Another seed, another draw.
+        seed: Seed of the draw.
 
     Returns:
         Ascending indices.
     """
     prompts, completions = columns(dataset)
-    known = [index for index, completion in enumerate(completions) if completion in labels]
-    places = _places(seed, prompts, completions, completions, known)
-    return sorted(index for *_, index in sorted(places)[:rows])
+    labelled = [index for index, completion in enumerate(completions) if completion in labels]
+    ranks = _ranks(seed, prompts, completions, completions, labelled)
+    return sorted(index for *_, index in sorted(ranks)[:rows])
 
 
 def cut_dev(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Cut a dev set off `dataset`: stratified by completion, the same rows whatever their order.
+    """Split a dev set off `dataset`, stratified by completion. The order of the rows does not matter.
 
-    The two parts share no input: inputs that occur once are drawn first, and where they are too few, whole inputs with
-    all their copies, stratified by the completions that they have together.
+    The two parts share no prompt. Prompts that occur once are drawn first. If there are too few of them, prompts that
+    occur several times are drawn with all their rows, stratified by the set of their completions.
 
     Args:
         dataset: Rows with `prompt` and `completion`.
-        rows: Rows wanted for dev. Fewer are taken when a fifth of `dataset` is fewer, so that small tasks keep their
-            training rows, or when the next whole input would be too large.
-        seed: Another seed, another dev set.
+        rows: Rows wanted for dev. Fewer are taken if this is more than a fifth of `dataset`, so that small tasks keep
+            their training rows, or if the rows of the next prompt do not fit any more.
+        seed: Seed of the draw.
 
     Returns:
-        What remains, and the dev set; None for the latter when no row can be spared.
+        The remaining rows and the dev set, which is None if it would be empty.
     """
     rows = min(rows, len(dataset) // 5)
     prompts, completions = columns(dataset)
@@ -88,9 +88,9 @@ def cut_dev(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset | 
     for single in (True, False):
         inputs = [prompt for prompt, indices in copies.items() if (len(indices) == 1) is single]
         answers = ["\x00".join(sorted(completions[index] for index in copies[prompt])) for prompt in inputs]
-        for place in _stratified(seed, inputs, answers):
-            if len(dev) + len(whole := copies[inputs[place]]) <= rows:
-                dev.update(whole)
+        for drawn in _stratified(seed, inputs, answers):
+            if len(dev) + len(indices := copies[inputs[drawn]]) <= rows:
+                dev.update(indices)
     if not dev:
         return dataset, None
     rest = [index for index in range(len(dataset)) if index not in dev]
@@ -98,18 +98,18 @@ def cut_dev(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset | 
 
 
 def repeated(dataset: Dataset) -> int:
-    """How many rows have an input (prompt) that occurs more than once."""
+    """Count the rows whose prompt occurs more than once."""
     return sum(times for times in Counter(columns(dataset)[0]).values() if times > 1)
 
 
 def overlap(train: Dataset, evaluation: Dataset) -> int:
-    """How many rows of `evaluation` have an input (prompt) that also occurs in `train`."""
+    """Count the rows of `evaluation` whose prompt also occurs in `train`."""
     seen = set(columns(train)[0])
     return sum(prompt in seen for prompt in columns(evaluation)[0])
 
 
 def conflicts(dataset: Dataset) -> int:
-    """How many inputs (prompts) occur with two or more different completions."""
+    """Count the prompts that occur with two or more different completions."""
     answers = defaultdict(set)
     for prompt, completion in zip(*columns(dataset), strict=True):
         answers[prompt].add(completion)
@@ -117,7 +117,7 @@ def conflicts(dataset: Dataset) -> int:
 
 
 def same_rows(first: Dataset, second: Dataset) -> bool:
-    """Whether two sets hold the same rows, each as often, in any order."""
+    """Whether two sets have the same rows, each the same number of times, in any order."""
     return len(first) == len(second) and _count_rows(first) == _count_rows(second)
 
 
@@ -126,21 +126,21 @@ def _count_rows(dataset: Dataset) -> Counter[tuple[str, str]]:
 
 
 def _stratified(seed: int, prompts: list[str], completions: list[str]) -> list[int]:
-    """All indices, in the order in which they are drawn; see `draw_stratified`."""
+    """Return all indices, in the order in which they are drawn; see `draw_stratified`."""
     times = Counter(completions)
     strata = [completion if times[completion] > 1 else SINGLE for completion in completions]
     size = Counter(strata)
-    places = _places(seed, prompts, completions, strata, range(len(strata)))
-    standing = [((place + 0.5) / size[strata[index]], digest, index) for place, digest, index in places]
-    return [index for *_, index in sorted(standing)]
+    ranks = _ranks(seed, prompts, completions, strata, range(len(strata)))
+    positions = [((rank + 0.5) / size[strata[index]], digest, index) for rank, digest, index in ranks]  # (i + ½) / n
+    return [index for *_, index in sorted(positions)]
 
 
-def _places(
+def _ranks(
     seed: int, prompts: list[str], completions: list[str], strata: list[str], indices: Iterable[int]
 ) -> list[tuple[int, str, int]]:
-    """For each index: its place by hash within its stratum (from 0), its hash, itself."""
-    places, taken = [], Counter()
+    """Return (rank by hash within the stratum, from 0; hash; index) for each index."""
+    ranks, counts = [], Counter()
     for digest, index in sorted((row_hash(seed, prompts[index], completions[index]), index) for index in indices):
-        places.append((taken[strata[index]], digest, index))
-        taken[strata[index]] += 1
-    return places
+        ranks.append((counts[strata[index]], digest, index))
+        counts[strata[index]] += 1
+    return ranks

@@ -1,4 +1,4 @@
-"""Rows out of tables: CSV and TSV, where everything is text, and Parquet, which knows its types."""
+"""Read rows from tables: CSV and TSV, in which every value is text, and Parquet, which has types."""
 
 import csv
 import io
@@ -13,28 +13,27 @@ from gorp.errors import DataError, shown
 
 
 def read_delimited(path: Path, content: bytes, *, tab: bool) -> list[Row]:
-    """The rows of a CSV or TSV file: the first line names the columns, `"` may enclose a field, `""` is a quote in it.
+    """Read the rows of a CSV or TSV file.
 
-    A column without a name, such as the index that pandas writes, is called `Unnamed: 0`, with its place, as pandas
-    and `datasets` call it.
+    The first line names the columns. `"` may enclose a field; inside it, `""` is a quote. A column without a name, such
+    as the index that pandas writes, is called `Unnamed: 0` with the number of the column, as in pandas and `datasets`.
 
-    Nothing is guessed: `007` and `true` are text as they stand, and an empty field is empty text. Lines without any
-    character are skipped.
+    No types are guessed: `007` and `true` stay text, and an empty field is empty text. Empty lines are skipped.
 
     Args:
         path: For messages.
-        content: What the file holds, without a byte order mark; not empty.
-        tab: Whether tabs separate the fields, and not commas.
+        content: Content of the file, without a byte order mark; not empty.
+        tab: Whether fields are separated by tabs (True) or commas (False).
 
     Raises:
-        DataError: With the line where the row begins: text that is not UTF-8, a quote that is not closed, a column
-            named twice, a row with more or fewer fields than there are columns.
+        DataError: If the text is not UTF-8, a quote is not closed, a column is named twice, or a row does not have one
+            field for each column. The message has the line where the row begins.
     """
     text = _decoded(path, content)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",", strict=True)
     rows: list[Row] = []
     header: list[str] | None = None
-    usual = csv.field_size_limit(max(len(text), MAX_CHARACTERS))  # one for the whole process
+    old_limit = csv.field_size_limit(max(len(text), MAX_CHARACTERS))  # global in the process, so it is restored below
     line = 1
     try:
         for fields in reader:
@@ -47,27 +46,27 @@ def read_delimited(path: Path, content: bytes, *, tab: bool) -> list[Row]:
             elif len(fields) != len(header):
                 raise DataError(
                     f"{place}: {len(fields)} fields, but the first line names {len(header)} columns: {names(header)}. "
-                    f'Put `"` around text that holds a {"tab" if tab else "comma"} or a line break.'
+                    f'Put `"` around text that contains a {"tab" if tab else "comma"} or a line break.'
                 )
             else:
                 rows.append(Row(place, dict(zip(header, fields, strict=True))))
     except csv.Error as error:
         raise DataError(
             f"{path}, line {line}: the row that begins here is malformed ({error}). "
-            f'A `"` inside a quoted field is written twice.'
+            f'Close every quote, and write a `"` inside a quoted field twice.'
         ) from None
     finally:
-        csv.field_size_limit(usual)
+        csv.field_size_limit(old_limit)
     if not rows:
-        raise DataError(f"{path}: no row below the names of the columns; wanted at least one.")
+        raise DataError(f"{path}: no row after the line with the column names; wanted at least one.")
     return rows
 
 
 def read_parquet(path: Path) -> list[Row]:
-    """The rows of a Parquet file, categories and nested columns as plain values.
+    """Read the rows of a Parquet file; categories and nested columns become plain Python values.
 
     Raises:
-        DataError: For a file that is no Parquet, is damaged, has a column twice, or has no rows.
+        DataError: If the file is not Parquet, is damaged, has a column twice, or has no rows.
     """
     try:
         with path.open("rb") as file:
@@ -83,20 +82,20 @@ def read_parquet(path: Path) -> list[Row]:
 
 
 def class_labels(path: Path) -> dict[str, ClassLabel]:
-    """Which columns of a Parquet file hold numbers of labels, as `datasets` notes beside the columns that it writes.
+    """Return the columns of a Parquet file that hold label numbers, from the metadata that `datasets` writes.
 
     Raises:
-        DataError: If what is noted there cannot be read.
+        DataError: If this metadata cannot be read.
     """
     schema = parquet.read_schema(path)
     if b"huggingface" not in (schema.metadata or {}):
         return {}
     try:
         features = Features.from_arrow_schema(schema)
-    except Exception as error:  # it is JSON of any shape
+    except Exception as error:  # the metadata is arbitrary JSON, so any error may be raised
         raise DataError(
-            f"{path}: the types that it notes for `datasets` cannot be read ({shown(str(error), 300)}). Write the file "
-            f"again with `Dataset.to_parquet`."
+            f"{path}: its column types for `datasets` cannot be read ({shown(str(error), 300)}). Write the file again "
+            f"with `Dataset.to_parquet`."
         ) from None
     return {name: feature for name, feature in features.items() if isinstance(feature, ClassLabel)}
 
@@ -114,8 +113,8 @@ def _header(place: str, fields: list[str], *, tab: bool) -> list[str]:
     if other is not None:
         wanted = "tabs" if tab else "commas"
         raise DataError(
-            f"{place}: one column, `{shown(fields[0])}`. The fields of a *{'.tsv' if tab else '.csv'} are separated by "
-            f"{wanted}. Save it so{', or name it *.tsv' if other == chr(9) else ''}."
+            f"{place}: only one column, `{shown(fields[0])}`; wanted a *{'.tsv' if tab else '.csv'} with fields "
+            f"separated by {wanted}. Save the file with {wanted}{', or name it *.tsv' if other == chr(9) else ''}."
         )
     fields = [name if name.strip() else f"Unnamed: {number}" for number, name in enumerate(fields)]
     for name in fields:

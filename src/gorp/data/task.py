@@ -1,4 +1,4 @@
-"""A task: rows of prompt and completion to train on, rows to be judged by, and what was noticed while reading them."""
+"""A task: training rows, evaluation rows, and notes about them."""
 
 import hashlib
 import json
@@ -14,47 +14,47 @@ from gorp.data.split import conflicts, cut_dev, draw_balanced, draw_stratified, 
 from gorp.errors import ConfigError, DataError, shown
 
 
-# Thousands of short tables are made in a run; a bar for each would bury the log.
+# A run makes thousands of small data sets; a progress bar for each would flood the log.
 datasets.disable_progress_bars()
 
 METRICS = ("exact_match", "label_ranking")
-"""How answers are judged: the generated text equals the completion, or the completion is the likeliest label."""
+"""When an answer is correct: the generated text equals the completion, or the completion is the most likely label."""
 
 LONGEST_NAME = 100
-"""Characters of a task's name; files are called by it and more."""
+"""Most characters of a task's name, which becomes part of file names."""
 
 COLUMNS = ["prompt", "completion"]
-"""Of a task's rows; beside them `form`, where rows are not plain text."""
+"""Columns of a task's rows; `form` is added if rows are not plain text."""
 
 MAX_CUT_EVAL_ROWS = 1000
-"""Rows cut from train, at most a fifth of them, when a task brings no evaluation rows."""
+"""Most rows that are split off train for evaluation if a task has no evaluation rows; never more than a fifth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task of the sequence, its prompts already rendered.
+    """One task of the sequence, with rendered prompts.
 
     Raises:
-        ConfigError: For a name that cannot be a file name, an unknown metric, or a ranking without labels.
-        DataError: For a set of rows without the two columns, or without rows.
+        ConfigError: If the name cannot be a file name, the metric is unknown, or `label_ranking` has no labels.
+        DataError: If a set of rows lacks a column, or is empty.
     """
 
     name: str
     """Unique in a sequence; letters, digits, dot, underscore and hyphen, because it becomes a file name."""
     train: Dataset | None
-    """Columns `prompt` and `completion`, both str; None for a task that is learned already and only judged."""
+    """Columns `prompt` and `completion`, both str; None for a learned task that is only scored."""
     dev: Dataset | None
-    """Cut from train, shares no input with it; None when none was wanted or none could be spared."""
+    """Rows split off train that share no prompt with it; None if not wanted, or if train is too small."""
     eval: Dataset
-    """The rows a score is computed on; same columns. Never looked at while training."""
+    """Rows for scoring, with the same columns. They are never used in training."""
     labels: tuple[str, ...] | None
-    """The closed set of answers, in the order the prompt names them; None for free text."""
+    """The closed set of answers, in the order in which the prompt lists them; None for free text."""
     metric: str
     """One of `METRICS`."""
     source: str
-    """Where the rows came from, for the record."""
+    """Where the rows came from."""
     notes: tuple[str, ...] = ()
-    """What the reader noticed, a sentence each."""
+    """Remarks about the rows that a user should know, one sentence each."""
 
     def __post_init__(self) -> None:
         check_names([self.name])
@@ -68,11 +68,11 @@ class Task:
                     f"`prompt` and `completion`. Use `load_task`, or rename the columns."
                 )
             if not len(rows):
-                raise DataError(f"task {self.name}: {part} has no rows; at least one is wanted.")
+                raise DataError(f"task {self.name}: {part} has no rows; wanted at least one.")
 
 
 def rows_fingerprint(rows: Dataset) -> str:
-    """SHA-256 over prompts, completions and forms in their order: two sets of rows are equal when it is the same."""
+    """Return the SHA-256 of prompts, completions and forms, in order. Two sets of rows are equal if theirs are."""
     digest = hashlib.sha256(f"{len(rows)}\n".encode())
     for row in listed(rows):
         digest.update(json.dumps(row).encode() + b"\n")
@@ -80,17 +80,17 @@ def rows_fingerprint(rows: Dataset) -> str:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse names that cannot be file names, and two tasks whose files would be the same.
+    """Check that task names can be file names, and that no two tasks would have the same file.
 
     Raises:
-        ConfigError: For the first name that is wrong. Names that differ only in case are the same file on some systems.
+        ConfigError: For the first invalid name. Names that differ only in case are the same file on some systems.
     """
     seen: dict[str, str] = {}
     for name in names:
         if len(name) > LONGEST_NAME:
             raise ConfigError(
-                f"task name `{shown(name, 40)}`: it becomes a file name and may have {LONGEST_NAME} characters. "
-                f"Shorten it."
+                f"task name `{shown(name, 40)}`: it becomes a file name, so it may have at most {LONGEST_NAME} "
+                f"characters. Shorten it."
             )
         if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in {".", ".."}:
             raise ConfigError(
@@ -106,10 +106,10 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def check_metric(metric: str, labels: Iterable[str] | None) -> None:
-    """Refuse an unknown metric, and a ranking of labels that are not given.
+    """Check the metric.
 
     Raises:
-        ConfigError: In both cases.
+        ConfigError: If it is unknown, or is `label_ranking` and there are no labels.
     """
     if metric not in METRICS:
         raise ConfigError(f"metric `{metric}` is unknown; wanted one of {', '.join(METRICS)}.")
@@ -131,25 +131,26 @@ def build_task(
     limit_eval: int | None,
     notes: tuple[str, ...] = (),
 ) -> Task:
-    """Cut, limit and inspect two sets of rows, in this order: eval (if missing), notes, dev, limits.
+    """Build a task from its rows: split off eval if it is missing, collect notes, split off dev, and apply the limits.
 
-    So the dev and eval sets do not depend on `limit_train`, and the notes speak of the rows as they came.
+    In this order, the dev and eval sets do not depend on `limit_train`, and the notes describe the rows before dev is
+    split off and limits are applied.
 
     Args:
         name: Name of the task.
-        train: All rows to train on; dev, and eval if there is none, are cut from them.
-        evaluation: Rows to be judged by, or None.
+        train: All training rows; dev rows, and eval rows if there are none, are split off them.
+        evaluation: Evaluation rows, or None.
         labels: The closed label set, or None.
         metric: One of `METRICS`.
         source: Where the rows came from.
-        seed: Decides which rows are cut. Keep it when the seed of the training changes, or scores cannot be compared.
+        seed: Seed of the splits and limits. Keep it if the training seed changes; otherwise scores are not comparable.
         dev_rows: Rows wanted for dev; 0 for none.
-        limit_train: Rows of train kept, balanced over `labels`; None for all.
-        limit_eval: Rows of eval kept, likewise.
-        notes: What the reader noticed before.
+        limit_train: Rows of train to keep, balanced over `labels`; None for all.
+        limit_eval: Rows of eval to keep, balanced over `labels`; None for all.
+        notes: Notes of the caller, which come first.
 
     Raises:
-        DataError: If there are no rows to cut an evaluation set from.
+        DataError: If `evaluation` is None and train is too small to split off evaluation rows.
     """
     found = list(notes)
     if evaluation is None:
@@ -157,16 +158,17 @@ def build_task(
         train, evaluation = cut_dev(train, MAX_CUT_EVAL_ROWS, seed)
         if evaluation is None:
             fifth = all_rows // 5
-            why = f"every prompt has more than {fifth} copies, a fifth of the rows" if fifth else "that is too few"
+            why = f"every prompt has more than {fifth} copies, a fifth of the rows" if fifth else "there are too few"
             raise DataError(
-                f"task {name}: no `eval` was given, and none can be cut from {all_rows} rows: {why}. Give one."
+                f"task {name}: no `eval` was given, and no evaluation rows can be split off the {all_rows} training "
+                f"rows: {why}. Give `eval`."
             )
         together = ", all copies of a prompt together" if repeated(evaluation) else ""
-        found.append(f"no eval given: {len(evaluation)} of {all_rows} rows were cut from train{together}")
-    found += _observations(train, evaluation)
+        found.append(f"no eval given: {len(evaluation)} of {all_rows} rows of train are used as eval{together}")
+    found += _overlap_notes(train, evaluation)
     train, dev = cut_dev(train, dev_rows, seed)
-    train, less = limited("train", train, limit_train, labels=labels, seed=seed)
-    evaluation, fewer = limited("eval", evaluation, limit_eval, labels=labels, seed=seed)
+    train, train_note = limited("train", train, limit_train, labels=labels, seed=seed)
+    evaluation, eval_note = limited("eval", evaluation, limit_eval, labels=labels, seed=seed)
     return Task(
         name=name,
         train=train,
@@ -175,39 +177,39 @@ def build_task(
         labels=labels,
         metric=metric,
         source=source,
-        notes=(*found, *less, *fewer),
+        notes=(*found, *train_note, *eval_note),
     )
 
 
-def _observations(train: Dataset, evaluation: Dataset) -> list[str]:
+def _overlap_notes(train: Dataset, evaluation: Dataset) -> list[str]:
     found = []
     if same_rows(train, evaluation):
-        found.append("eval holds the same rows as train: its score is a training score")
+        found.append("eval has the same rows as train: its score is a training score")
     elif shared := overlap(train, evaluation):
-        found.append(f"{shared} of {len(evaluation)} eval inputs also occur in train")
+        found.append(f"{shared} of {len(evaluation)} eval prompts also occur in train")
     for part, rows in (("train", train), ("eval", evaluation)):
-        if doubtful := conflicts(rows):
-            found.append(f"{doubtful} inputs of {part} occur with different completions")
+        if conflicting := conflicts(rows):
+            found.append(f"prompts of {part} that occur with different completions: {conflicting}")
     return found
 
 
 def limited(
     part: str, rows: Dataset, limit: int | None, *, labels: tuple[str, ...] | None, seed: int
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """At most `limit` rows of a part of a task, and the note that says so.
+    """Return at most `limit` rows, and a note if there were more.
 
     Args:
         part: "train" or "eval", for the note.
-        rows: All of them.
+        rows: All rows of that part.
         limit: Rows to keep; None for all.
-        labels: Balanced over these, or stratified by completion where there are none.
-        seed: Decides which.
+        labels: Label set over which the rows are balanced; None: they are stratified by completion.
+        seed: Seed of the draw.
     """
     if limit is None or limit >= len(rows):
         return rows, ()
     if labels is None:
-        drawn, how = draw_stratified(rows, limit, seed=seed), "stratified"
+        drawn, method = draw_stratified(rows, limit, seed=seed), "stratified by completion"
     else:
-        drawn, how = draw_balanced(rows, limit, labels=labels, seed=seed), "balanced over the labels"
-    note = f"{part} was limited to {len(drawn)} of {len(rows)} rows, {how}"
+        drawn, method = draw_balanced(rows, limit, labels=labels, seed=seed), "balanced over the labels"
+    note = f"{part} was limited to {len(drawn)} of {len(rows)} rows, {method}"
     return rows.select(drawn, keep_in_memory=True), (note,)

@@ -1,4 +1,4 @@
-"""Prompts from columns: `{column}` must hold text, `{column?}` may be blank, `{labels}` is the label set."""
+"""Render prompts from columns: `{column}` must have text, `{column?}` may be blank, `{labels}` is the label set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,39 +11,39 @@ from gorp.errors import ConfigError, DataError, shown
 
 PLAIN = "{text}\nAnswer: "
 LABELLED = "Option: {labels}\n{text}\nAnswer: "
-"""For text and label when none is given: without and with a closed label set. The label stands right behind a template.
-Blanks at its end are written with the label, not read with the prompt: tokenizers join a blank to the word that
-follows, so a prompt that ends in one is unlike all text that a model has read."""
+"""Default templates of `text_label`, without and with a closed label set. The label follows the template directly.
+Spaces at the end of a template become part of the answer (`Form.lead`), not of the prompt: tokenizers join a space to
+the word that follows it, so a prompt that ends in a space is unlike text that the model was trained on."""
 
 ALPACA = "{instruction}\n{input?}\nAnswer: "
-"""For alpaca rows when none is given."""
+"""Default template of `alpaca`."""
 
 LABELS = "labels"
 
 
 @dataclass(frozen=True)
 class Template:
-    r"""The prompt of a row.
+    r"""Template of a prompt.
 
-    A line whose fields are all optional, at least one of them, is left out where all of them are blank. So
-    `"{instruction}\nContext: {input?}"` is the instruction alone in a row without an input.
+    A line that has only optional fields is left out if all of them are blank. So
+    `"{instruction}\nContext: {input?}"` gives only the instruction for a row without an input.
 
     Raises:
-        ConfigError: If a brace is unpaired, something in braces is more than a name, or no column is named.
+        ConfigError: If a brace is unpaired, the text in braces is not a plain name, or no column is named.
     """
 
     text: str
-    """With names in braces; `{{` and `}}` stand for braces."""
+    """The template, with column names in braces; `{{` and `}}` stand for braces."""
 
     def __post_init__(self) -> None:
         if not (self.required or self.optional):
             raise ConfigError(
-                f"template {self._quoted} names no column, so all prompts would be equal. Use `{{text}}`."
+                f"template {self._quoted} names no column, so all prompts would be the same. Write `{{text}}` for one."
             )
 
     @property
     def lead(self) -> str:
-        """The blanks at its end, which are no part of the prompt."""
+        """Spaces at the end of the template, which are not part of the prompt."""
         return self.text[len(self.text.rstrip(" ")) :]
 
     @property
@@ -52,7 +52,7 @@ class Template:
 
     @cached_property
     def _lines(self) -> list[list[tuple[str, str | None]]]:
-        """Of each line, its pieces: text, and the field behind it (with its `?`) or None."""
+        """For each line its pieces: literal text, and the field after it (with its `?`) or None."""
         lines = []
         for line in self.text.rstrip(" ").split("\n"):
             try:
@@ -62,22 +62,22 @@ class Template:
             for _, field, spec, conversion in parts:
                 if field is not None and (not field.removesuffix("?").isidentifier() or spec or conversion):
                     raise ConfigError(
-                        f"template {self._quoted}: `{{{shown(field)}}}` is no column name; wanted a plain name in "
-                        f"braces, with `?` behind it where the column may be blank."
+                        f"template {self._quoted}: `{{{shown(field)}}}` is not a column name; wanted a plain name in "
+                        f"braces, with `?` after it if the column may be blank."
                     )
                 if field == f"{LABELS}?":
-                    raise ConfigError(f"template {self._quoted}: `{{labels}}` is no column and takes no `?`.")
+                    raise ConfigError(f"template {self._quoted}: `{{labels}}` is not a column. Remove its `?`.")
             lines.append([(text, field) for text, field, *_ in parts])
         return lines
 
     @cached_property
     def fields(self) -> list[str]:
-        """All fields in order of appearance, as they are written."""
+        """All fields in order of appearance, with their `?`."""
         return list(dict.fromkeys(field for line in self._lines for _, field in line if field is not None))
 
     @cached_property
     def required(self) -> list[str]:
-        """Columns that must hold text."""
+        """Columns that must have text."""
         return [field for field in self.fields if field != LABELS and not field.endswith("?")]
 
     @cached_property
@@ -86,26 +86,26 @@ class Template:
         return [name for field in self.fields if field.endswith("?") and (name := field[:-1]) not in self.required]
 
     def check(self, rows: Sequence[Row], labels: Sequence[str] | None) -> None:
-        """Refuse a template that the rows cannot fill.
+        """Check that the rows can fill the template.
 
         Raises:
-            ConfigError: For `{labels}` without labels.
-            DataError: For an optional column that no row has.
+            ConfigError: If it names `{labels}` and there are none.
+            DataError: If no row has an optional column, which is probably misspelt.
         """
         if LABELS in self.fields and labels is None:
             raise ConfigError(f"template {self._quoted} names `{{labels}}`, but the task has none. Give `labels`.")
         for column in self.optional if self.text != ALPACA else ():
             if not any(column in row.values for row in rows):
                 raise DataError(
-                    f"{rows[0].place}: the template names `{{{column}?}}`, a column that no row has; found: "
+                    f"{rows[0].place}: the template names `{{{column}?}}`, but no row has this column; found: "
                     f"{names(rows[0].values)}.{nearest_column(column, rows[0])}"
                 )
 
     def render(self, row: Row, labels: Sequence[str] | None) -> str:
-        """The prompt of one row.
+        """Return the prompt of one row.
 
         Raises:
-            DataError: For a required column that is missing or blank, or an optional one that is no text.
+            DataError: If a required column is missing or blank, or an optional one is not text.
         """
         values = {
             column: text_column(

@@ -1,4 +1,4 @@
-"""Texts as a tokenizer writes them: which token names a text holds, and ids with and without them."""
+"""Tokenize text, with names of special tokens in it read as text or as these tokens."""
 
 import re
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from gorp.errors import ModelError
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """What finds the special tokens of `tokenizer` in a text, the longest first; None where it has none."""
+    """Return a pattern of the special tokens' names, the longest first; None if the tokenizer has no special tokens."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     names = {name for name in [*added, *tokenizer.all_special_tokens] if name.strip()}
     return re.compile("|".join(map(re.escape, sorted(names, key=lambda name: (-len(name), name))))) if names else None
 
 
 def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, control: bool = False) -> list[list[int]]:
-    """Ids of texts without anything added.
+    """Return the ids of texts, without the special tokens that the tokenizer adds.
 
     Args:
-        texts: Any number.
+        texts: Any number of texts.
         tokenizer: The model's.
-        control: Whether `</s>` in a text is the token of that name, as in what a chat template writes. Otherwise it
-            is text, in pieces.
+        control: Whether `</s>` in a text becomes the special token, as in the output of a chat template. Otherwise it
+            is text and becomes several tokens.
     """
     if not texts:
         return []
@@ -33,28 +33,29 @@ def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, contro
     for index, pieces in zip(literal, _ids([texts[index] for index in literal], tokenizer, split=True), strict=True):
         assert found is not None
         names = set(found.findall(texts[index]))
-        whole = set(cast(list[int], tokenizer.convert_tokens_to_ids(list(names)))) & set(pieces)
-        ids[index] = _cut(texts[index], found, tokenizer) if whole else pieces
+        # The vocabulary may also have the name as an ordinary piece; then `split` does not help.
+        unsplit = set(cast(list[int], tokenizer.convert_tokens_to_ids(list(names)))) & set(pieces)
+        ids[index] = _ids_of_split_names(texts[index], found, tokenizer) if unsplit else pieces
     return ids
 
 
-def _cut(text: str, found: re.Pattern[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a text whose names of special tokens the tokenizer's own vocabulary holds: each name in two parts."""
-    # Looking ahead finds the names that begin inside another name too.
+def _ids_of_split_names(text: str, found: re.Pattern[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of a text in which every name of a special token is tokenized in two parts."""
+    # The lookahead also finds names that begin inside another name.
     cuts = [match.start() + 1 for match in re.finditer(f"(?={found.pattern})", text)]
     first, *others = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     ids = _ids([first], tokenizer)[0]
-    for part in others:  # behind a letter, or the tokenizer would begin it with a blank
+    for part in others:  # tokenized after a letter: at the start of a text the tokenizer may add a space
         head, joined = _ids(["x", f"x{part}"], tokenizer)
         ids += joined[len(head) :] if joined[: len(head)] == head else _ids([part], tokenizer)[0]
     return ids
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and behind a text.
+    """Return the special tokens that the tokenizer adds before and after a text.
 
     Raises:
-        ModelError: If the tokens of a text change when they are added.
+        ModelError: If adding them changes the other tokens of the text.
     """
     whole = cast(list[int], tokenizer("a", verbose=False)["input_ids"])
     plain = _ids(["a"], tokenizer)[0]
@@ -62,13 +63,13 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
     raise ModelError(
-        "the tokenizer writes a text with other tokens when it adds its special ones, so what it adds cannot be told "
-        "from the text. Use the model's fast tokenizer (tokenizer.json), or another model."
+        "the tokens of a text change when the tokenizer adds its special tokens, so the added tokens cannot be "
+        "identified. Use the model's fast tokenizer (tokenizer.json), or another model."
     )
 
 
 def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, split: bool = False) -> list[list[int]]:
-    """`verbose=False`: long prompts are cut later, the tokenizer need not warn of them."""
+    """Tokenize without special tokens. `verbose=False` stops warnings about long prompts, which are truncated later."""
     if not texts:
         return []
     encoded = tokenizer(
