@@ -1,5 +1,6 @@
-"""docs/configuration.md has every key with its type and default; the code and YAML of the pages work as they stand."""
+"""The docs agree with the code: every key with its type and default; names and links that exist; code that runs."""
 
+import pkgutil
 import re
 import types
 from dataclasses import MISSING, fields
@@ -28,7 +29,13 @@ from gorp.workspace.config import BLOCKS, NOT_SHARED, parse_config
 from tests.workspace.project import make_project
 
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [
+    *sorted(DOCS.glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(ROOT.glob("benchmarks/*/README.md")),
+]
 PAGE = (DOCS / "configuration.md").read_text(encoding="utf-8")
 START = (DOCS / "getting-started.md").read_text(encoding="utf-8")
 
@@ -188,11 +195,26 @@ def test_the_yaml_of_the_pages_is_accepted(page, tmp_path):
         assert all(Path(task.train).is_relative_to(tmp_path) for task in config.tasks if task.train.endswith("jsonl"))
 
 
-def test_links_between_the_pages_lead_somewhere():
-    for text in (PAGE, START):
-        for page, anchor in re.findall(r"\]\(([\w-]+\.md)(?:#([\w-]+))?\)", text):
-            titles = re.findall(r"^#+ (.*)$", (DOCS / page).read_text(encoding="utf-8"), flags=re.M)
-            assert not anchor or anchor in {title.lower().replace(" ", "-") for title in titles}
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have on GitHub."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+class TestEveryPage:
+    def test_its_links_lead_to_files_and_headings_that_exist(self, page):
+        for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")):
+            there = page.parent / target if target else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+    def test_the_names_and_files_in_backticks_exist(self, page):
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`(gorp\.(?!lock)\w+(?:\.\w+)*)`", text):
+            pkgutil.resolve_name(name)  # raises if a part does not exist
+        for path in re.findall(r"`((?:src|tests|docs|scripts|benchmarks)/[\w./-]+)`", text):
+            assert (ROOT / path).exists(), path
 
 
 def test_the_recipe_writes_a_plain_folder_with_the_newest_version(tmp_path, monkeypatch):
