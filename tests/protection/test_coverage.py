@@ -1,4 +1,4 @@
-"""Coverage and output change: exact where they can be, unbiased where they are drawn, and without any row of a task."""
+"""Coverage is exact, output change is an unbiased estimate, and neither stores rows of a task."""
 
 import json
 
@@ -20,7 +20,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def sums_of(*batches: Tensor, seed: int = 0) -> InputSums:
-    """What a layer's watch adds up of rows, N x n a batch; a row of zeros has no gradient either."""
+    """Return the sums that a watch computes for batches of rows, N x n; rows of zeros have no gradient."""
     layer = nn.Linear(batches[0].shape[1], 3, bias=False, dtype=batches[0].dtype)
     watch = InputMoment(layer, seed)
     for x in batches:
@@ -36,28 +36,28 @@ def factored(left: Tensor, right: Tensor) -> WeightDelta:
 
 
 def entered(coverage: Coverage, task: str, name: str, x: Tensor, weight: Tensor, *, s: int = 2) -> Tensor:
-    """Enter a task by its rows, with a random S; returns S."""
-    held = basis(x.shape[1], s, dtype=x.dtype)
-    coverage.enter(task, name, sums_of(x), basis=held, weight=weight)
-    return held
+    """Store the input summary of a task with these rows and a random S; return S."""
+    space = basis(x.shape[1], s, dtype=x.dtype)
+    coverage.enter(task, name, sums_of(x), basis=space, weight=weight)
+    return space
 
 
 @given(n=st.integers(1, 10), share=st.floats(0, 1), count=st.integers(1, 20), seed=st.integers(0, 2**16))
 @settings(deadline=None)
-def test_coverage_is_the_share_of_the_rows_that_their_projections_on_s_have(n, share, count, seed):
-    x, held = randn(count, n, seed=seed, dtype=torch.float64), basis(n, round(share * n))
-    slow = sum((held.mT @ row).square().sum() for row in x) / sum(row.square().sum() for row in x)
-    assert covered(held, sums_of(x).total) == pytest.approx(float(slow), abs=1e-12)
+def test_coverage_is_the_share_of_the_rows_squared_norm_in_s(n, share, count, seed):
+    x, space = randn(count, n, seed=seed, dtype=torch.float64), basis(n, round(share * n))
+    slow = sum((space.mT @ row).square().sum() for row in x) / sum(row.square().sum() for row in x)
+    assert covered(space, sums_of(x).total) == pytest.approx(float(slow), abs=1e-12)
 
 
-def test_outputs_are_how_far_the_rows_answers_are_from_their_mean_and_equal_ones_do_not_differ():
+def test_centred_outputs_are_squared_distances_from_the_mean_and_zero_for_equal_outputs():
     x, weight = randn(50, 8) + 3.0, randn(5, 8, seed=1)
     y = x @ weight.mT
     assert centred_outputs(weight, sums_of(x)) == pytest.approx((y - y.mean(dim=0)).square().sum().item(), rel=1e-4)
     assert centred_outputs(weight, sums_of(x[:1].expand(50, 8))) == 0.0
 
 
-def test_the_signs_of_a_token_depend_neither_on_batches_nor_on_padding():
+def test_random_signs_do_not_depend_on_batches_or_padding():
     x, padding = randn(40, 6), torch.zeros(3, 6)
     whole = sums_of(x)
     cut = sums_of(torch.cat([x[:7], padding, x[7:12]]), torch.cat([padding, x[12:], padding]))
@@ -66,7 +66,7 @@ def test_the_signs_of_a_token_depend_neither_on_batches_nor_on_padding():
     assert not torch.allclose(sums_of(x, seed=1).projected, whole.projected)
 
 
-def test_the_estimate_is_unbiased_and_its_spread_is_what_is_said():
+def test_the_estimate_is_unbiased_and_has_the_documented_standard_deviation():
     x, change = randn(60, 8), randn(5, 3, seed=1) @ randn(3, 8, seed=2)
     exact = (x @ change.mT).square().sum()
     found = torch.stack([(change @ sums_of(x, seed=seed).projected).square().sum() for seed in range(600)]) / exact
@@ -76,7 +76,7 @@ def test_the_estimate_is_unbiased_and_its_spread_is_what_is_said():
     assert found.std().item() < 0.5
 
 
-def test_what_two_later_tasks_moved_is_what_the_weight_now_minus_the_weight_then_moves():
+def test_output_change_adds_up_over_later_tasks():
     x, weight = randn(60, 8), randn(5, 8, seed=1)
     first, second = factored(randn(5, 1, seed=2), randn(8, 1, seed=3)), WeightDelta.of(0.3 * randn(5, 8, seed=4))
     coverage = Coverage()
@@ -95,44 +95,44 @@ def test_what_two_later_tasks_moved_is_what_the_weight_now_minus_the_weight_then
         assert coverage.facts()[task]["output_change"] == pytest.approx(estimate.item(), rel=5e-3)  # bfloat16
 
 
-def test_a_direction_that_s_has_released_counts_as_moved():
-    """R keeps its part in S."""
+def test_a_change_along_a_released_direction_counts():
+    """R is not projected out of S."""
     x, weight = randn(60, 8), randn(5, 8, seed=1)
     coverage = Coverage()
-    held = entered(coverage, "a", "w", x, weight, s=3)
-    released = held[:, :1]
+    space = entered(coverage, "a", "w", x, weight, s=3)
+    released = space[:, :1]
     coverage.move("w", factored(randn(5, 1, seed=2), released))
     assert coverage.facts()["a"]["output_change"] > 0.1
 
 
-def test_facts_are_the_mean_the_sum_and_the_worst_in_json():
+def test_facts_over_two_weights_computed_by_hand():
     coverage = Coverage()
     x = torch.tensor([[3.0, 0.0], [0.0, 4.0]])  # M = diag(9, 16)
     first, second = torch.eye(2)[:, :1], torch.eye(2)[:, 1:]
     coverage.enter("t", "u", sums_of(x), basis=first, weight=torch.eye(2))
     coverage.enter("t", "v", sums_of(x), basis=second, weight=2 * torch.eye(2))
-    still = coverage.facts()["t"]
-    assert (still["output_change"], still["output_change_worst"]) == (0.0, 0.0)
-    assert still["coverage"] == pytest.approx(0.5)
-    assert (still["coverage_worst"], still["coverage_worst_weight"]) == (pytest.approx(9 / 25), "u")
+    before = coverage.facts()["t"]
+    assert (before["output_change"], before["output_change_worst"]) == (0.0, 0.0)
+    assert before["coverage"] == pytest.approx(0.5)
+    assert (before["coverage_worst"], before["coverage_worst_weight"]) == (pytest.approx(9 / 25), "u")
 
     coverage.move("v", factored(first, first))  # Y = 3 Ω / √8 in one row, so ‖Y‖² = 9; centred outputs 12.5 and 50
-    told = coverage.facts()["t"]
-    assert told["output_change"] == pytest.approx((9 / 62.5) ** 0.5, rel=5e-3)
-    assert (told["output_change_worst"], told["output_change_worst_weight"]) == (
+    facts = coverage.facts()["t"]
+    assert facts["output_change"] == pytest.approx((9 / 62.5) ** 0.5, rel=5e-3)
+    assert (facts["output_change_worst"], facts["output_change_worst_weight"]) == (
         pytest.approx((9 / 50) ** 0.5, rel=5e-3),
         "v",
     )
     assert json.loads(json.dumps(coverage.facts())) == coverage.facts()
 
 
-def test_outputs_that_do_not_differ_have_no_share_and_nothing_is_infinite():
+def test_output_change_is_none_if_all_outputs_are_equal():
     coverage = Coverage()
     coverage.enter("t", "w", sums_of(torch.ones(9, 2)), basis=torch.eye(2), weight=torch.eye(2))
     coverage.move("w", WeightDelta.of(torch.eye(2)))
-    told = coverage.facts()["t"]
-    assert told["coverage"] == 1.0
-    assert told["output_change"] is told["output_change_worst"] is told["output_change_worst_weight"] is None
+    facts = coverage.facts()["t"]
+    assert facts["coverage"] == 1.0
+    assert facts["output_change"] is facts["output_change_worst"] is facts["output_change_worst_weight"] is None
 
 
 @given(
@@ -143,9 +143,7 @@ def test_outputs_that_do_not_differ_have_no_share_and_nothing_is_infinite():
     seed=st.integers(0, 2**16),
 )
 @settings(deadline=None, max_examples=60)
-def test_after_releases_s_holds_at_least_what_is_told_and_without_them_the_newest_exactly(
-    n, budget, threshold, tasks, seed
-):
+def test_coverage_is_a_lower_bound_after_releases_and_exact_for_the_newest_task(n, budget, threshold, tasks, seed):
     memory, coverage = SubspaceMemory(energy=0.9, budget=budget), Coverage()
     moments = {}
     for task in map(str, range(tasks)):
@@ -153,17 +151,17 @@ def test_after_releases_s_holds_at_least_what_is_told_and_without_them_the_newes
         spectrum = 10.0 ** randn(n, seed=seed + 1000 * int(task))
         sums = sums_of(randn(3 * n, n, seed=seed + int(task)) * spectrum)
         memory.extend_above(["w"], sums.total, threshold=threshold)
-        held = memory.basis("w", sums.total)
-        coverage.enter(task, "w", sums, basis=held, weight=torch.eye(n))
+        space = memory.basis("w", sums.total)
+        coverage.enter(task, "w", sums, basis=space, weight=torch.eye(n))
         coverage.release(memory.released, newest=task)
         moments[task] = sums.total
-        told = {name: entry["coverage"] for name, entry in coverage.facts().items()}
-        true = {name: covered(held, moment) for name, moment in moments.items()}
-        assert told[task] == true[task]
-        assert all(0 <= told[name] <= true[name] + 1e-5 for name in moments)
+        reported = {name: entry["coverage"] for name, entry in coverage.facts().items()}
+        true = {name: covered(space, moment) for name, moment in moments.items()}
+        assert reported[task] == true[task]
+        assert all(0 <= reported[name] <= true[name] + 1e-5 for name in moments)
 
 
-def test_a_release_lowers_earlier_tasks_by_its_energy_and_never_below_nothing():
+def test_a_release_lowers_the_coverage_of_earlier_tasks_by_its_energy_but_not_below_zero():
     coverage = Coverage()
     for task in ("a", "b"):
         entered(coverage, task, "w", randn(20, 4), torch.eye(4), s=4)
@@ -173,7 +171,7 @@ def test_a_release_lowers_earlier_tasks_by_its_energy_and_never_below_nothing():
     assert [entry["coverage"] for entry in coverage.facts().values()] == [0.0, 0.0]
 
 
-def test_a_state_brings_back_every_task_in_order_whatever_its_name():
+def test_a_state_dict_restores_all_tasks_in_order_whatever_their_names():
     coverage, names = Coverage(), [*map(str, range(10, -1, -1)), "a::b", "a/b", "", "::"]
     for name in names:
         for weight in ("u.weight", "v.weight"):
@@ -185,8 +183,8 @@ def test_a_state_brings_back_every_task_in_order_whatever_its_name():
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in coverage.state_dict().items())
 
 
-def test_nothing_that_is_kept_has_the_rows_of_a_task():
-    """Its size does not depend on them, and no column is one of them."""
+def test_the_state_contains_no_row_of_a_task():
+    """Its size does not depend on the number of rows, and no column is one of them."""
     few, many = Coverage(), Coverage()
     x = randn(500, 6)
     entered(few, "t", "w", x[:20], torch.eye(6))

@@ -1,4 +1,4 @@
-"""A delta adds exactly, forgets no small step, and never leaves the row space it was given."""
+"""A delta adds exactly, keeps small steps, and stays in the row space of its factors."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.matrices import basis
 
 
 def added_to(base, delta):
-    """round(W₀ + delta)."""
+    """Return round(W₀ + delta)."""
     total = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
     delta.add_to(total, slice(None))
     return total.to(base.dtype)
@@ -22,7 +22,7 @@ def factors(m, n, r, dtype=torch.float64):
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.lists(st.integers(0, 6), max_size=6), st.integers(0, 2**32))
-def test_is_the_sum_of_what_was_appended_factored_or_dense(m, n, ranks, seed):
+def test_equals_the_sum_of_the_appended_products(m, n, ranks, seed):
     torch.manual_seed(seed)
     delta, total = WeightDelta(torch.Size([m, n])), torch.zeros(m, n).double()
     for r in ranks:
@@ -35,7 +35,7 @@ def test_is_the_sum_of_what_was_appended_factored_or_dense(m, n, ranks, seed):
     assert delta.is_dense or sum(ranks) * (m + n) < max(m * n, 1) or not ranks
 
 
-def test_is_multiplied_out_when_the_factors_outgrow_the_matrix():
+def test_becomes_dense_once_the_factors_are_as_large_as_the_matrix():
     delta = WeightDelta(torch.Size([10, 10]))
     delta.append(*factors(10, 10, 4))
     assert not delta.is_dense and delta.rank == 4
@@ -44,7 +44,7 @@ def test_is_multiplied_out_when_the_factors_outgrow_the_matrix():
 
 
 @pytest.mark.parametrize(("r1", "r2"), [(2, 3), (2, 9), (9, 2), (9, 9), (0, 2), (2, 0)])
-def test_adding_adds_whichever_of_the_two_is_dense(r1, r2):
+def test_adds_another_delta_whichever_of_the_two_is_dense(r1, r2):
     a, b = (WeightDelta(torch.Size([12, 10])) for _ in range(2))
     a.append(*factors(12, 10, r1))
     b.append(*factors(12, 10, r2))
@@ -55,7 +55,7 @@ def test_adding_adds_whichever_of_the_two_is_dense(r1, r2):
 
 class TestRecompress:
     @given(st.integers(0, 8), st.sampled_from([0.0, 1e-7, 1e-3, 0.3]), st.integers(0, 2**32))
-    def test_stays_within_the_tolerance_and_tells_the_error(self, r, tolerance, seed):
+    def test_the_error_is_within_the_tolerance_and_is_returned(self, r, tolerance, seed):
         torch.manual_seed(seed)
         delta = WeightDelta(torch.Size([40, 30]))
         left, right = factors(40, 30, r)
@@ -66,7 +66,7 @@ class TestRecompress:
         assert error <= tolerance
         assert made == pytest.approx(error, rel=1e-3, abs=1e-12)
 
-    def test_zero_and_repeated_columns_disappear(self):
+    def test_removes_zero_and_repeated_columns(self):
         delta = WeightDelta(torch.Size([40, 30]))
         left, right = factors(40, 30, 2)
         for _ in range(3):
@@ -78,7 +78,7 @@ class TestRecompress:
         torch.testing.assert_close(delta.dense(), expected, rtol=1e-10, atol=1e-10)
 
     @pytest.mark.parametrize("tolerance", [1e-7, 0.3])
-    def test_the_row_space_never_grows(self, tolerance):
+    def test_a_delta_orthogonal_to_s_stays_orthogonal(self, tolerance):
         away_from = basis(30, 5, dtype=torch.float32)
         delta = WeightDelta(torch.Size([40, 30]))
         for _ in range(3):
@@ -87,7 +87,7 @@ class TestRecompress:
         delta.recompress(tolerance)
         assert leak(delta, away_from) < 1e-6
 
-    def test_a_dense_delta_is_left_as_it_is(self):
+    def test_does_not_change_a_dense_delta(self):
         delta = WeightDelta.of(torch.randn(4, 3))
         before = delta.dense().clone()
         assert delta.recompress(0.5) == 0.0
@@ -96,7 +96,7 @@ class TestRecompress:
 
 class TestAdding:
     def test_small_steps_survive_in_a_bfloat16_model(self):
-        """A thousand steps of 1e-6 on 0.02: added in place in bfloat16, they would all be lost."""
+        """A thousand steps of 1e-6 on a weight of 0.02 would all be lost if added in place in bfloat16."""
         base = torch.full((8, 8), 0.02).bfloat16()
         delta = WeightDelta(base.shape)
         for _ in range(1000):
@@ -112,21 +112,21 @@ class TestAdding:
         assert torch.equal(added_to(base, WeightDelta(base.shape)), base)
 
 
-def test_leak_of_a_change_within_and_beside_the_basis():
+def test_leak_of_a_change_partly_along_the_basis():
     basis = torch.tensor([[1.0], [0.0]])
     assert leak(WeightDelta.of(torch.tensor([[3.0, 4.0]])), basis) == pytest.approx(0.6)
     assert leak(WeightDelta(torch.Size([1, 2])), basis) == 0.0
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 9), st.integers(0, 2**32))
-def test_its_norm_is_that_of_the_matrix(m, n, r, seed):
+def test_the_norm_equals_that_of_the_dense_matrix(m, n, r, seed):
     torch.manual_seed(seed)
     delta = WeightDelta(torch.Size([m, n]))
     delta.append(*factors(m, n, r))
     assert delta.norm() == pytest.approx(delta.dense().norm().item(), rel=1e-9, abs=1e-12)
 
 
-def test_a_block_of_rows_is_that_of_the_whole():
+def test_adding_a_block_of_rows_adds_these_rows_only():
     delta, total = WeightDelta(torch.Size([12, 10])), torch.zeros(12, 10).double()
     delta.append(*factors(12, 10, 2))
     delta.add_to(total[3:7], slice(3, 7))
@@ -135,7 +135,7 @@ def test_a_block_of_rows_is_that_of_the_whole():
 
 
 class TestFiles:
-    def test_the_names_say_whether_it_is_factored(self):
+    def test_keys_show_whether_a_delta_is_factored(self):
         dense, factored = WeightDelta.of(torch.randn(4, 3)), WeightDelta(torch.Size([40, 30]))
         factored.append(*factors(40, 30, 2))
         packed = pack_deltas({"d": dense, "f": factored, "bias": WeightDelta(torch.Size([7]))})
@@ -148,7 +148,7 @@ class TestFiles:
         assert {x.dtype for x in packed.values()} == {torch.float32}
 
     @pytest.mark.parametrize("ranks", [[], [0], [2], [2, 3], [20]])
-    def test_one_that_went_through_a_file_goes_on_bit_for_bit(self, ranks):
+    def test_a_delta_read_from_a_file_continues_bit_for_bit(self, ranks):
         kept = WeightDelta(torch.Size([40, 30]))
         for r in ranks:
             kept.append(*factors(40, 30, r, torch.float32))
@@ -163,8 +163,8 @@ class TestFiles:
 
 
 @pytest.mark.parametrize("ranks", [(0, 2), (2, 2), (2, 0), (3, 9), (9, 2)])
-def test_what_came_since_is_what_was_added(ranks):
-    """Factored: the appended columns, bit for bit. Dense, or the same sum in other factors: the difference."""
+def test_since_returns_what_was_added_after_an_earlier_state(ranks):
+    """Appended columns if both are factored, otherwise (or for other factors of the same sum) the difference."""
     delta, first, later = (WeightDelta(torch.Size([6, 8])) for _ in range(3))
     added = []
     for rank, parts in zip(ranks, ((delta, first), (delta,)), strict=True):

@@ -1,4 +1,4 @@
-"""Working weights are W₀ plus deltas, from the exact parts, whatever was there before."""
+"""Working weights are computed from W₀ and deltas, independent of their current values."""
 
 import pytest
 import torch
@@ -20,18 +20,18 @@ def factored(shape, scale=1.0):
     return delta
 
 
-def test_loading_twice_is_loading_once(model):
+def test_loading_twice_gives_the_same_bits_as_loading_once(model):
     weights, delta = BaseWeights(model), factored(torch.Size([5, 6]))
     expected = model[0].weight + delta.dense()
     weights.load({"0.weight": delta})
     once = model[0].weight.clone()
-    # Some processors multiply and add with one rounding, where W + delta.dense() has two.
+    # Some processors round once per multiply-add, whereas W + delta.dense() rounds twice.
     torch.testing.assert_close(once, expected, rtol=0, atol=1e-6)
     weights.load({"0.weight": delta})
     assert torch.equal(model[0].weight, once)
 
 
-def test_a_weight_without_a_delta_goes_back_to_its_first_bits(model):
+def test_a_weight_without_a_delta_is_reset_to_its_original_bits(model):
     weights, before = BaseWeights(model), model[0].weight.clone()
     weights.load({"0.weight": factored(torch.Size([5, 6]), 1e6)})
     weights.load({})
@@ -47,7 +47,7 @@ def test_several_deltas_are_summed_before_rounding(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_folds_add_up_to_what_the_exact_parts_say(model, dtype):
+def test_after_many_folds_the_weight_is_w0_plus_the_delta(model, dtype):
     model.to(dtype)
     weights, delta = BaseWeights(model), WeightDelta(torch.Size([5, 6]))
     base = weights.base("0.weight").clone()
@@ -61,7 +61,7 @@ def test_folds_add_up_to_what_the_exact_parts_say(model, dtype):
     assert not torch.equal(model[0].weight, base)
 
 
-def test_a_large_weight_is_summed_in_blocks(model, monkeypatch):
+def test_summing_in_blocks_gives_the_same_weight(model, monkeypatch):
     weights, delta = BaseWeights(model), factored(torch.Size([5, 6]))
     weights.load({"0.weight": delta})
     whole = model[0].weight.clone()
@@ -70,7 +70,7 @@ def test_a_large_weight_is_summed_in_blocks(model, monkeypatch):
     torch.testing.assert_close(model[0].weight, whole)
 
 
-def test_the_difference_leads_back_to_the_trained_weight(model):
+def test_loading_the_difference_restores_the_trained_weight(model):
     weights = BaseWeights(model)
     weights.base("1.bias")
     model[1].bias.add_(0.25)
@@ -81,13 +81,13 @@ def test_the_difference_leads_back_to_the_trained_weight(model):
     torch.testing.assert_close(model[1].bias, trained, rtol=0, atol=1e-7)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_right_one(model):
+def test_the_error_for_an_unknown_name_suggests_the_nearest_one(model):
     with pytest.raises(
         ModelError, match=r"0\.weigth: this base model has no such parameter\. Did you mean `0\.weight`"
     ):
         BaseWeights(model).load({"0.weigth": factored(torch.Size([5, 6]))})
 
 
-def test_a_delta_of_another_shape_is_refused(model):
+def test_raises_for_a_delta_of_another_shape(model):
     with pytest.raises(ModelError, match=r"0\.weight: the delta has shape \(4, 6\), the base model's weight \(5, 6\)"):
         BaseWeights(model).load({"0.weight": factored(torch.Size([4, 6]))})

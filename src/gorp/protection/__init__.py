@@ -1,1 +1,1 @@
-"""The shared space S as a method carries it: its bases, what is known of each task, and the report on the newest."""
+"""The protected subspace S as a method stores it, coverage and output change of each task, and the task report."""

@@ -1,7 +1,7 @@
-"""The shared space S as a method carries it: its bases, what is known of the tasks it protects, and the newest report.
+"""The protected subspace S as a method stores it: bases, input summaries of the tasks, and the report on the last task.
 
-A method grows S at the end of each task, from the task's inputs (`grow`) or by its own rule (`memory.extend`), and
-keeps every change of later tasks orthogonal to it. After an error all of it is again as the task found it.
+A method extends S at the end of each task, from the task's inputs (`grow`) or by its own rule (`memory.extend`), and
+keeps all changes of later tasks orthogonal to S. After an error, `abandon` restores the state at the start of the task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,29 +24,29 @@ class SharedSpace:
 
     Args:
         budget: Largest share of a weight's input dimensions that may be protected, in (0, 1].
-        energy: ε, for a method that grows S by `memory.extend`; see `SubspaceMemory`.
+        energy: ε, for methods that extend S by `memory.extend`; see `SubspaceMemory`.
     """
 
     def __init__(self, *, budget: float, energy: float = 0.0) -> None:
         self.memory = SubspaceMemory(energy=energy, budget=budget)
         self.coverage = Coverage()
         self.report = TaskReport()
-        """Of the last finished task."""
-        # The three as the running task found them:
+        """Report on the last finished task."""
+        # Memory, coverage and report at the start of the running task:
         self._before: tuple[dict[str, Tensor], dict[str, Tensor], TaskReport] | None = None
 
     def begin_task(self) -> None:
-        """Start the report on a task."""
+        """Save the state for `abandon`, and start a new report."""
         self._before = self.memory.state_dict(), self.coverage.state_dict(), self.report
         self.memory.begin_task()
         self.report = TaskReport()
 
     def end_task(self) -> None:
-        """Keep what the task has left."""
+        """Accept the task's changes; `abandon` no longer has an effect."""
         self._before = None
 
     def abandon(self) -> None:
-        """Go back to what the task found."""
+        """Restore the state at the start of the running task."""
         if self._before is not None:
             memory, coverage, self.report = self._before
             self.memory.load_state_dict(memory)
@@ -56,14 +56,14 @@ class SharedSpace:
     def changed(
         self, name: str, change: WeightDelta, *, weights: BaseWeights, before: WeightDelta, after: WeightDelta
     ) -> None:
-        """Measure what the task's change of one weight does: to outputs of earlier tasks, and along S.
+        """Record the task's change of one weight: its leak, and its effect on outputs of earlier tasks.
 
         Args:
-            name: The weight.
+            name: Name of the weight.
             change: ΔW of the task, as trained.
-            weights: The base model's.
-            before: All tasks' change of the weight as the task found it.
-            after: The same with `change`.
+            weights: The base weights.
+            before: Delta of the weight at the start of the task.
+            after: Delta of the weight including `change`.
         """
         self.coverage.move(name, change)
         if self.memory.size(name):
@@ -76,14 +76,14 @@ class SharedSpace:
     def grow(
         self, model: nn.Module, names: Sequence[str], task: str, batches: Batches, *, rows: int, threshold: float
     ) -> None:
-        """Let S of the named weights grow by the inputs of a finished task.
+        """Extend S of the named weights by the inputs of a finished task.
 
         Args:
-            model: As it serves after the task.
-            names: Of the weights that the task could change.
-            task: Its name.
+            model: The model with its served weights after the task.
+            names: Names of the weights that the task could change.
+            task: Name of the task.
             batches: `TaskContext.batches` of the task.
-            rows: How many of its rows are read.
+            rows: Number of its rows to read.
             threshold: τ of `gorp.core.linalg.extend_basis_above`.
         """
         for readers, inputs in weight_inputs(model, names, batches, rows=rows):
@@ -94,7 +94,7 @@ class SharedSpace:
         self.coverage.release(self.memory.released, newest=task)
 
     def facts(self, trained: Sequence[str]) -> dict[str, Any]:
-        """Leak, capacity, and what is known of the earlier tasks, as JSON values.
+        """Return leak, capacity, and coverage and output change of all learned tasks, as JSON values.
 
         Args:
             trained: Names of the trained weights.
@@ -102,23 +102,23 @@ class SharedSpace:
         return self.report.facts(self.memory, trained) | {"earlier": self.coverage.facts()}
 
     def warnings(self, weights: BaseWeights) -> list[str]:
-        """What the last task did that ΔW S = 0 does not cover, in sentences."""
+        """Return the warnings on the last task; see `TaskReport.warnings`."""
         dtypes = [str(weights.parameter(name).dtype).removeprefix("torch.") for name in self.report.served]
         return self.report.warnings(self.memory, dtypes)
 
     def outlook(self, stuck: Sequence[str], *, trained: int, finished: int) -> list[str]:
-        """What will happen in the next task where S has no room; see `full_and_nearly_full`."""
+        """Return warnings on the next task; see `full_and_nearly_full`."""
         return full_and_nearly_full(self.memory, stuck, trained, finished)
 
     def bases(self) -> dict[str, Tensor]:
-        """S by weight, for `Method.memory_tensors`."""
+        """Return S by weight, for `Method.memory_tensors`."""
         return {name: value for name, value in self.memory.state_dict().items() if not name.endswith("::energy")}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`memory/...` and `coverage/...`."""
+        """Return all tensors under `memory/...` and `coverage/...`."""
         return prefixed("memory", self.memory.state_dict()) | prefixed("coverage", self.coverage.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state_dict` gave; other keys are left alone."""
+        """Restore a `state_dict`; other keys are ignored."""
         self.memory.load_state_dict(without_prefix("memory", state))
         self.coverage.load_state_dict(without_prefix("coverage", state))

@@ -1,1 +1,1 @@
-"""What a weight is made of, exactly: the base model's own values, and the sum of what tasks added."""
+"""Exact representation of weights: the base weights W0 and the sum of the deltas that tasks added."""

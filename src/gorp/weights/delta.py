@@ -1,4 +1,4 @@
-"""What training added to a weight, kept apart from it, in float32."""
+"""Deltas: the change that training added to a weight, stored separately from it in float32."""
 
 from collections.abc import Mapping
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class WeightDelta:
-    """W - W₀ of one parameter: factored (L Rᵀ) while that is smaller than dense, dense once it is not.
+    """W - W₀ of one parameter, stored as factors L Rᵀ while they are smaller than the matrix, and dense otherwise.
 
-    A base weight is never modified in place: a bfloat16 weight of 0.02 loses an update of 1e-6 entirely. Folds
-    append to the delta exactly; the working weight is round(W₀ + delta), computed from the exact parts. The task at
-    hand keeps its delta on the device of the weight, finished tasks keep theirs in main memory.
+    Base weights are never modified in place: a bfloat16 weight of 0.02 would lose an update of 1e-6 completely. Folds
+    are appended to the delta exactly, and the working weight is round(W₀ + delta). The delta of the current task is on
+    the device of the weight; deltas of finished tasks are in main memory.
 
     Args:
-        shape: Shape of the parameter. Only matrices can be factored.
+        shape: Shape of the parameter. Only the delta of a matrix can be factored.
     """
 
     def __init__(self, shape: torch.Size) -> None:
@@ -25,25 +25,25 @@ class WeightDelta:
 
     @classmethod
     def of(cls, dense: Tensor) -> "WeightDelta":
-        """A dense delta holding `dense`, converted to float32."""
+        """Return a dense delta with the values of `dense`, converted to float32 if narrower."""
         delta = cls(dense.shape)
         delta._dense = _wide(dense)
         return delta
 
     @property
     def rank(self) -> int:
-        """Columns of the factors; 0 for an empty delta, min(m, n) for a dense one."""
+        """Number of columns of the factors; 0 for an empty delta, min(m, n) for a dense one."""
         if self._dense is not None:
             return min(self.shape)
         return 0 if self._left is None else self._left.shape[1]
 
     @property
     def is_dense(self) -> bool:
-        """Whether the factors have been multiplied out."""
+        """Whether the delta is stored as a dense matrix."""
         return self._dense is not None
 
     def append(self, left: Tensor, right: Tensor) -> None:
-        """Add `left` `right`ᵀ, m x r and n x r, exactly; multiply out when the factors outgrow the matrix."""
+        """Add `left` `right`ᵀ, m x r and n x r, exactly; convert to dense once the factors are as large as that."""
         left, right = _wide(left), _wide(right)
         if self._dense is not None:
             self._dense = torch.addmm(self._dense, left.to(self._dense), right.to(self._dense).mT)
@@ -53,8 +53,8 @@ class WeightDelta:
             right = torch.cat([self._right, right.to(self._right)], dim=1)
         self._left, self._right = left.contiguous(), right.contiguous()
         m, n = self.shape
-        if self._left.shape[1] * (m + n) >= m * n:
-            self._dense, self._left, self._right = self._left @ self._right.mT, None, None
+        if self._left.shape[1] * (m + n) >= m * n:  # the factors need r·(m + n) numbers, the matrix m·n
+            self._dense, self._left, self._right = self._left @ self._right.mT, None, None  # (m, r) @ (r, n)
 
     def add(self, other: "WeightDelta") -> None:
         """Add another delta of the same parameter."""
@@ -64,32 +64,33 @@ class WeightDelta:
             self._dense, self._left, self._right = self.dense() + other._dense, None, None
 
     def since(self, earlier: "WeightDelta") -> "WeightDelta":
-        """What was added after `earlier`, a former state of this delta: the columns appended since, or a difference."""
+        """Return what was added since `earlier`, a former state of this delta: appended columns or the difference."""
         if self._left is not None and self._right is not None and not earlier.is_dense:
             added = WeightDelta(self.shape)
             if earlier._left is None or earlier._right is None:
                 added._left, added._right = self._left, self._right
                 return added
             r, left, right = earlier.rank, earlier._left.to(self._left), earlier._right.to(self._right)
+            # Recompression rewrites all columns; only if the first r are unchanged are the others what was appended.
             if torch.equal(self._left[:, :r], left) and torch.equal(self._right[:, :r], right):
                 added._left, added._right = self._left[:, r:], self._right[:, r:]
                 return added
         return WeightDelta.of(self.dense() - earlier.dense().to(self.dense()))
 
     def recompress(self, tolerance: float) -> float:
-        """Shorten the factors by QR and a small SVD; return the relative error made, at most `tolerance`.
+        """Shorten the factors by QR and a small SVD; return the relative error of the delta, at most `tolerance`.
 
             L = Q_l R_l,  R = Q_r R_r,  R_l R_rᵀ = U Σ Vᵀ,  L Rᵀ = (Q_l U Σ) (Q_r V)ᵀ
 
-        Dropped are the smallest singular values of joint norm at most `tolerance` · ‖L Rᵀ‖. The rows that stay are
-        combinations of the rows there were: a delta orthogonal to S stays orthogonal to S.
+        The smallest singular values are dropped as long as their joint norm is at most `tolerance` · ‖L Rᵀ‖. The new
+        rows of Rᵀ are linear combinations of the old ones, so a delta that is orthogonal to S stays orthogonal to S.
         """
         if self._left is None or self._right is None:
             return 0.0
-        q_left, r_left = torch.linalg.qr(self._left)
-        q_right, r_right = torch.linalg.qr(self._right)
-        u, sigma, v_t = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
-        # tail[i]: norm of what is dropped when i are kept. On the CPU: CUDA has no deterministic sum of this kind.
+        q_left, r_left = torch.linalg.qr(self._left)  # m x r, r x r
+        q_right, r_right = torch.linalg.qr(self._right)  # n x r, r x r
+        u, sigma, v_t = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)  # (r, r) @ (r, r)
+        # tail[i]: norm of the dropped part if i values are kept. On the CPU: CUDA has no deterministic cumsum.
         tail = sigma.cpu().square().flip(0).cumsum(0).flip(0).sqrt()
         total = tail[0].clone() if len(tail) else torch.zeros(())
         keep = max(1, int((tail > tolerance * total).sum()))
@@ -98,7 +99,7 @@ class WeightDelta:
         return (tail[keep] / total).item() if keep < len(tail) and total > 0 else 0.0
 
     def dense(self) -> Tensor:
-        """The delta multiplied out, float32."""
+        """Return the delta as a dense matrix, float32 (float64 in a float64 model)."""
         if self._dense is not None:
             return self._dense
         if self._left is None or self._right is None:
@@ -106,14 +107,14 @@ class WeightDelta:
         return self._left @ self._right.mT
 
     def add_to(self, total: Tensor, rows: slice) -> None:
-        """Add rows `rows` of the delta to `total`, in place, in the dtype and on the device of `total`."""
+        """Add rows `rows` of the delta to `total` in place, in the dtype and on the device of `total`."""
         if self._dense is not None:
             total += self._dense[rows].to(total)
         elif self._left is not None and self._right is not None and self._left.shape[1]:
-            total.addmm_(self._left[rows].to(total), self._right.to(total).mT)
+            total.addmm_(self._left[rows].to(total), self._right.to(total).mT)  # (rows, r) @ (r, n)
 
     def to(self, device: torch.device | str) -> "WeightDelta":
-        """The same on `device`; sharing what is there already."""
+        """Return the delta on `device`; tensors that are already there are shared, not copied."""
         moved = WeightDelta(self.shape)
         moved._dense, moved._left, moved._right = (
             None if x is None else x.to(device) for x in (self._dense, self._left, self._right)
@@ -121,32 +122,33 @@ class WeightDelta:
         return moved
 
     def times(self, x: Tensor) -> Tensor:
-        """delta @ `x` without multiplying out; x is n x p."""
+        """Return delta @ `x`, m x p, without forming the delta; x is n x p."""
         if self._left is not None and self._right is not None:
-            return self._left @ (self._right.mT @ x.to(self._right))
+            return self._left @ (self._right.mT @ x.to(self._right))  # (m, r) @ ((r, n) @ (n, p))
         return self.dense() @ x.to(self.dense())
 
     def norm(self) -> float:
-        """‖delta‖, Frobenius: from the factors ‖L Rᵀ‖² = tr((LᵀL)(RᵀR)), in float64, without multiplying out."""
+        """Return the Frobenius norm; of factors by ‖L Rᵀ‖² = tr((LᵀL)(RᵀR)) in float64, without forming the delta."""
         if self._left is not None and self._right is not None:
             left, right = self._left.double(), self._right.double()
-            return ((left.mT @ left) * (right.mT @ right)).sum().clamp(min=0).sqrt().item()
+            return ((left.mT @ left) * (right.mT @ right)).sum().clamp(min=0).sqrt().item()  # r x r, entry by entry
         return 0.0 if self._dense is None else self._dense.norm().item()
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """What goes into a file: `<name>` when dense, `<name>::left` and `<name>::right` when factored."""
+        """Return the tensors for a file: `<name>` if dense, `<name>::left` and `<name>::right` if factored."""
         if self._dense is not None:
             return {name: self._dense}
         if self._left is not None and self._right is not None:
             return {f"{name}::left": self._left, f"{name}::right": self._right}
         if len(self.shape) != 2:
             return {name: self.dense()}
-        # Still factored, with no column: a dense zero would add later factors in another order of rounding.
+        # An empty delta is stored as factors without columns. As a dense zero it would round later additions
+        # differently from the delta in memory, and a resumed run would not be bit-identical.
         return {f"{name}::left": torch.zeros(self.shape[0], 0), f"{name}::right": torch.zeros(self.shape[1], 0)}
 
 
 def leak(change: WeightDelta, basis: Tensor) -> float:
-    """The share of a weight's change that acts on protected inputs: ‖ΔW S‖ / ‖ΔW‖, Frobenius, in [0, 1].
+    """Return the share of a weight's change that acts on protected inputs: ‖ΔW S‖ / ‖ΔW‖, Frobenius, in [0, 1].
 
     Args:
         change: ΔW, m x n.
@@ -157,17 +159,17 @@ def leak(change: WeightDelta, basis: Tensor) -> float:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Float32, or float64 where float64 came: the delta of a float64 model is as exact as the model."""
+    """Convert to float32 if narrower. Float64 stays, so that the delta of a float64 model is as exact as the model."""
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
 def pack_deltas(deltas: Mapping[str, WeightDelta]) -> dict[str, Tensor]:
-    """The tensors of `delta.safetensors`: per weight one dense or two factors, float32."""
+    """Return the tensors of `delta.safetensors`: one dense matrix or two factors per weight, float32."""
     return {key: tensor.float() for name, delta in deltas.items() for key, tensor in delta.tensors(name).items()}
 
 
 def unpack_deltas(tensors: Mapping[str, Tensor]) -> dict[str, WeightDelta]:
-    """The inverse of `pack_deltas`."""
+    """Return the deltas that `pack_deltas` packed."""
     deltas: dict[str, WeightDelta] = {}
     for key, tensor in tensors.items():
         if key.endswith("::left"):
