@@ -76,7 +76,7 @@ class FullRankBranch:
         layer = self.layers[name]
         # Clones, because `fold` overwrites U and V in place.
         old = Frame(left=layer.left.clone(), right=layer.right.clone())
-        left, right = layer.fold(new)
+        left, right = layer.fold(new)  # U C, m x k, and V, n x k, of the old frame
         self.changes[name].append(left, right)
         earlier = [self._earlier[name]] if name in self._earlier else []
         self._weights.fold(name, left, right, [*earlier, self.changes[name]])
@@ -110,6 +110,7 @@ class FullRankBranch:
         packed = {key.removeprefix("change/"): x for key, x in state.items() if key.startswith("change/")}
         changes = unpack_deltas(packed)
         for name, layer in self.layers.items():
+            # The core is a trainable parameter, which the checkpoint stores separately.
             layer.left.copy_(state[f"{name}::left"])
             layer.right.copy_(state[f"{name}::right"])
             self._weights.parameter(name).copy_(state[f"{name}::working"])

@@ -50,7 +50,7 @@ class LoraPair:
     def delta(self) -> WeightDelta:
         """Return s B A as a factored delta, without computing the m x n product."""
         delta = WeightDelta(torch.Size([self.up.shape[0], self.down.shape[1]]))
-        delta.append(self.scale * self.up.detach(), self.down.detach().mT)
+        delta.append(self.scale * self.up.detach(), self.down.detach().mT)  # L = s B, m x r; R = Aᵀ, n x r
         return delta
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dic
         r=settings.r,
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.lora_dropout,
-        target_modules=r"\d+",
+        target_modules=r"\d+",  # the names of the layers in `container`
     )
     # PEFT gets a container with these layers only, not the model: in a model with fused experts it would put the pairs
     # of neighbouring layers (shared experts, dense layers) on the fused experts.
@@ -98,6 +98,6 @@ def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dic
 
 def remove_lora(model: nn.Module) -> None:
     """Restore the layers that `add_lora` wrapped, without merging the pairs into their weights."""
-    for name, layer in list(model.named_modules()):
+    for name, layer in list(model.named_modules()):  # a list, because the loop replaces modules
         if isinstance(layer, LoraLayer):
             replace(model, name, layer.get_base_layer())

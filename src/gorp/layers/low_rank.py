@@ -147,7 +147,7 @@ class LowRankProducts(torch.autograd.Function):
             # dL/dX = D W + [s D B, D U C] [A; Vᵀ]: (N, m) @ (m, n) + (N, r + k) @ (r + k, n)
             d_x = thin @ into if weight is None else (d @ weight).addmm_(thin, into)
             d_x = d_x.reshape(ctx.shape)
-        d_start = grad_outputs[0] if weight is None else None
+        d_start = grad_outputs[0] if weight is None else None  # Y = start + ..., so dL/dstart = D; a bias is frozen
         return d_x, None, d_start, d_core, None, None, d_down, d_up, None
 
 
@@ -162,7 +162,7 @@ def _concat(first: Tensor | None, second: Tensor, *, dim: int) -> Tensor:
 
 def plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:
     """Return A, B and s of a PEFT layer that adds s B A x only: no dropout, no variant, one adapter. None otherwise."""
-    factors = getattr(layer, "lora_A", {})
+    factors = getattr(layer, "lora_A", {})  # a plain nn.Linear has no factors
     if len(factors) != 1:
         return None
     (name,) = factors
@@ -176,7 +176,7 @@ def linear_of(layer: nn.Module) -> nn.Linear:
     """Return the `nn.Linear` inside a layer that is wrapped by gorp, by PEFT, by both, or not at all."""
     if isinstance(layer, LowRankUpdate):
         return linear_of(layer.inner)
-    base = getattr(layer, "base_layer", layer)
+    base = getattr(layer, "base_layer", layer)  # PEFT's name for the wrapped layer
     assert isinstance(base, nn.Linear), f"{type(layer).__name__} contains no linear layer"
     return base
 
@@ -191,7 +191,7 @@ def wrap(model: nn.Module, names: list[str], *, rank: int) -> dict[str, LowRankU
 
 def unwrap(model: nn.Module) -> None:
     """Restore every layer that `wrap` wrapped."""
-    for name, layer in list(model.named_modules()):
+    for name, layer in list(model.named_modules()):  # a list, because the loop replaces modules
         if isinstance(layer, LowRankUpdate):
             replace(model, name, layer.inner)
 

@@ -81,7 +81,7 @@ def resolve(model: nn.Module, patterns: Sequence[str] | str, *, role: str) -> li
                 f"{_nonlinear_match(model, pattern, KEYS[role])} {known}"
             )
         chosen.update(matches)
-    return [name for name in linear if name in chosen]
+    return [name for name in linear if name in chosen]  # in the model's order, each once
 
 
 def left_out_line(model: nn.Module, *chosen: Sequence[str] | str) -> str | None:
@@ -132,6 +132,7 @@ def _nonlinear_match(model: nn.Module, pattern: str, key: str) -> str:
 
 
 def _matches(pattern: str, name: str, key: str) -> bool:
+    # An ending must begin at a component of the name: "proj" does not match "q_proj".
     if name == pattern or name.endswith("." + pattern):
         return True
     try:

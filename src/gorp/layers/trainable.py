@@ -48,7 +48,7 @@ def linear_layers(model: nn.Module) -> dict[str, Obstacle | None]:
 
     A layer that the model registers under two names appears twice.
     """
-    owners: dict[int, list[str]] = {}
+    owners: dict[int, list[str]] = {}  # all names of each parameter object: more than one if it is shared
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     named = dict(model.named_modules(remove_duplicate=False))

@@ -154,7 +154,7 @@ class RowWatch(Watch):
         self.made_in = coarsest(x.dtype, d.dtype)
         combined = (d @ self._weights.to(d.dtype)).to(x.dtype)  # D ψ: (N, m) @ (m,)
         row = (combined @ x).to(torch.promote_types(x.dtype, torch.float32))  # (N,) @ (N, n)
-        self._row = row if self._row is None else self._row + row
+        self._row = row if self._row is None else self._row + row  # sum over micro-batches
 
     def take(self) -> Tensor | None:
         """Return and clear ψᵀ G summed over micro-batches, n numbers; None if there was no backward pass."""
@@ -199,7 +199,7 @@ class ForwardWatch:
         mask, labels = kwargs.get("attention_mask"), kwargs.get("labels")
         decoder = kwargs.get("decoder_attention_mask")
         if decoder is None and labels is not None and labels.dim() == 2:
-            decoder = labels != IGNORED
+            decoder = labels != IGNORED  # position l of the decoder predicts label l
         self._masks = _as_bool(mask), _as_bool(decoder)
 
     def _before_encoder(self, _: nn.Module, args: Any) -> None:

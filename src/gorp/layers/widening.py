@@ -22,12 +22,13 @@ class Widened:
     def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
         self._dtypes = {parameter: parameter.dtype for parameter in parameters}
         for parameter, dtype in self._dtypes.items():
+            # Assigning to `data` keeps the Parameter object, which an optimizer and the model refer to.
             parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
 
     def narrow(self) -> None:
         """Convert every parameter back to its original dtype and delete its gradient."""
         for parameter, dtype in self._dtypes.items():
-            parameter.grad = None
+            parameter.grad = None  # its dtype would no longer match
             parameter.data = parameter.data.to(dtype)
         self._dtypes = {}
 
@@ -72,7 +73,7 @@ class WidenedLayer:
         return tuple(x.to(wide) for x in args), {name: x.to(wide) for name, x in named.items()}
 
     def _after_forward(self, layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        self.made_in = output.dtype
+        self.made_in = output.dtype  # before conversion: the dtype in which the product was computed
         if not self.is_wider or torch.is_autocast_enabled(layer.weight.device.type):
             return None
         return output.to(self._dtype)
