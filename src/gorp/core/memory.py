@@ -25,8 +25,8 @@ class SubspaceMemory:
 
     **Budget.** At most floor(budget · n) directions, but at least one, are kept for a weight with n inputs. The energy
     of a direction is a sum over tasks: of each task, the fraction of its squared norm along that direction. If S would
-    exceed the budget, the directions with the least energy are removed, whichever task added them. Energies of removed
-    directions of earlier tasks are in `released`; those of the newest task's directions that were not kept are in
+    exceed the budget, the directions with the least energy are released, whichever task added them. Energies of these
+    of earlier tasks are in `released`; those of the newest task's directions that were not kept are in
     `left_out`.
 
     Args:
@@ -41,7 +41,7 @@ class SubspaceMemory:
             raise ValueError(f"budget must be a fraction of a weight's input dimensions, in (0, 1]; got {budget}")
         self.energy, self.budget = energy, budget
         self.released: dict[str, Tensor] = {}
-        """Energies of the directions of earlier tasks that were removed since `begin_task`, by weight."""
+        """Energies of the directions of earlier tasks that were released since `begin_task`, by weight."""
         self.left_out: dict[str, Tensor] = {}
         """Energies of the newest task's own directions that were not kept, by weight."""
         self._basis: dict[str, Tensor] = {}

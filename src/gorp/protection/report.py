@@ -52,7 +52,7 @@ class TaskReport:
         """Return messages on effects of the task that ΔW S = 0 does not exclude: released directions, rounding."""
         lines = []
         for lost, whose, effect in (
-            (memory.released, "earlier tasks were removed", "inputs along them are no longer protected"),
+            (memory.released, "earlier tasks were released", "inputs along them are no longer protected"),
             (memory.left_out, "this task were not kept", "later tasks may change its outputs along them"),
         ):
             if lost:
@@ -97,7 +97,7 @@ def check_room(stuck: Sequence[str], trained: Sequence[str]) -> None:
     if trained and len(stuck) == len(trained):
         raise ConfigError(
             f"S is the whole space for every trained weight ({len(trained)} of them), so another task cannot change "
-            "anything. Set a lower method.budget, below 1: the weakest directions of earlier tasks are then removed, "
+            "anything. Set a lower method.budget, below 1: the weakest directions of earlier tasks are then released, "
             "and inputs along them are no longer protected."
         )
 
@@ -125,12 +125,12 @@ def full_and_nearly_full(memory: SubspaceMemory, stuck: Sequence[str], trained: 
         lines.append(
             f"the budget may be reached in the next task in {len(capped)} of {len(memory)} weights (the fullest holds "
             f"{memory.size(fullest)} directions of {memory.cap(fullest)}): the weakest directions of earlier tasks are "
-            "then removed and no longer protected; a larger method.budget, up to 1, keeps them"
+            "then released and no longer protected; a larger method.budget, up to 1, keeps them"
         )
     if whole:
         lines.append(
             f"S may become the whole space in the next task for {len(whole)} of {len(memory)} weights, which then "
-            "cannot change any more; with a method.budget below 1, the weakest directions are removed instead"
+            "cannot change any more; with a method.budget below 1, the weakest directions are released instead"
         )
     return lines
 
