@@ -25,9 +25,9 @@ class SubspaceMemory:
 
     **Budget.** At most floor(budget · n) directions, but at least one, are kept for a weight with n inputs. The energy
     of a direction is a sum over tasks: of each task, the fraction of its squared norm along that direction. If S would
-    exceed the budget, the directions with the least energy are released, whichever task added them. Energies of these
-    of earlier tasks are in `released`; those of the newest task's directions that were not kept are in
-    `left_out`.
+    exceed the budget, the directions with the least energy are released, whichever task added them. The
+    energies of earlier tasks' directions that were released are in `released`, those of the newest task's directions
+    that were not kept in `left_out`.
 
     Args:
         energy: ε, the fraction of a task's squared norm that S must hold after `extend`, in [0, 1).
