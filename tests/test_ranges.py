@@ -1,4 +1,4 @@
-"""Every number of the configuration states what it may be, and nothing else is taken."""
+"""Every number of the configuration declares a range, and values outside it are refused."""
 
 import math
 from dataclasses import fields
@@ -25,7 +25,7 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize(("cls", "name"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
-def test_every_number_states_its_range_and_keeps_it(cls, name):
+def test_every_number_declares_a_range_and_refuses_values_outside(cls, name):
     allowed = ranges(cls)[name]
     whole = int in {get_type_hints(cls)[name], *get_args(get_type_hints(cls)[name])}
     outside = [allowed.low - 1, math.inf, -math.inf, math.nan]
@@ -39,7 +39,7 @@ def test_every_number_states_its_range_and_keeps_it(cls, name):
         assert getattr(cls(**NEEDED.get(cls, {}), **{name: value}), name) == value
 
 
-def test_ranges_by_hand():
+def test_ranges_print_and_contain_as_written_by_hand():
     assert str(Range(0, 1, open_high=True)) == "at least 0 and below 1"
     assert str(Range(0, open_low=True)) == "above 0"
     assert 1 in Range(0, 1) and 1 not in Range(0, 1, open_high=True) and 0 not in Range(0, open_low=True)

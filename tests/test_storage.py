@@ -1,4 +1,4 @@
-"""Files are whole or absent, and a damaged one is named."""
+"""Files are written completely or not at all, and errors name a damaged file."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from gorp.errors import CheckpointError
 from gorp.storage import read_json, read_tensors, remove_leftovers, write_atomic, write_json, write_tensors
 
 
-def test_tensors_and_metadata_come_back_as_they_went(tmp_path):
+def test_tensors_and_metadata_are_read_as_written(tmp_path):
     tensors = {
         "float": torch.randn(3, 4).mT,  # not contiguous
         "half": torch.randn(5).bfloat16(),
@@ -30,7 +30,7 @@ def test_tensors_and_metadata_come_back_as_they_went(tmp_path):
         assert torch.equal(back[name], tensor), name
 
 
-def test_tensors_that_share_memory_come_back_each_in_full(tmp_path):
+def test_tensors_that_share_memory_are_each_written_completely(tmp_path):
     whole = torch.arange(12.0).view(3, 4)
     tensors = {"one": whole, "same": whole, "rows": whole[:2], "column": whole[:, 1], "flat": whole.view(12)}
     write_tensors(tmp_path / "x.safetensors", tensors, {})
@@ -39,13 +39,13 @@ def test_tensors_that_share_memory_come_back_each_in_full(tmp_path):
     assert len({x.untyped_storage().data_ptr() for x in back.values()}) == len(tensors)
 
 
-def test_json_comes_back_as_it_went(tmp_path):
+def test_json_is_read_as_written(tmp_path):
     value = {"name": "Größe", "values": [1, 2.5, None, True]}
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     write_atomic(tmp_path / "x", b"old")
 
     def full_disk(descriptor):
@@ -58,7 +58,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_json_refuses_what_other_readers_would_not_read(tmp_path):
+def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"score": float("nan")})
     assert os.listdir(tmp_path) == []
@@ -66,26 +66,26 @@ def test_json_refuses_what_other_readers_would_not_read(tmp_path):
 
 @pytest.mark.parametrize("read", [read_json, read_tensors])
 class TestDamage:
-    def test_a_missing_file_is_named(self, read, tmp_path):
+    def test_the_error_names_a_missing_file(self, read, tmp_path):
         with pytest.raises(CheckpointError, match=r"gone: no such file"):
             read(tmp_path / "gone")
 
     @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe" + b"x" * 40])
-    def test_a_damaged_file_is_named(self, read, content, tmp_path):
+    def test_the_error_names_a_damaged_file(self, read, content, tmp_path):
         (tmp_path / "torn").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"torn: not a whole"):
             read(tmp_path / "torn")
 
 
-def test_tensors_come_back_where_matrix_products_round_as_they_did(tmp_path):
-    """Torch's own memory is aligned to 64 bytes; a file's is not, and products of unaligned matrices differ in bits."""
+def test_read_tensors_are_aligned_like_new_ones(tmp_path):
+    """Torch aligns memory to 64 bytes; a file does not, and products of unaligned matrices differ in the last bits."""
     tensors = {f"t{i}": torch.randn(3, 7 + i) for i in range(6)}
     write_tensors(tmp_path / "x.safetensors", tensors, {})
     assert all(x.data_ptr() % 64 == 0 for x in read_tensors(tmp_path / "x.safetensors")[0].values())
 
 
-def test_the_bytes_of_a_tensor_file_do_not_depend_on_chance(tmp_path):
-    """Rust shuffles a map's keys anew in every process and for every map."""
+def test_the_same_tensors_give_the_same_bytes(tmp_path):
+    """Rust orders the keys of a map at random in every process and for every map."""
     keys = [f"key{i}" for i in range(12)]
     metadata = {key: key for key in random.Random(0).sample(keys, len(keys))}
     for number in range(8):
@@ -96,15 +96,15 @@ def test_the_bytes_of_a_tensor_file_do_not_depend_on_chance(tmp_path):
     assert read_tensors(tmp_path / "none")[1] == {}
 
 
-def test_what_the_disk_refuses_is_one_sentence_with_file_and_disk(tmp_path):
+def test_a_file_error_names_the_file_and_the_disk(tmp_path):
     (tmp_path / "file").write_text("a user's own")
     for path in (tmp_path / "file" / "x.json", tmp_path / ("n" * 300), tmp_path):
-        with pytest.raises(CheckpointError, match=r"\(disk /.*\)\. What was written before is whole"):
+        with pytest.raises(CheckpointError, match=r"\(disk /.*\)\. Files that were written before are complete"):
             write_json(path, {})
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "a user's own"
 
 
-def test_the_error_of_a_network_is_not_the_disks(monkeypatch, tmp_path):
+def test_a_network_error_is_not_reported_as_a_disk_error(monkeypatch, tmp_path):
     for error in (ConnectionResetError(errno.ECONNRESET, "reset"), OSError("cannot reach the hub")):
 
         def fail(*_, error=error):
@@ -115,8 +115,8 @@ def test_the_error_of_a_network_is_not_the_disks(monkeypatch, tmp_path):
             write_atomic(tmp_path / "x", b"")
 
 
-def test_no_link_is_followed_and_leftovers_of_killed_processes_go(tmp_path):
-    """A process that is killed while it writes leaves its temporary file, under another name each time."""
+def test_leftover_files_of_killed_processes_are_removed(tmp_path):
+    """A process that is killed while writing leaves its temporary file, with another name each time."""
     code = """import os, signal, sys, pathlib
 from gorp.storage import write_atomic
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)

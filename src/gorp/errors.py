@@ -1,13 +1,13 @@
-"""What can go wrong, as a tree. Every message says what came, what was wanted, and what to do.
+"""Define the errors that users see. Every message says what was found, what was wanted, and what to do.
 
     GorpError
     ├── ConfigError       the YAML, an option or a method's configuration
     ├── DataError         a task's rows: a missing file, a malformed line, a label outside the set
-    ├── ModelError        the base model: a pattern that matches nothing, a dtype the device lacks
-    ├── CheckpointError   a saved file: another model's memory, an incomplete or damaged version
+    ├── ModelError        the base model: a pattern that matches nothing, a dtype that the device does not support
+    ├── CheckpointError   a saved file: the memory of another model, an incomplete or damaged version
     └── TrainingError     a run that must stop: a loss that is not finite
 
-`ValueError` is for wrong arguments of a function, `assert` for our own invariants.
+`ValueError` is for wrong arguments of a function, `assert` for internal invariants.
 """
 
 import difflib
@@ -15,35 +15,35 @@ from collections.abc import Iterable
 
 
 class GorpError(Exception):
-    """Root of all errors that are meant to be read by a user."""
+    """Base class of all errors with a message for the user."""
 
 
 class ConfigError(GorpError):
-    """The configuration asks for something that does not exist or cannot be."""
+    """The configuration is invalid, or names something that does not exist."""
 
 
 class DataError(GorpError):
-    """A task's data cannot be used as it is."""
+    """A task's data cannot be used."""
 
 
 class ModelError(GorpError):
-    """The base model does not fit what is asked of it."""
+    """The base model cannot be used with this configuration."""
 
 
 class CheckpointError(GorpError):
-    """A file of ours is missing, damaged, or belongs to something else."""
+    """A file that gorp wrote is missing, damaged, or belongs to something else."""
 
 
 class TrainingError(GorpError):
-    """Training cannot go on; what was saved before is whole."""
+    """Training cannot continue; everything saved before is complete."""
 
 
 LONGEST_NAME = 200
-"""Letters of a name that is compared with others: the comparison takes their product in time."""
+"""Most letters of a name that `nearest` compares: the time is proportional to the product of the lengths."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: " Did you mean `x`?", or nothing."""
+    """Return the end of a message about an unknown name: " Did you mean `x`?", or "" if no choice is similar."""
     if len(name) > LONGEST_NAME:
         return ""
     close = difflib.get_close_matches(name, [choice for choice in choices if len(choice) <= LONGEST_NAME], n=1)
@@ -51,5 +51,5 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def shown(text: str, limit: int = 100) -> str:
-    """A text as a message quotes it: whole, or its beginning and how long it is."""
+    """Return `text` for an error message: complete, or its first `limit` characters and its length."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"

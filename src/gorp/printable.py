@@ -1,4 +1,4 @@
-"""Text that came from models, data, names and files, made fit for a terminal, a page or a picture."""
+"""Make text from models, data, names and files safe to print in a terminal, on a page or in a picture."""
 
 import re
 
@@ -10,13 +10,13 @@ _UNPRINTABLE = re.compile(f"[{_CONTROL}{_DIRECTION}{_NO_TEXT}]")
 
 
 def printable(text: str) -> str:
-    """`text` with `�` for characters that command a terminal, turn the direction of writing, or are no text.
+    """Return `text` with `�` for characters that control a terminal, change the text direction, or are not text.
 
-    They are control characters but tab and newline, marks of direction, other line ends, halves of surrogate pairs.
+    These are control characters except tab and newline, direction marks, other line ends, and lone surrogates.
     """
     return _UNPRINTABLE.sub("�", text)
 
 
 def json_printable(text: str) -> str:
-    r"""JSON in which the same characters stand as `\uXXXX`: a terminal does not obey them, a reader gets them back."""
+    r"""Return JSON with the same characters escaped as `\uXXXX`: harmless in a terminal, and unchanged when parsed."""
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

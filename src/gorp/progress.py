@@ -1,4 +1,4 @@
-"""What a long run tells of itself. The base shows nothing; `gorp.cli.live` has what a terminal shows."""
+"""Display the progress of a long run. The base class shows nothing; `gorp.cli.live` shows it in a terminal."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,23 +10,23 @@ from gorp.layers.targets import Treatment
 
 
 class Progress:
-    """Shows nothing; a subclass overrides what it shows."""
+    """Shows nothing; subclasses override the methods for what they show."""
 
     def say(self, line: str) -> None:
-        """One line of what happens now."""
+        """Show one line about the current action."""
 
     def treatments(self, treatments: Sequence[Treatment], total: int) -> None:
-        """Which weights are about to be trained, in a model of `total` parameters."""
+        """Show which weights will be trained, in a model of `total` parameters."""
 
     def matrix(self, matrix: AccuracyMatrix) -> None:
-        """The accuracy matrix as far as it is measured."""
+        """Show the score matrix, as far as it is measured."""
 
     @contextmanager
     def training(self, name: str) -> Iterator[TrainerCallback]:
-        """While a task trains: a callback for its Trainer."""
+        """Show the training of a task inside the context; yield a callback for its Trainer."""
         yield TrainerCallback()
 
     @contextmanager
     def evaluating(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """While a task is scored: what to call with the rows done and the rows in all."""
+        """Show the scoring of a task inside the context; yield a function to call with (rows done, all rows)."""
         yield lambda done, total: None

@@ -1,4 +1,4 @@
-"""What an option may be, and whether it may change, stated with its field.
+"""Declare the range of an option, and whether it may change between tasks, in the annotation of its field.
 
 rank: Annotated[int, Range(1, WIDEST)] = 8
 strength: Annotated[float, NOT_NEGATIVE, BETWEEN_TASKS] = 0.5
@@ -13,19 +13,19 @@ from gorp.errors import ConfigError
 
 
 WIDEST = 100_000
-"""More than the width of any layer: what counts directions of one has no more."""
+"""Larger than the width of any layer; upper bound of options that count directions of a layer."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`; never nan or infinite."""
+    """The numbers from `low` to `high`, without nan and infinity."""
 
     low: float
     high: float = math.inf
     open_low: bool = False
-    """Whether `low` itself is outside."""
+    """Whether `low` itself is excluded."""
     open_high: bool = False
-    """Whether `high` itself is outside."""
+    """Whether `high` itself is excluded."""
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
@@ -48,10 +48,10 @@ BELOW_ONE = Range(0, 1, open_high=True)
 
 @dataclass(frozen=True)
 class BetweenTasks:
-    """Marks an option that may change when tasks have been learned.
+    """Marks an option that may change between tasks.
 
-    It says how the next task is learned and how much of it is kept. All others decide the shape or the meaning of what
-    earlier tasks left, or which weights are protected, and stay.
+    Such an option affects only how the next task is learned and how much of it is kept. All other options affect the
+    shape or meaning of what earlier tasks stored, or which weights are protected, and must not change.
     """
 
 
@@ -59,32 +59,32 @@ BETWEEN_TASKS = BetweenTasks()
 
 
 def ranges(cls: type) -> dict[str, Range]:
-    """The range of every field of a dataclass that states one."""
+    """Return the range of every field of a dataclass that declares one."""
     return {name: extra for name, extra in _extras(cls) if isinstance(extra, Range)}
 
 
 def may_change(cls: type) -> tuple[str, ...]:
-    """The fields of a dataclass that are marked `BETWEEN_TASKS`."""
+    """Return the fields of a dataclass that are marked `BETWEEN_TASKS`."""
     return tuple(name for name, extra in _extras(cls) if isinstance(extra, BetweenTasks))
 
 
 def _extras(cls: type) -> Iterator[tuple[str, Any]]:
-    """What stands beside the types of the fields."""
+    """Yield (field, extra) for every extra argument of `Annotated` in the types of the fields."""
     for name, hint in get_type_hints(cls, include_extras=True).items():
-        for part in (hint, *get_args(hint)):  # `Annotated[int, Range(1)] | None` too
+        for part in (hint, *get_args(hint)):  # the parts of `Annotated[int, Range(1)] | None`
             if get_origin(part) is Annotated:
                 yield from ((name, extra) for extra in part.__metadata__)
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Refuse a number outside its field's range. None is no number.
+    """Check that every number is in the range of its field; None is always allowed.
 
     Args:
         config: An instance of a dataclass.
-        prefix: What a message begins with, before the field's name: "method.".
+        prefix: Text before the field's name in the message, for example "method.".
 
     Raises:
-        ConfigError: With the range.
+        ConfigError: If a number is outside its range; the message has the range.
     """
     allowed = ranges(type(config))
     for field in fields(config):

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent: written under a temporary name, synced, renamed.
+"""Write files atomically (temporary name, sync, rename), and read them.
 
-Tensors go into safetensors, everything else into JSON. Nothing here is ever a pickle. The same content gives the same
-bytes. torch is imported when the first tensor is read or written: commands that only look at JSON start at once.
+Tensors are stored as safetensors, everything else as JSON; pickle is never used. The same content always gives the same
+bytes. torch is imported when the first tensor is read or written, so commands that only read JSON start fast.
 """
 
 import json
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
-    """Write the bytes of `parts` so that a reader sees the old file, or the new one, and never a part.
+    """Write the bytes of `parts` to `path`. A reader sees the old file or the new one, never a part of it.
 
-    The bytes are synced before the rename and the folder after it, so the promise holds through a power cut. The
-    temporary name is random and must not exist, so no link that somebody put there is followed.
+    The bytes are synced before the rename and the folder after it, so this also holds after a power failure. The
+    temporary name is random and must not exist, so a link that someone placed there is never followed.
 
     Raises:
-        CheckpointError: If the disk refuses.
+        CheckpointError: If the operating system reports an error.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed processes left directly in `folder`; nobody may be writing there."""
+    """Remove temporary files of killed processes directly in `folder`. No process may be writing there."""
     with disk_errors(folder):
         for path in folder.iterdir() if folder.is_dir() else ():
             if LEFTOVER.fullmatch(path.name) and not path.is_dir():
@@ -68,38 +68,42 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; `CheckpointError` names the file when it is missing or damaged."""
+    """Read a JSON file; raise `CheckpointError` with its name if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file. Was the folder moved, or the run never finished?") from None
+        raise CheckpointError(_missing(path)) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or an integer with thousands of digits
         raise CheckpointError(f"{path}: not a whole JSON file ({error}). Restore it from a copy.") from None
+
+
+def _missing(path: Path) -> str:
+    return f"{path}: no such file. Check whether the folder was moved, or the run has not finished."
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any]) -> None:
     """Write `tensors` as safetensors; each value of `metadata` becomes JSON text in the header.
 
-    Tensors may share memory, one of them under two names for example: each is written in full under its own name.
+    Tensors may share memory, for example one tensor under two names; each is written completely under its own name.
     """
     from safetensors.torch import save
 
-    whole: dict[str, Tensor] = {}
+    separate: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        whole[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses memory that is shared
+        separate[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
         storages.add(storage)
-    write_atomic(path, *_sorted_header(save(whole, {key: json.dumps(value) for key, value in metadata.items()})))
+    write_atomic(path, *_sorted_header(save(separate, {key: json.dumps(value) for key, value in metadata.items()})))
 
 
 def _sorted_header(content: bytes) -> tuple[bytes, memoryview]:
-    """The file with the keys of its metadata in order; safetensors writes them in an order of chance.
+    """Return the file with sorted metadata keys; safetensors writes them in random order.
 
-    Eight bytes hold the header's length n, then come n bytes of JSON, then the tensors, at a multiple of eight bytes.
+    Format: eight bytes with the header's length n, n bytes of JSON, and the tensors at a multiple of eight bytes.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -110,14 +114,14 @@ def _sorted_header(content: bytes) -> tuple[bytes, memoryview]:
 
 
 def read_tensors(path: Path, *, only: Collection[str] | None = None) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """The tensors of a safetensors file, on the CPU, and its metadata; the inverse of `write_tensors`.
+    """Read the tensors of a safetensors file, on the CPU, and its metadata; the inverse of `write_tensors`.
 
-    They are copies in memory of torch's own: a file's tensors lie at odd addresses, and there a matrix product rounds
-    otherwise than at even ones, so that a resumed run would drift from the unbroken one in its last bits.
+    The tensors are copied into memory that torch allocated. Tensors in a file are not aligned, and matrix products of
+    unaligned tensors round differently, so a resumed run would differ from an uninterrupted one in the last bits.
 
     Args:
         path: The file.
-        only: Names of the tensors to read, of those that the file has; None: all.
+        only: Names of the tensors to read; names that the file does not have are ignored. None: all tensors.
     """
     with _opened(path) as file:
         metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
@@ -126,21 +130,21 @@ def read_tensors(path: Path, *, only: Collection[str] | None = None) -> "tuple[d
 
 
 def tensor_names(path: Path) -> list[str]:
-    """The names of the tensors of a safetensors file, of which only the header is read."""
+    """Return the names of the tensors of a safetensors file; only its header is read."""
     with _opened(path) as file:
         return list(file.keys())
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file; what is wrong with it is a `CheckpointError`."""
+    """Open a safetensors file; raise `CheckpointError` if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file. Was the folder moved, or the run never finished?") from None
+        raise CheckpointError(_missing(path)) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except (SafetensorError, ValueError) as error:

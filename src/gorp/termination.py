@@ -1,4 +1,4 @@
-"""SIGTERM, as Slurm, Kubernetes and `kill` send it, ends a command as Ctrl-C does: cleanly, and with a message."""
+"""Handle SIGTERM, which Slurm, Kubernetes and `kill` send, like Ctrl-C: end the command cleanly, with a message."""
 
 import signal
 import threading
@@ -8,15 +8,15 @@ from typing import Any
 
 
 EXIT_CODE = 128 + signal.SIGTERM
-"""What a shell reports of a process that SIGTERM ended: 143."""
+"""Exit code of a process that SIGTERM ended: 143."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """The process received SIGTERM."""
 
 
 def raise_terminated(*_: Any) -> None:
-    """A handler for SIGTERM.
+    """Handle SIGTERM by raising `Terminated`.
 
     Raises:
         Terminated: Always.
@@ -26,7 +26,7 @@ def raise_terminated(*_: Any) -> None:
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """While this is open, SIGTERM raises `Terminated`, if this is the main thread and nobody else catches it."""
+    """Let SIGTERM raise `Terminated` inside the context, in the main thread, if no other handler is installed."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

@@ -1,4 +1,4 @@
-"""One cell: the loop over tasks, whoever trains and scores; and names that finished results are found under."""
+"""One cell: the loop over tasks with any train and score functions, and the file names of results."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def learn(cell):
-    """The result, the (task, rows) that were trained on, and the tasks that were scored, in their order."""
+    """Return the result, the trained (task, rows), and the scored tasks, in order."""
     tokenizer = t5_tokenizer()
     model = tiny_t5(tokenizer)
     tasks = [SimpleNamespace(name=name, train=rows(number, 8)) for number, name in enumerate(cell.order, 1)]
@@ -44,7 +44,7 @@ def cell(**fields):
     return Cell(**{"method": "gorp", "model": "tiny", "order": ("a", "b"), "training": training} | fields)
 
 
-def test_every_task_is_trained_in_turn_and_scored_where_the_metrics_need_it():
+def test_tasks_are_trained_in_turn_and_scored_where_the_metrics_need_it():
     result, trained, scored = learn(cell())
     assert trained == [("a", 8, "a", 1, 2), ("b", 8, "b", 2, 2)]
     assert scored == ["a", "b", "a", "b", "a", "b"]
@@ -65,7 +65,7 @@ def test_a_joint_method_trains_once_on_all_rows():
 
 
 @pytest.mark.parametrize(("split", "asked"), [("dev", 3), ("eval", 5)])
-def test_a_cell_reads_its_tasks_cuts_them_and_scores_the_split_it_names(tmp_path, split, asked):
+def test_a_cell_loads_and_limits_its_tasks_and_scores_its_split(tmp_path, split, asked):
     save_model(tmp_path / "model", family="llama")
     folder = tmp_path / "data" / "weather"
     folder.mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_a_cell_reads_its_tasks_cuts_them_and_scores_the_split_it_names(tmp_path
     assert result["ap"] == result["matrix"]["R"][1][0] in [100 * right / asked for right in range(asked + 1)]
 
 
-def test_random_weights_are_the_seeds_and_not_the_folders(tmp_path):
+def test_random_weights_depend_on_the_seed_and_not_on_the_folder(tmp_path):
     save_model(tmp_path)
     trained, first, again, other = (
         load(cell(model=str(tmp_path), **fields))[0].get_input_embeddings().weight
@@ -91,7 +91,7 @@ def test_random_weights_are_the_seeds_and_not_the_folders(tmp_path):
     assert not torch.equal(first, trained) and not torch.equal(first, other)
 
 
-def test_a_result_has_the_fields_that_results_have():
+def test_a_result_has_all_documented_fields():
     found = set(learn(cell())[0])
     assert found == {
         *("cell", "matrix", "ap", "ap_weighted", "bwt", "fwt", "forgetting", "la"),
@@ -100,7 +100,7 @@ def test_a_result_has_the_fields_that_results_have():
     }
 
 
-def test_the_file_of_a_cell_is_the_one_that_finished_results_have():
+def test_the_file_name_of_a_cell_does_not_change():
     assert cell().key() == "gorp-seed0-07f96e3918"
     paths = list(RESULTS.glob("*/*/*.json"))
     if not paths:

@@ -1,4 +1,4 @@
-"""Processes that share a folder run each cell once, whatever was left behind by one that died."""
+"""Processes that share a folder run each cell once, also after one of them was killed."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ CLAIM = f"{CELL.key()}.claim"
 
 
 def run(folder, *, during=lambda: None, cells=(CELL,)):
-    """The keys of the cells that were run."""
+    """Return the keys of the cells that were run."""
     ran = []
 
     def one(cell, data):
@@ -49,19 +49,19 @@ def test_the_best_trial_is_the_setting_with_the_best_mean_over_its_seeds(tmp_pat
 
 
 @pytest.mark.parametrize("left", ["", "0", "999999999", "mine"])
-def test_a_claim_that_was_left_behind_holds_nobody_off(tmp_path, left):
+def test_a_leftover_claim_file_blocks_nothing(tmp_path, left):
     (tmp_path / CLAIM).write_text(str(os.getpid()) if left == "mine" else left)
     assert run(tmp_path) == [CELL.key()]
     assert [path.name for path in tmp_path.iterdir()] == [RESULT]
 
 
-def test_a_cell_that_another_is_running_is_left_to_it(tmp_path):
+def test_a_cell_that_another_process_runs_is_skipped(tmp_path):
     nested = []
     assert run(tmp_path, during=lambda: nested.append(run(tmp_path))) == [CELL.key()]
     assert nested == [[]]
 
 
-def test_a_process_that_is_killed_lets_go_of_its_cell(tmp_path):
+def test_a_killed_process_releases_its_cell(tmp_path):
     code = (
         "import os, sys, pathlib; from gorp.benchmark import Cell, run_grid; folder = pathlib.Path(sys.argv[1]);"
         "cells = [Cell(method='gorp', model='m', order=('a',))];"
@@ -84,7 +84,7 @@ def test_a_cell_that_was_finished_before_the_claim_is_not_run_again(tmp_path, mo
     assert read_json(tmp_path / RESULT) == {"value": "of the other"}
 
 
-def test_a_cell_that_fails_is_free_again(tmp_path):
+def test_a_cell_that_failed_can_be_run_again(tmp_path):
     def fail():
         raise RuntimeError
 

@@ -1,4 +1,4 @@
-"""When an answer is right: by its words for published label sets, and never by so little that two answers are one."""
+"""Answers are compared by words for published label sets, and strictly enough that no two answers are equal."""
 
 import pytest
 from datasets import Dataset
@@ -27,7 +27,7 @@ def task(answers, *, labels=None, metric="exact_match") -> Task:
         (["Polish", "polish"], None, "exact_match", "exact"),
     ],
 )
-def test_as_little_of_an_answer_counts_as_tells_them_apart(answers, labels, metric, wanted):
+def test_the_most_lenient_comparison_that_distinguishes_all_answers_is_used(answers, labels, metric, wanted):
     of = task(answers, labels=labels, metric=metric)
     name = comparison(of)
     assert name == wanted
@@ -43,16 +43,16 @@ def test_punctuation_counts_in_free_text(answer, expected):
     assert is_right(f"  {expected.lower()}\n", expected, name)
 
 
-def test_published_label_sets_count_by_words():
+def test_labels_of_published_sets_are_compared_by_words():
     name = comparison(task(["very negative"], labels=("very negative", "positive")))
     assert is_right("Very  Negative.", "very negative", name)
     assert not is_right("", "-", name)  # an expected answer without words is not the empty answer
 
 
-def test_a_note_says_when_more_counts_than_usual():
+def test_a_note_says_when_a_stricter_comparison_is_used():
     assert comparison_note(task(["a"], labels=("+1", "-1"))) == (
-        "answers are compared with their punctuation, because `+1` and `-1` would be the same otherwise"
+        "answers are compared including punctuation, because `+1` and `-1` would be equal otherwise"
     )
-    assert "case and blanks, because `Polish` and `polish`" in comparison_note(task(["Polish", "polish"]))
+    assert "case and spaces, because `Polish` and `polish`" in comparison_note(task(["Polish", "polish"]))
     assert comparison_note(task(["yes"], labels=("yes", "no"))) is None
     assert comparison_note(task(["-1"], labels=("+1", "-1"), metric="label_ranking")) is None

@@ -37,7 +37,7 @@ def answers(model, tokenizer, prompts=PROMPTS, **settings):
 
 
 def greedy_by_hand(model, tokenizer, prompt, steps):
-    """One forward over everything so far for every token: no cache, no batch, no padding."""
+    """Slow reference: one forward pass over all tokens so far for every token; no cache, no batch, no padding."""
     encoder_decoder = model.config.is_encoder_decoder
     ids = torch.tensor(encode_prompts([prompt], tokenizer, encoder_decoder=encoder_decoder, encoding=ENCODING))
     new: list[int] = []
@@ -55,14 +55,14 @@ def greedy_by_hand(model, tokenizer, prompt, steps):
 
 @pytest.mark.parametrize("build", [t5, llama])
 class TestBothFamilies:
-    def test_a_batch_answers_as_a_hand_written_loop_does_for_each_prompt_alone(self, build):
+    def test_batched_answers_equal_those_of_a_simple_loop_over_prompts(self, build):
         model, tokenizer = build()
         expected = [greedy_by_hand(model, tokenizer, prompt, 8) for prompt in PROMPTS]
         assert len(set(expected)) > 1, "the model must tell the prompts apart, or the test proves nothing"
         assert answers(model, tokenizer) == expected
 
     @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
-    def test_the_batch_size_changes_nothing(self, build, batch_size):
+    def test_the_batch_size_does_not_change_the_answers(self, build, batch_size):
         model, tokenizer = build()
         assert answers(model, tokenizer, batch_size=batch_size) == answers(model, tokenizer, batch_size=4)
 
@@ -77,7 +77,7 @@ class TestBothFamilies:
         ):
             assert long.encode().startswith(short.rstrip("�").encode())
 
-    def test_leaves_modes_gradients_and_the_random_state_alone(self, build):
+    def test_modes_gradients_and_the_random_state_do_not_change(self, build):
         model, tokenizer = build()
         model.train()
         frozen = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
@@ -104,7 +104,7 @@ class TestBothFamilies:
 
 class TestStoredSettings:
     @pytest.mark.parametrize("build", [t5, llama])
-    def test_those_of_a_chat_model_neither_warn_nor_change_the_answer(self, build, caplog):
+    def test_stored_sampling_settings_neither_warn_nor_change_the_answer(self, build, caplog):
         model, tokenizer = build()
         expected = answers(model, tokenizer)
         model.generation_config = GenerationConfig(

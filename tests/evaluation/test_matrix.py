@@ -36,12 +36,12 @@ def matrices(draw):
     return matrix
 
 
-def test_starts_with_one_row_more_than_tasks_and_nothing_measured():
+def test_a_new_matrix_has_one_row_more_than_tasks_and_only_nan():
     matrix = AccuracyMatrix(["news", "films", "qa"])
     assert matrix.R.shape == (4, 3) and np.isnan(matrix.R).all() and matrix.rows == {}
 
 
-def test_set_fills_one_cell():
+def test_set_changes_one_entry():
     matrix = filled()
     expected = [[25.0, np.nan], [200 / 3, np.nan], [50.0, 75.0]]
     assert np.array_equal(matrix.R, expected, equal_nan=True)
@@ -56,29 +56,29 @@ def test_set_fills_one_cell():
         ((-1, "news", 1.0, 1), "got -1; wanted 0"),
         ((0, "news", 100.1, 1), "got 100.1 for `news`; wanted percent"),
         ((0, "news", float("nan"), 1), "got nan"),
-        ((0, "news", 1.0, 0), "got 0 for `news`; wanted the number of rows"),
+        ((0, "news", 1.0, 0), "got 0 for `news`; wanted the number of evaluation rows"),
     ],
 )
-def test_set_refuses_what_cannot_be(arguments, message):
+def test_set_refuses_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         filled().set(*arguments)
 
 
-def test_refuses_a_task_twice_and_no_task():
+def test_duplicate_tasks_and_no_tasks_are_refused():
     for tasks in (["a", "a"], []):
         with pytest.raises(ValueError, match="each once"):
             AccuracyMatrix(tasks)
 
 
 class TestCsv:
-    def test_is_a_table_of_rows_and_tasks(self, tmp_path):
+    def test_has_a_header_and_a_line_per_row(self, tmp_path):
         filled().to_csv(tmp_path / "matrix.csv")
         text = (tmp_path / "matrix.csv").read_text(encoding="utf-8")
         assert text == "after,news,films\nbase,25.0,\nnews,66.66666666666667,\nfilms,50.0,75.0\n"
 
     @settings(max_examples=40, deadline=None)
     @given(matrix=matrices())
-    def test_reading_gives_back_what_was_written(self, matrix, tmp_path_factory):
+    def test_reading_gives_the_written_numbers(self, matrix, tmp_path_factory):
         path = tmp_path_factory.mktemp("csv") / "matrix.csv"
         matrix.to_csv(path)
         with open(path, encoding="utf-8", newline="") as file:
@@ -98,5 +98,5 @@ class TestDict:
         "value", [{}, {"tasks": ["a"], "R": [[1.0]], "rows": {}}, {"tasks": ["a"], "R": [[1.0], [2.0]], "rows": None}]
     )
     def test_refuses_another_shape(self, value):
-        with pytest.raises(CheckpointError, match="not an accuracy matrix"):
+        with pytest.raises(CheckpointError, match="not a score matrix"):
             AccuracyMatrix.from_dict(value)

@@ -23,7 +23,7 @@ def matrix(values=R, tasks=TASKS, rows=ROWS):
     return made
 
 
-def test_values_by_hand():
+def test_metrics_have_the_hand_computed_values():
     expected = {
         "ap": (70 + 76 + 60) / 3,
         "bwt": ((70 - 90) + (76 - 80)) / 2,  # -12
@@ -36,7 +36,7 @@ def test_values_by_hand():
 
 
 def test_the_best_score_may_come_from_before_a_task_was_learned():
-    """The maximum runs over all earlier trained models: here b scored best after a. The base model never counts."""
+    """The maximum is over all earlier trained models; here b scored best after a. The base model does not count."""
     values = [[99.0, 99.0, 99.0], [90.0, 85.0, 33.0], [95.0, 80.0, 36.0], [70.0, 76.0, 60.0]]
     assert summary(matrix(values))["forgetting"] == pytest.approx(((95 - 70) + (85 - 76)) / 2)
 
@@ -65,7 +65,7 @@ def test_one_task_has_performance_but_no_transfer():
         (1, 2, set()),
     ],
 )
-def test_a_missing_cell_takes_away_exactly_what_needs_it(row, column, lost):
+def test_a_missing_entry_removes_exactly_the_metrics_that_need_it(row, column, lost):
     values = np.array(R)
     values[row, column] = np.nan
     assert {name for name, value in summary(matrix(values)).items() if value is None} == lost
@@ -80,13 +80,13 @@ def test_with_equal_row_counts_the_means_agree():
     assert values["ap_weighted"] == pytest.approx(values["ap"])
 
 
-def test_seen_performance_by_hand():
+def test_seen_performance_has_the_hand_computed_values():
     assert seen_performance(np.array(R)) == pytest.approx([90.0, (95 + 80) / 2, (70 + 76 + 60) / 3])
     assert seen_performance(np.array([[np.nan] * 2, [50.0, np.nan], [np.nan, 60.0]])) == [50.0, None]
 
 
 @given(st.integers(2, 6), st.integers(0, 2**32 - 1))
-def test_laws(count, seed):
+def test_metrics_satisfy_their_inequalities_and_identities(count, seed):
     values = np.random.default_rng(seed).uniform(0, 100, (count + 1, count))
     found = summary(matrix(values, [str(index) for index in range(count)], {str(index): 3 for index in range(count)}))
     # AP = LA + (T - 1)/T · BWT: what is left is what was learned and what later tasks did to it
@@ -94,5 +94,5 @@ def test_laws(count, seed):
     assert found["forgetting"] >= -found["bwt"] - 1e-9  # the best is at least the score right after learning
 
 
-def test_every_measure_has_a_formula_and_a_meaning():
+def test_every_metric_has_a_formula_and_a_meaning():
     assert list(summary(matrix())) == list(FORMULAS) == list(MEANINGS)

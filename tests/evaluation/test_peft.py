@@ -1,4 +1,4 @@
-"""A model with adapters around it is scored like the model it stands for."""
+"""A model with adapters is scored like the model with merged adapters."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def adapted(encoder_decoder):
 # PEFT 0.21 asks transformers 5.23 for a property under its old name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("encoder_decoder", [True, False])
-def test_adapters_answer_and_rank_as_the_merged_model_does(encoder_decoder):
+def test_a_model_with_adapters_answers_and_ranks_like_the_merged_model(encoder_decoder):
     model, tokenizer = adapted(encoder_decoder)
     settings = {"encoding": Encoding(), "config": EvalConfig(max_new_tokens=6)}
     answers = generate_answers(model, tokenizer, PROMPTS, **settings)

@@ -41,7 +41,7 @@ def rank(model, tokenizer, prompts=PROMPTS, labels=LABELS, batch_size=3):
 
 
 def rank_one_by_one(model, tokenizer, prompts, labels):
-    """Minus the training loss of each row: one forward for each prompt and label, summed over the answer's tokens."""
+    """Slow reference: minus the training loss of each prompt and label, summed over the answer's tokens."""
     encoder_decoder = model.config.is_encoder_decoder
     ranked = []
     for prompt in prompts:
@@ -62,13 +62,13 @@ def rank_one_by_one(model, tokenizer, prompts, labels):
 
 @pytest.mark.parametrize("build", [t5, llama])
 class TestBothFamilies:
-    def test_is_minus_the_training_loss_of_each_row_alone(self, build):
+    def test_a_score_is_minus_the_training_loss_of_the_row(self, build):
         model, tokenizer = build()
         expected = rank_one_by_one(model, tokenizer, PROMPTS, LABELS)
         for scores, wanted in zip(rank(model, tokenizer), expected, strict=True):
             assert scores == pytest.approx(wanted, rel=1e-10)
 
-    def test_so_it_is_in_float32(self, build):
+    def test_the_same_holds_in_float32(self, build):
         model, tokenizer = build()
         expected = rank_one_by_one(model, tokenizer, PROMPTS, LABELS)
         for scores, wanted in zip(rank(model.float(), tokenizer), expected, strict=True):
@@ -77,7 +77,7 @@ class TestBothFamilies:
     def test_every_label_has_a_score_in_the_order_given(self, build):
         assert [list(scores) for scores in rank(*build())] == [LABELS] * len(PROMPTS)
 
-    def test_a_label_scores_the_same_in_any_company_and_order(self, build):
+    def test_a_score_does_not_depend_on_the_other_labels_or_their_order(self, build):
         model, tokenizer = build()
         whole = rank(model, tokenizer)
         for label in LABELS:
@@ -85,7 +85,7 @@ class TestBothFamilies:
             assert [scores[label] for scores in alone] == pytest.approx([scores[label] for scores in whole], rel=1e-10)
         assert [list(scores) for scores in rank(model, tokenizer, labels=LABELS[::-1])] == [LABELS[::-1]] * 5
 
-    def test_the_prompt_is_read_once_whatever_the_number_of_labels(self, build):
+    def test_the_prompt_is_processed_once_for_all_labels(self, build):
         model, tokenizer = build()
         reads = []
         first_layer = model.encoder.block[0] if model.config.is_encoder_decoder else model.model.layers[0]
@@ -105,15 +105,15 @@ class TestBothFamilies:
         assert model.training
 
     def test_the_answers_of_one_token_are_probabilities(self, build):
-        """Σ p(answer, eos) over all answers of one token is the chance to answer with one token: at most 1."""
+        """Σ p(answer, eos) over all answers of one token is the probability of such an answer: at most 1."""
         model, tokenizer = build()
         labels = [chr(code) for code in range(ord("a"), ord("z") + 1)]
         for scores in rank(model, tokenizer, labels=labels):
             assert 0.0 < math.fsum(math.exp(score) for score in scores.values()) <= 1.0
 
-    def test_refuses_no_labels_and_a_label_twice(self, build):
+    def test_no_labels_and_duplicate_labels_are_refused(self, build):
         for labels in ([], ["A", "B", "A"]):
-            with pytest.raises(DataError, match="at least one, each once"):
+            with pytest.raises(DataError, match="at least one label, and no label twice"):
                 rank(*build(), labels=labels)
 
 
@@ -123,15 +123,15 @@ class TestBothFamilies:
     batch_size=st.integers(1, 7),
 )
 @pytest.mark.parametrize("build", [t5, llama])
-def test_batches_never_change_a_score(build, prompts, batch_size):
+def test_the_batch_size_does_not_change_a_score(build, prompts, batch_size):
     model, tokenizer = build()
     batched = rank(model, tokenizer, prompts, ["True", "neutral"], batch_size)
     for prompt, scores in zip(prompts, batched, strict=True):
         assert scores == pytest.approx(rank(model, tokenizer, [prompt], ["True", "neutral"], 1)[0], rel=1e-9)
 
 
-def test_a_longer_label_wins_when_the_model_finds_it_likelier():
-    """What was trained most often ranks first, though it has more tokens than the others."""
+def test_a_longer_label_ranks_first_if_it_is_more_likely():
+    """The label that was trained most ranks first, although it has more tokens than the others."""
     tokenizer = llama_tokenizer()
     model = tiny_llama(tokenizer, initializer_range=0.3)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -147,7 +147,7 @@ def test_a_longer_label_wins_when_the_model_finds_it_likelier():
 
 
 @pytest.mark.parametrize("build", [t5, llama])
-def test_without_a_cache_every_label_is_read_from_its_beginning(build):
+def test_without_a_cache_the_prompt_is_processed_again_for_every_label(build):
     model, tokenizer = build()
     expected = rank_one_by_one(model, tokenizer, PROMPTS, LABELS)
     whole = type(model).forward

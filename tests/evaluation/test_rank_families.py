@@ -1,4 +1,4 @@
-"""Ranking is minus the training loss whatever a family keeps of a prompt: windows, recurrent states, convolutions."""
+"""Label scores are minus the training loss for every kind of cache: windows, recurrent states, convolutions."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def build(family):
 
 @pytest.mark.filterwarnings("ignore")  # some families warn that a faster kernel is not installed
 @pytest.mark.parametrize("family", [*FAMILIES, *SIDES])
-def test_is_minus_the_training_loss(family):
+def test_a_score_is_minus_the_training_loss(family):
     model, tokenizer = build(family)
     expected = rank_one_by_one(model, tokenizer, PROMPTS, LABELS)
     for scores, wanted in zip(rank(model, tokenizer), expected, strict=True):

@@ -1,4 +1,4 @@
-"""Rows that are read together, their beginning once, go on as each does alone; the tokens of answers prove it."""
+"""Prompts processed in one batch, with a shared beginning computed once, continue exactly as each does alone."""
 
 from unittest.mock import patch
 
@@ -48,7 +48,7 @@ def rows_of(tokenizer, prompts=PROMPTS, *, encoder_decoder=False):
 
 @torch.no_grad()
 def ids_by_hand(model, row, steps, ends):
-    """One forward over everything so far for every token: no cache, no batch, no padding."""
+    """Slow reference: one forward pass over all tokens so far for every token; no cache, no batch, no padding."""
     encoder_decoder, new = model.config.is_encoder_decoder, []
     while len(new) < steps and not (new and new[-1] in ends):
         if encoder_decoder:
@@ -61,7 +61,7 @@ def ids_by_hand(model, row, steps, ends):
 
 
 def answered_ids(model, tokenizer, prompts=PROMPTS, **settings):
-    """The tokens that `generate_answers` decodes, in the order of the prompts."""
+    """Return the tokens that `generate_answers` decodes, in the order of the prompts."""
     rows = rows_of(tokenizer, prompts, encoder_decoder=model.config.is_encoder_decoder)
     decoded = []
 
@@ -77,21 +77,21 @@ def answered_ids(model, tokenizer, prompts=PROMPTS, **settings):
 
 @pytest.mark.parametrize("name", BUILDS)
 @pytest.mark.parametrize("batch_size", [1, 4, 6])
-def test_answers_have_the_tokens_of_each_prompt_alone_whenever_they_end(name, batch_size):
+def test_batched_answers_have_the_tokens_of_the_slow_reference(name, batch_size):
     model, tokenizer = BUILDS[name]()
     rows = rows_of(tokenizer, encoder_decoder=model.config.is_encoder_decoder)
     free = [ids_by_hand(model, row, 8, set()) for row in rows]
-    # Tokens that some rows write early, some late, and some never: so the batch loses rows one after the other.
+    # Tokens that some rows write early, some late, and some never, so that rows leave the batch one after the other.
     ends = sorted({free[0][0], free[2][3], free[5][5], tokenizer.eos_token_id})
     model.generation_config.eos_token_id = ends
     expected = [ids_by_hand(model, row, 8, set(ends)) for row in rows]
-    assert len({len(ids) for ids in expected}) > 1, "rows must end at several places, or the test proves nothing"
+    assert len({len(ids) for ids in expected}) > 1, "rows must end at different steps for this test"
     assert answered_ids(model, tokenizer, batch_size=batch_size, max_new_tokens=8) == expected
 
 
 @pytest.mark.filterwarnings("ignore")  # some families warn that a faster kernel is not installed
 @pytest.mark.parametrize("family", [*FAMILIES, "switch_transformers"])  # ProphetNet's cache changes its own answers
-def test_so_they_have_whatever_a_family_keeps_of_a_prompt(family):
+def test_batched_answers_equal_the_slow_reference_for_every_model_family(family):
     model, tokenizer = build_family(family)
     rows = rows_of(tokenizer, encoder_decoder=model.config.is_encoder_decoder)
     expected = [ids_by_hand(model, row, 4, {tokenizer.eos_token_id}) for row in rows]
@@ -101,19 +101,19 @@ def test_so_they_have_whatever_a_family_keeps_of_a_prompt(family):
 
 class TestASharedBeginning:
     @pytest.mark.parametrize("name", ["llama", "gpt2", "moe"])
-    def test_leaves_the_same_behind_as_rows_read_whole(self, name):
+    def test_gives_the_same_state_as_processing_whole_rows(self, name):
         model, tokenizer = BUILDS[name]()
         rows, pad = rows_of(tokenizer), tokenizer.pad_token_id
         further = torch.arange(5, 5 + 3 * len(rows)).view(len(rows), 3)
         with torch.no_grad():
-            once = reading.read_by_decoder(model, rows, pad)
-            with patch.object(reading, "SHARED_AT_LEAST", 1000):
-                apart = reading.read_by_decoder(model, rows, pad)
-            torch.testing.assert_close(once.logits, apart.logits)
-            assert torch.equal(once.mask, apart.mask)
-            torch.testing.assert_close(once.go_on(further), apart.go_on(further))
+            at_once = reading.read_by_decoder(model, rows, pad)
+            with patch.object(reading, "MIN_SHARED", 1000):
+                separately = reading.read_by_decoder(model, rows, pad)
+            torch.testing.assert_close(at_once.logits, separately.logits)
+            assert torch.equal(at_once.mask, separately.mask)
+            torch.testing.assert_close(at_once.advance(further), separately.advance(further))
 
-    def test_goes_through_the_model_once(self):
+    def test_is_computed_once(self):
         model, tokenizer = llama()
         rows, seen = rows_of(tokenizer), []
         model.model.layers[0].register_forward_hook(lambda _module, args, _out: seen.append(tuple(args[0].shape[:2])))
@@ -136,14 +136,14 @@ class TestASharedBeginning:
 
 
 @pytest.mark.parametrize("build", [llama, t5])
-def test_rows_that_are_kept_go_on_as_beside_the_others(build):
+def test_kept_rows_continue_as_they_do_in_the_whole_batch(build):
     model, tokenizer = build()
     encoder_decoder, pad = model.config.is_encoder_decoder, tokenizer.pad_token_id
     rows = rows_of(tokenizer, encoder_decoder=encoder_decoder)
 
     def read():
         if encoder_decoder:
-            return reading.read_behind_encoder(model, *reading.encode(model, rows, pad))
+            return reading.read_start_token(model, *reading.encode(model, rows, pad))
         return reading.read_by_decoder(model, rows, pad)
 
     tokens, kept = torch.arange(5, 5 + len(rows))[:, None], torch.tensor([0, 3, 4])
@@ -151,10 +151,10 @@ def test_rows_that_are_kept_go_on_as_beside_the_others(build):
         whole, part = read(), read()
         part.keep(kept)
         for _ in range(2):
-            torch.testing.assert_close(part.go_on(tokens[kept]), whole.go_on(tokens)[kept])
-        whole.go_back(1)
-        part.go_back(1)
-        torch.testing.assert_close(part.go_on(tokens[kept]), whole.go_on(tokens)[kept])
+            torch.testing.assert_close(part.advance(tokens[kept]), whole.advance(tokens)[kept])
+        whole.rewind(1)
+        part.rewind(1)
+        torch.testing.assert_close(part.advance(tokens[kept]), whole.advance(tokens)[kept])
 
 
 @given(
@@ -163,7 +163,7 @@ def test_rows_that_are_kept_go_on_as_beside_the_others(build):
     most_tokens=st.none() | st.integers(1, 100),
     padded=st.booleans(),
 )
-def test_batches_hold_every_row_once_and_no_more_than_they_may(lengths, batch_size, most_tokens, padded):
+def test_batches_have_every_row_once_and_keep_their_limits(lengths, batch_size, most_tokens, padded):
     rows = [[0] * length for length in lengths]
     batches = list(batches_by_length(rows, batch_size, padded=padded, most_tokens=most_tokens))
     assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))

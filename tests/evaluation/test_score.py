@@ -35,7 +35,7 @@ def task(rows=ROWS, *, metric="exact_match", labels=("True", "False"), dev=None)
 
 
 class Memorised(torch.nn.Module):
-    """Answers every prompt it was given by heart, with its completion; the decoder-only side of `generate`."""
+    """Fake decoder-only model whose `generate` returns the stored completion of every prompt."""
 
     device = torch.device("cpu")
 
@@ -51,7 +51,7 @@ class Memorised(torch.nn.Module):
         }
 
     def forward(self, **_inputs):
-        return SimpleNamespace()  # no cache to go on from, so that `generate` is asked
+        return SimpleNamespace()  # no cache, so that `generate` is used
 
     def generate(self, *, input_ids, attention_mask, generation_config):
         answers = [
@@ -80,15 +80,15 @@ class TestNormalise:
             ("Ärger, ça va", "ärger ça va"),
         ],
     )
-    def test_values_by_hand(self, text, wanted):
+    def test_normalise_gives_the_hand_written_values(self, text, wanted):
         assert normalise(text) == wanted
 
     @given(st.text())
-    def test_twice_is_once(self, text):
+    def test_normalise_is_idempotent(self, text):
         assert normalise(normalise(text)) == normalise(text)
 
     @given(st.text("abC dE"), st.text(" \t.,!"))
-    def test_blanks_and_punctuation_around_an_answer_do_not_count(self, text, around):
+    def test_spaces_and_punctuation_around_an_answer_are_ignored(self, text, around):
         assert normalise(around + text + around) == normalise(text)
 
 
@@ -113,7 +113,7 @@ class TestExactMatch:
         assert [sample["correct"] for sample in result.samples] == [True, True, True, False]
         assert result.samples[3]["answer"] == "very negative"
 
-    def test_case_and_punctuation_do_not_count(self):
+    def test_case_and_punctuation_are_ignored(self):
         tokenizer = llama_tokenizer()
         known = [(prompt, f"{answer.upper()}.") for prompt, answer in ROWS]
         assert score(Memorised(known, tokenizer), tokenizer, task()).score == 100.0
@@ -126,8 +126,8 @@ class TestExactMatch:
         assert score(model, tokenizer, of, split="train").rows == 2
 
     @pytest.mark.parametrize("answer", [lambda index: index // 25, lambda index: index % 4], ids=["sorted", "in turn"])
-    def test_a_limit_meets_every_answer_as_often_as_all_rows_do(self, answer):
-        """A file may be sorted by answer, or have its answers in turn: rows at even distances would meet one alone."""
+    def test_limited_rows_have_the_same_shares_of_answers(self, answer):
+        """Rows at even distances would all have one answer if a file is sorted by answer or alternates answers."""
         tokenizer = llama_tokenizer()
         rows = [(f"Is the light red {index}?", f"answer {answer(index)}") for index in range(100)]
         result = score(Memorised(rows, tokenizer), tokenizer, task(rows, labels=None), limit=8)
@@ -136,22 +136,22 @@ class TestExactMatch:
 
 
 class TestLabelRanking:
-    def test_answers_with_the_likeliest_label(self):
+    def test_the_answer_is_the_most_likely_label_in_any_label_order(self):
         tokenizer = llama_tokenizer()
         model = tiny_llama(tokenizer, initializer_range=0.3)
         result = score(model, tokenizer, task(metric="label_ranking"))
-        turned = score(model, tokenizer, task(metric="label_ranking", labels=("False", "True")))
+        swapped = score(model, tokenizer, task(metric="label_ranking", labels=("False", "True")))
         assert {sample["answer"] for sample in result.samples} <= {"True", "False"}
-        assert turned.samples == result.samples
+        assert swapped.samples == result.samples
 
-    def test_one_label_is_always_the_likeliest(self):
+    def test_a_single_label_is_always_the_answer(self):
         tokenizer = llama_tokenizer()
         rows = [(prompt, "True") for prompt, _ in ROWS]
         result = score(tiny_llama(tokenizer), tokenizer, task(rows, metric="label_ranking", labels=("True",)))
         assert result.score == 100.0
 
-    def test_learns_what_it_is_trained_on(self):
-        """Loss on the completions, score by ranking: both must speak of the same tokens."""
+    def test_ranking_and_generation_score_100_on_learned_rows(self):
+        """The training loss and the ranking must use the same tokens."""
         tokenizer = llama_tokenizer()
         model = tiny_llama(tokenizer, initializer_range=0.1)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -169,20 +169,20 @@ class TestLabelRanking:
     def test_an_expected_answer_outside_the_labels_names_the_row(self):
         tokenizer = llama_tokenizer()
         of = task([*ROWS, ("A film?", "maybe")], metric="label_ranking")
-        with pytest.raises(DataError, match=r"eval row 4: expects `maybe`"):
+        with pytest.raises(DataError, match=r"eval row 4: the expected answer `maybe` is not one of"):
             score(None, tokenizer, of)
 
 
 class TestRefusals:
-    def test_a_split_that_does_not_exist(self):
+    def test_an_unknown_split_is_refused(self):
         with pytest.raises(DataError, match=r"got `evl`.*Did you mean `eval`"):
             score(None, llama_tokenizer(), task(), split="evl")
 
-    def test_a_split_that_the_task_does_not_have(self):
+    def test_a_split_that_the_task_does_not_have_is_refused(self):
         with pytest.raises(DataError, match="no `dev` rows"):
             score(None, llama_tokenizer(), task(), split="dev")
 
     @pytest.mark.parametrize("field", ["batch_size", "max_new_tokens", "limit"])
-    def test_numbers_below_one(self, field):
+    def test_numbers_below_one_are_refused(self, field):
         with pytest.raises(ConfigError, match=f"{field} is 0; it must be at least 1"):
             EvalConfig(**{field: 0})

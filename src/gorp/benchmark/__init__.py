@@ -1,4 +1,4 @@
-"""Comparisons: one cell is one method on one order of tasks with one seed; a grid is many, each run once."""
+"""Run comparisons of methods. A cell is one method on one order of tasks with one seed; a grid is a set of cells."""
 
 from gorp.benchmark.cell import Cell, learn_in_turn, run_cell
 from gorp.benchmark.grid import best_trial, collect, run_grid

@@ -1,4 +1,4 @@
-"""One cell of a comparison: a method, an order of tasks, a seed; its result is one JSON file."""
+"""Run one cell of a comparison: a method, an order of tasks, and a seed. Its result is one JSON file."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from gorp.training import TaskResult, train_task
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """All that decides the numbers of one run, and so its file name."""
+    """Everything that determines the numbers of one run, and therefore its file name."""
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -43,24 +43,25 @@ class Cell:
     eval_rows: int = 300
     dev_rows: int = 200
     split: Literal["dev", "eval"] = "eval"
-    """Where it is scored: `dev` (cut from train) for every choice, `eval` (the test rows) for what is reported."""
+    """Rows for scoring: `dev` (split off train) to choose settings, `eval` (the test rows) for reported numbers."""
     metric: Literal["exact_match", "label_ranking"] = "exact_match"
     cells: Literal["needed", "ends"] = "needed"
-    """`needed`: all that the metrics use. `ends`: the diagonal and the last row, for trials."""
+    """Entries of R to measure: all that the metrics use, or the diagonal and the last row (`ends`, for trials)."""
     max_prompt_tokens: int = 128
     random_weights: bool = False
-    """Start from an untrained model of the same shape: what pretraining is worth."""
+    """Start from an untrained model of the same shape, to measure the benefit of pretraining."""
     seed: int = 0
 
     def key(self) -> str:
-        """File name: method, seed and a digest of everything else."""
+        """Return the file name: method, seed and a digest of everything else."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.method}-seed{self.seed}-{digest}"
 
     def columns(self, row: int) -> list[int]:
-        """Tasks to score after task `row`: all before the first and after the last, else those learned and the next.
+        """Return the indices (from 0) of the tasks to score after task `row`.
 
-        With `ends` none before the first, and the newest alone before the last.
+        With `needed`: all tasks before the first and after the last one, otherwise the learned ones and the next. With
+        `ends`: none before the first task, all after the last one, otherwise only the newest.
         """
         if row == len(self.order) or (row == 0 and self.cells == "needed"):
             return list(range(len(self.order)))
@@ -68,11 +69,11 @@ class Cell:
 
 
 def run_cell(cell: Cell, data: Path) -> dict[str, Any]:
-    """Train the sequence and score it. The result holds the matrix, AP, BWT, FWT, forgetting, LA, costs and the leak.
+    """Train the sequence and score it. The result has R, AP, BWT, FWT, forgetting, LA, costs and the leak.
 
     Args:
-        cell: What to run.
-        data: Root of the CL benchmark; not part of the cell, because it does not decide the numbers.
+        cell: The cell to run.
+        data: Root of the CL benchmark; not part of the cell, because it does not change the numbers.
     """
     started = time.perf_counter()
     tasks = load_tasks(cell, data)
@@ -99,22 +100,22 @@ def learn_in_turn(
     score: Callable[[nn.Module, T, int], tuple[float, int]],
     started: float,
 ) -> dict[str, Any]:
-    """Learn the tasks one after another with the cell's method, score after each, and put the result together.
+    """Train the tasks one after another with the cell's method, score after each, and return the result.
 
     Args:
-        cell: What is run.
-        model: Untouched by any method.
+        cell: The cell to run.
+        model: The base model, not yet changed by a method.
         tasks: In the cell's order.
-        train: Called with the method, the newest task, the rows, and `name`, `index`, `seed`, `training`, `folder`,
-            `callbacks`, `num_tasks` as `train_task` takes them.
-        score: From the model as it serves, a task and the row of the matrix to percent right and rows.
-        started: `time.perf_counter()` when the cell began, loading included.
+        train: Called with the method, the newest task, the rows, and the arguments `name`, `index`, `seed`, `training`,
+            `folder`, `callbacks`, `num_tasks` of `train_task`.
+        score: (served model, task, row of the matrix) -> (percent correct, number of rows).
+        started: `time.perf_counter()` when the cell began, before loading.
     """
     config = METHODS[cell.method].Config(**cell.options)
     method = build_method(cell.method, config, LoraSettings(**cell.lora))
 
     def train_stage(stage: Stage[T], **where: Any) -> TaskResult:
-        newest, last = stage.tasks[-1], len(stage.contains)  # a joint stage too has the index of the last task
+        newest, last = stage.tasks[-1], len(stage.contains)  # a joint stage also has the index of the last task
         where |= {"name": newest.name, "index": last, "seed": cell.seed}
         return train(method, newest, stage.rows, training={"save_strategy": "no", **cell.training}, **where)
 
@@ -137,7 +138,7 @@ def learn_in_turn(
 
 
 def load(cell: Cell) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The cell's model in float32, on the GPU where there is one, and its tokenizer."""
+    """Load the cell's model in float32, on the GPU if there is one, and its tokenizer."""
     model, tokenizer = load_model(ModelConfig(path=cell.model), "cuda" if torch.cuda.is_available() else "cpu")
     if cell.random_weights:
         torch.manual_seed(cell.seed)
@@ -146,14 +147,14 @@ def load(cell: Cell) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def environment() -> dict[str, Any]:
-    """Where numbers come from: machine, threads, package versions."""
+    """Return the environment of a measurement: device, threads, package versions."""
     packages = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "datasets")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {"device": device, "threads": torch.get_num_threads(), "python": platform.python_version(), **packages}
 
 
 def load_tasks(cell: Cell, data: Path) -> list[Task]:
-    """The cell's tasks, cut to its sizes; the same rows whatever the method and the seed of the training."""
+    """Load the cell's tasks, limited to its sizes; the rows do not depend on the method or the training seed."""
     return [
         load_cl_benchmark(
             data,
@@ -170,7 +171,7 @@ def load_tasks(cell: Cell, data: Path) -> list[Task]:
 
 
 def peak_bytes() -> int:
-    """Peak memory: of the GPU where there is one, else of the process."""
+    """Return the peak memory of the GPU if there is one, otherwise of the process, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Many cells: what is finished is skipped, what was killed is run again, several processes share one folder."""
+"""Run many cells: skip finished ones, run killed ones again, and let several processes share one folder."""
 
 import fcntl
 import json
@@ -20,10 +20,10 @@ def run_grid(
     report: Callable[[int, Cell, dict[str, Any]], None],
     run: Callable[[Cell, Path], dict[str, Any]] = run_cell,
 ) -> None:
-    """Run every cell that has no result in `folder` and that no other living process is running.
+    """Run every cell that has no result in `folder` and is not being run by another process.
 
-    A cell is claimed by a lock on a file beside its result. The system lets go of the lock when the process ends, in
-    whatever way, so that a file that was left behind claims nothing.
+    A process claims a cell with a lock on a file next to its result. The operating system releases the lock when the
+    process ends, also when it is killed, so a leftover file blocks nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(cells):
@@ -38,13 +38,13 @@ def run_grid(
 
 
 def collect(cells: Iterable[Cell], folder: Path) -> list[dict[str, Any]]:
-    """The results there are, in the order of `cells`."""
+    """Return the existing results, in the order of `cells`."""
     paths = [folder / f"{cell.key()}.json" for cell in cells]
     return [read_json(path) for path in paths if path.exists()]
 
 
 def best_trial(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The trial with the highest AP, averaged over seeds where a setting was run with several."""
+    """Return the trial with the highest AP, averaged over the seeds of a setting."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         setting = {key: value for key, value in result["cell"].items() if key != "seed"}
@@ -54,12 +54,15 @@ def best_trial(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def _claim(path: Path) -> Iterator[bool]:
-    """Whether this process alone holds the file at `path`, which is removed afterwards."""
+    """Lock the file at `path`; yield whether that succeeded. A locked file is removed afterwards."""
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-        except (BlockingIOError, FileNotFoundError):  # held; or removed by its holder between our open and our lock
+        except (
+            BlockingIOError,
+            FileNotFoundError,
+        ):  # locked by another process, or removed by it between open and lock
             mine = False
         try:
             yield mine

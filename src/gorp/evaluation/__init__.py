@@ -1,14 +1,14 @@
-"""Scores, and what they say about a sequence of tasks.
+"""Score models on tasks, and compute the metrics of a task sequence.
 
-batches.py     EvalConfig, eval mode, batches of like length
-reading.py     prompts as a model holds them, what they begin with read once
+batches.py     EvalConfig, eval mode, batches of rows of similar length
+reading.py     run prompts through a model and keep their cache; a shared beginning is computed once
 generate.py    greedy answers in free text
 rank.py        log-likelihood of every label of a closed set
-compare.py     when an answer is the expected one
-inspect.py     what can be known of a task's answers before any is given
+compare.py     when an answer is correct
+inspect.py     checks of a task's rows before the model is used
 score.py       Task → TaskScore
-matrix.py      AccuracyMatrix: after every task, on every task
-metrics.py     AP, BWT, forgetting, LA, FWT: formulas on the matrix
+matrix.py      AccuracyMatrix: the score matrix R, every task after every task
+metrics.py     AP, BWT, forgetting, LA, FWT: formulas on the score matrix
 """
 
 from importlib import import_module
@@ -55,7 +55,7 @@ _MODULES = {
     "normalise": "compare",
     "score_task": "score",
 }
-"""Names whose modules need torch and transformers: imported when they are first asked for."""
+"""Names whose modules import torch and transformers; each module is imported on first use."""
 
 
 def __getattr__(name: str) -> Any:

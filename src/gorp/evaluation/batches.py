@@ -1,4 +1,4 @@
-"""How an evaluation goes through a model: its settings, eval mode, and batches of rows of like length."""
+"""Settings of an evaluation, eval mode, and batches of rows of similar length."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,46 +20,47 @@ from gorp.ranges import COUNT, Range, check_ranges
 
 
 Progress = Callable[[int, int], None]
-"""Called after every batch with the rows done and the rows in all."""
+"""Called after every batch with (rows done, all rows)."""
 
 MOST_ROWS = 100_000
-"""Of a batch."""
+"""Upper bound of `batch_size`."""
 
 LONGEST_ANSWER = 100_000
-"""Tokens; a model that never ends an answer writes as many for every row."""
+"""Upper bound of `max_new_tokens`. A model that never ends an answer writes this many tokens for every row."""
 
 TOKENS_ON_CPU = 1024
-"""Of a batch, prompts with their padding. With more, a layer's activations fall out of the processor's cache, and rows
-of more lengths stand together: on SmolLM2-135M 3.7 ms a token at 50 x 64, 3.2 at 24 x 43 (one core)."""
+"""Most tokens of a batch on a CPU, prompts including padding. In larger batches a layer's activations do not fit into
+the processor's cache, and rows of more different lengths are padded to the same one: on SmolLM2-135M 3.7 ms a token at
+50 x 64, 3.2 at 24 x 43 (one core)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How tasks are scored.
+    """Settings of scoring.
 
     Raises:
-        ConfigError: For a number outside its range.
+        ConfigError: If a number is outside its range.
     """
 
     batch_size: Annotated[int, Range(1, MOST_ROWS)] = 32
-    """Most rows of a batch; on a CPU fewer where they are long. Changes the speed, not the answers."""
+    """Most rows of a batch; on a CPU fewer if they are long. It changes the speed, not the answers."""
     max_new_tokens: Annotated[int, Range(1, LONGEST_ANSWER)] | None = None
-    """Tokens an answer in free text may have, its end included; None: as many as `encoding.max_completion_tokens`."""
+    """Most tokens of an answer in free text, including its end; None for `encoding.max_completion_tokens`."""
     limit: Annotated[int, COUNT] | None = None
-    """Rows scored per task, drawn once for all, with answers mixed as in all; None: all."""
+    """Most rows scored per task, always the same ones, stratified by the expected answer; None for all."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
 
 def answer_limit(encoding: Encoding, config: EvalConfig) -> int:
-    """How many tokens of an answer in free text are read, its end included."""
+    """Return the most tokens that an answer in free text may have, including its end."""
     return encoding.max_completion_tokens if config.max_new_tokens is None else config.max_new_tokens
 
 
 @contextmanager
 def evaluating(model: Module) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards every submodule is back in the mode it had."""
+    """Turn off dropout and gradients inside the context; restore the mode of every submodule afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -73,15 +74,15 @@ def evaluating(model: Module) -> Iterator[None]:
 def batches_by_length(
     rows: Sequence[Sequence[int]], batch_size: int, *, padded: bool = True, most_tokens: int | None = None
 ) -> Iterator[list[int]]:
-    """The indices of `rows` in batches of like length, to pad little; of equal length where nothing may be padded.
+    """Yield the indices of `rows` in batches of similar length, which need little padding.
 
-    The longest come first, so that a batch too big for the memory fails at once.
+    The longest rows come first, so that a batch that is too large for the memory fails at the start.
 
     Args:
         rows: Token ids.
         batch_size: Most rows of a batch.
-        padded: Whether rows of several lengths may stand in one batch.
-        most_tokens: Of a batch with its padding; a row that is longer stands alone.
+        padded: Whether a batch may have rows of different lengths.
+        most_tokens: Most tokens of a batch, including padding; a longer row is a batch of its own. None: no limit.
     """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     groups = [order] if padded else [list(group) for _, group in groupby(order, key=lambda index: len(rows[index]))]
@@ -95,50 +96,50 @@ def batches_by_length(
 
 
 def tokens_at_once(model: Module) -> int | None:
-    """Most tokens of a batch: on a CPU, as many as leave its activations in the cache of the processor."""
+    """Return the most tokens of a batch: `TOKENS_ON_CPU` on a CPU, None (no limit) elsewhere."""
     return TOKENS_ON_CPU if device_of(model).type == "cpu" else None
 
 
 def can_be_padded(model: Module, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a row in a padded batch is answered as it would be alone. Tried once a model, on a few tokens.
+    """Whether the model gives a row in a padded batch the same answer as alone. Tested once per model, on a few tokens.
 
-    Some recurrent models (RWKV, RecurrentGemma) read their padding, masked or not.
+    Some recurrent models (RWKV, RecurrentGemma) process padding even if it is masked.
     """
     inner = without_peft(model)
     if not isinstance(inner, PreTrainedModel):
         return True
-    if inner not in _minding:
+    if inner not in _padding_matters:
         with evaluating(model):
-            _minding[inner] = minds_padding(inner, ordinary_tokens(tokenizer), pad_token_id(tokenizer))
-    return not _minding[inner]
+            _padding_matters[inner] = minds_padding(inner, ordinary_tokens(tokenizer), pad_token_id(tokenizer))
+    return not _padding_matters[inner]
 
 
-_minding: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
+_padding_matters: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
 
 
 def is_encoder_decoder(model: Module) -> bool:
-    """Whether `model` encodes the prompt and decodes the answer (T5), or continues the prompt (Llama)."""
+    """Whether `model` encodes the prompt and decodes the answer (T5) instead of continuing the prompt (Llama)."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def device_of(model: Module) -> torch.device:
-    """Where the model reads its inputs."""
+    """Return the device on which the model expects its inputs."""
     device: Any = model.device
     return device
 
 
 def without_peft(model: Module) -> Any:
-    """The transformers model inside a PEFT model, or the model itself."""
+    """Return the transformers model inside a PEFT model, or the model itself."""
     inner: Any = model
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, encoder_decoder: bool) -> tuple[Tensor, Tensor]:
-    """Put encoded prompts into one batch, so that a decoder goes on where each of them ends.
+    """Put encoded prompts into one batch, so that a decoder continues each of them at its end.
 
     Returns:
-        `input_ids` and `attention_mask`, int64, B x S. Padding stands on the left for a decoder alone, on the right
-        for an encoder, whose positions may be absolute.
+        `input_ids` and `attention_mask`, int64, B x S. Padding is on the left for a decoder-only model, and on the
+        right for an encoder, which may have absolute positions.
     """
     if not encoder_decoder:
         return pad_left(rows, pad)
@@ -146,7 +147,7 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, encoder_decoder: bool) 
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to pad with: the tokenizer's own, or its eos if it has none. Padding is masked, so either does.
+    """Return the tokenizer's padding id, or its eos if it has none. Padding is masked, so the id has no effect.
 
     Raises:
         ModelError: If the tokenizer has neither.

@@ -1,4 +1,4 @@
-"""When an answer is the expected one."""
+"""Compare an answer with the expected one."""
 
 import string
 from collections.abc import Iterable
@@ -10,10 +10,10 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Lower case, without ASCII punctuation, single blanks.
+    """Return `text` in lower case, without ASCII punctuation, with single spaces.
 
-    Articles stay, since "A" is an answer of COPA. This is how the exact match of the CL_Benchmark
-    results is computed (O-LoRA, arXiv:2310.14152).
+    Articles are kept, because "A" is an answer of COPA. The exact match of the published CL_Benchmark results is
+    computed in this way (O-LoRA, arXiv:2310.14152).
     """
     return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
 
@@ -23,50 +23,50 @@ def _without_case(text: str) -> str:
 
 
 COMPARISONS = {"words": normalise, "text": _without_case, "exact": str.strip}
-"""What of an answer counts, the least first: its words, its words and punctuation, every character but outer blanks."""
+"""Ways to compare answers, from lenient to strict: words only; words and punctuation; all but outer spaces."""
 
-_COUNTED = {
-    "text": "answers are compared with their punctuation",
-    "exact": "answers are compared with their punctuation, case and blanks",
+_DESCRIPTIONS = {
+    "text": "answers are compared including punctuation",
+    "exact": "answers are compared including punctuation, case and spaces",
 }
 
 
 def comparison(task: Task) -> str:
-    """The name in `COMPARISONS` under which the answers of `task` are compared.
+    """Return the key of `COMPARISONS` with which the answers of `task` are compared.
 
-    A ranked label is the expected one or is not. A generated answer of a closed label set counts by its words, as
-    published scores do, and one in free text by its words and punctuation: "-3" is not "3". Where two labels, or two
-    expected answers, would be the same, or one of them empty, more counts.
+    Ranked labels are compared exactly. Generated answers from a closed label set are compared by their words, as in
+    published scores. Answers in free text are compared by words and punctuation: "-3" is not "3". If two labels or
+    expected answers would be equal, or one of them empty, the next stricter comparison is used.
     """
     if task.metric == "label_ranking":
         return "exact"
     answers = _answers(task)
     names = ("words", "text") if task.labels is not None else ("text",)
-    return next((name for name in names if _pair(answers, name) is None), "exact")
+    return next((name for name in names if _collision(answers, name) is None), "exact")
 
 
 def is_right(answer: str, expected: str, name: str) -> bool:
-    """Whether `answer` is `expected` under a comparison; what that leaves nothing of is compared as it is."""
+    """Whether `answer` equals `expected` under a comparison, or exactly if the comparison leaves `expected` empty."""
     compared = COMPARISONS[name]
     return compared(answer) == compared(expected) if compared(expected) else answer.strip() == expected.strip()
 
 
 def comparison_note(task: Task) -> str | None:
-    """Why more of an answer counts than usual, and None where it does not."""
+    """Return a note on why a stricter comparison than usual is used; None if it is not."""
     chosen, usual = comparison(task), "text" if task.labels is None else "words"
     if task.metric == "label_ranking" or chosen == usual:
         return None
     before = list(COMPARISONS)[list(COMPARISONS).index(chosen) - 1]
-    first, second = _pair(_answers(task), before) or ("", "")
-    return f"{_COUNTED[chosen]}, because `{first}` and `{second}` would be the same otherwise"
+    first, second = _collision(_answers(task), before) or ("", "")
+    return f"{_DESCRIPTIONS[chosen]}, because `{first}` and `{second}` would be equal otherwise"
 
 
 def _answers(task: Task) -> list[str]:
     return list(dict.fromkeys(task.eval["completion"][:] if task.labels is None else task.labels))
 
 
-def _pair(answers: Iterable[str], name: str) -> tuple[str, str] | None:
-    """Two answers that are the same under a comparison, or one of which nothing is left and the empty answer."""
+def _collision(answers: Iterable[str], name: str) -> tuple[str, str] | None:
+    """Return two answers that are equal under a comparison; ("…", "") if it makes one empty; None if there are none."""
     seen: dict[str, str] = {}
     for answer in answers:
         compared = COMPARISONS[name](answer)

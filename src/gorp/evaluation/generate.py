@@ -1,4 +1,4 @@
-"""Greedy answers in free text, in batches."""
+"""Generate greedy answers in free text, in batches."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from gorp.evaluation.batches import (
     tokens_at_once,
     without_peft,
 )
-from gorp.evaluation.reading import Reading, encode, read_behind_encoder, read_by_decoder
+from gorp.evaluation.reading import Reading, encode, read_by_decoder, read_start_token
 
 
 def generate_answers(
@@ -38,26 +38,26 @@ def generate_answers(
     forms: Sequence[Form] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Let `model` answer every prompt, always taking the most probable next token.
+    """Generate the model's answer to every prompt, with the most probable token at each step.
 
         yₜ = argmax p(· | prompt, y₁ … yₜ₋₁)    until an end token or `answer_limit(encoding, config)` tokens
 
-    End tokens are the tokenizer's eos, those stored with the model, and what a chat template ends an answer with.
-    A batch gives the answers that its rows would get alone: padding is masked. Sampling settings and
-    penalties stored with the model are not used. The random state and every submodule's mode are left as they were.
+    End tokens are the tokenizer's eos, those stored with the model, and the token with which a chat template ends an
+    answer. Padding is masked, so a row gets the same answer in a batch as alone. Sampling settings and penalties stored
+    with the model are not used. The random state and the mode of every submodule do not change.
 
     Args:
         model: A transformers model that can `generate`, or a PEFT model around one.
         tokenizer: The model's tokenizer.
         prompts: Rendered text, any number of rows.
-        encoding: Limits the tokens of a prompt, as in training.
-        config: Batch size and the longest answer; `limit` is not used here.
-        forms: Of the rows that the prompts belong to; all plain when None.
-        progress: Called with (rows done, rows in all) after every batch.
+        encoding: Limits on the tokens of a prompt, as in training.
+        config: Batch size and length of an answer; `limit` is not used here.
+        forms: Forms of the rows; None if all are plain.
+        progress: Called with (rows done, all rows) after every batch.
 
     Returns:
-        One answer per prompt, in the order given: new text only, without special tokens, without the row's lead, blanks
-        at both ends removed.
+        One answer per prompt, in the given order: only new text, without special tokens, without the row's lead, and
+        stripped.
     """
     encoder_decoder = is_encoder_decoder(model)
     forms = [PLAIN] * len(prompts) if forms is None else forms
@@ -72,7 +72,9 @@ def generate_answers(
             members = [rows[index] for index in batch]
             reading = _read(members, model, pad, settings) if readable else None
             readable = reading is not None
-            new = _answer_whole(members, model, pad, settings) if reading is None else _answer(reading, settings)
+            new = (
+                _answer_with_generate(members, model, pad, settings) if reading is None else _answer(reading, settings)
+            )
             for index, answer in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[index] = answer.strip().removeprefix(leads[forms[index]]).strip()
             done += len(batch)
@@ -82,51 +84,53 @@ def generate_answers(
 
 
 def _read(rows: list[list[int]], model: Module, pad: int, settings: GenerationConfig) -> Reading | None:
-    """None for a model that `generate` must answer for: its cache or its beginning of an answer is of its own kind."""
+    """Run prompts through the model. None if its cache or start of an answer is unusual, so `generate` must be used."""
     if not is_encoder_decoder(model):
         return read_by_decoder(model, rows, pad)
     start = getattr(model.config, "decoder_start_token_id", None)
     if start is None or start != settings.decoder_start_token_id:
         return None
-    return read_behind_encoder(model, *encode(model, rows, pad))
+    return read_start_token(model, *encode(model, rows, pad))
 
 
 def _answer(reading: Reading, settings: GenerationConfig) -> list[list[int]]:
-    """The tokens of every row's answer, with its end token; a row that has ended is computed no further."""
+    """Return the tokens of every row's answer, with its end token. Finished rows are removed from the batch."""
     answers: list[list[int]] = [[] for _ in reading.logits]
-    open_ = list(range(len(answers)))
+    unfinished = list(range(len(answers)))
     tokens = reading.logits.argmax(dim=-1)  # B
     if reading.encoded is not None and settings.forced_bos_token_id is not None:
         tokens = torch.full_like(tokens, settings.forced_bos_token_id)
     ends = torch.tensor(settings.eos_token_id or [], dtype=tokens.dtype, device=tokens.device)
     while True:
-        for row, token in zip(open_, tokens.tolist(), strict=True):
+        for row, token in zip(unfinished, tokens.tolist(), strict=True):
             answers[row].append(token)
-        going = torch.isin(tokens, ends, invert=True).nonzero()[:, 0]
-        if not len(going) or len(answers[open_[0]]) == settings.max_new_tokens:
+        kept = torch.isin(tokens, ends, invert=True).nonzero()[:, 0]
+        if not len(kept) or len(answers[unfinished[0]]) == settings.max_new_tokens:
             return answers
-        if len(going) < len(open_):
-            reading.keep(going)
-            open_, tokens = [open_[place] for place in going.tolist()], tokens[going]
-        tokens = reading.go_on(tokens[:, None])[:, -1].argmax(dim=-1)
+        if len(kept) < len(unfinished):
+            reading.keep(kept)
+            unfinished, tokens = [unfinished[position] for position in kept.tolist()], tokens[kept]
+        tokens = reading.advance(tokens[:, None])[:, -1].argmax(dim=-1)
 
 
-def _answer_whole(rows: list[list[int]], model: Module, pad: int, settings: GenerationConfig) -> list[list[int]]:
-    """As transformers generates: for a model whose cache is of its own kind, as that of a recurrent layer."""
+def _answer_with_generate(
+    rows: list[list[int]], model: Module, pad: int, settings: GenerationConfig
+) -> list[list[int]]:
+    """Answer with transformers' `generate`, for a model with its own kind of cache, such as a recurrent model."""
     generate: Any = model.generate
     encoder_decoder = is_encoder_decoder(model)
     input_ids, attention_mask = (
         part.to(device_of(model)) for part in pad_rows(rows, pad, encoder_decoder=encoder_decoder)
     )
-    with _stored_aside(without_peft(model), settings):
+    with _replaced_settings(without_peft(model), settings):
         output: Tensor = generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings)
-    # A decoder alone repeats the prompt.
+    # The output of a decoder-only model begins with the prompt.
     return (output if encoder_decoder else output[:, input_ids.shape[1] :]).tolist()
 
 
 @contextmanager
-def _stored_aside(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """Replace the settings stored with the model, which would otherwise fill every gap in ours, until the end."""
+def _replaced_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Replace the model's stored settings inside the context; `generate` would take every unset value from them."""
     stored = model.generation_config
     model.generation_config = settings
     try:
@@ -136,7 +140,7 @@ def _stored_aside(model: Any, settings: GenerationConfig) -> Iterator[None]:
 
 
 def _lead(form: Form, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the lead of a row looks like in an answer, where special tokens are left out."""
+    """Return the lead of a row as it appears in a decoded answer, without special tokens."""
     ids = text_ids([form.lead], tokenizer, control=form.chat)[0]
     return tokenizer.decode(ids, skip_special_tokens=True).strip()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -144,7 +148,7 @@ def _lead(form: Form, tokenizer: PreTrainedTokenizerBase) -> str:
 def _greedy(
     model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, forms: Collection[Form]
 ) -> GenerationConfig:
-    """Plain greedy decoding; of what is stored with the model, only its special tokens count."""
+    """Return settings of plain greedy decoding. Of the model's stored settings only the special tokens are used."""
     stored = model.generation_config
     own: Any = stored.eos_token_id  # None, an id, or several
     end: Any = tokenizer.eos_token_id

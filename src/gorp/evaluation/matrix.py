@@ -1,4 +1,4 @@
-"""The accuracy matrix R: what every stage of a task sequence scores on every task."""
+"""The score matrix R: the score on every task, after every task of a sequence."""
 
 import csv
 import io
@@ -13,11 +13,11 @@ from gorp.storage import write_atomic
 
 
 BASE = "base"
-"""Name of row 0 in files and tables: the model before the first task."""
+"""Name of row 0 in files and tables: the base model, before the first task."""
 
 
 class AccuracyMatrix:
-    """R[i, j], the score in percent on task j of the model that has learned tasks 1 to i.
+    """Score matrix: R[i, j] is the score, in percent, on task j of the model that has learned tasks 1 to i.
 
     Row 0 is the base model, row i the model after task i, so R is (T + 1) x T, float64; NaN means not measured. Columns
     follow the order in which the tasks are learned: with arrays counted from zero, task j is column j - 1.
@@ -25,11 +25,11 @@ class AccuracyMatrix:
     Attributes:
         tasks: Names of the tasks, in that order.
         R: The scores, (T + 1) x T.
-        rows: For each measured task, the number of evaluation rows behind its newest score.
+        rows: For each measured task, the number of evaluation rows of its latest score.
     """
 
     def __init__(self, tasks: Sequence[str]):
-        """An empty matrix for `tasks`; raises `ValueError` when there are none or a name occurs twice."""
+        """Create an empty matrix for `tasks`; raise `ValueError` if there are none or a name occurs twice."""
         self.tasks = list(tasks)
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks: got {self.tasks}; wanted at least one name, each once")
@@ -37,13 +37,13 @@ class AccuracyMatrix:
         self.rows: dict[str, int] = {}
 
     def set(self, row: int, task: str, score: float, rows: int) -> None:
-        """Enter the score of the model after task `row` (0 for the base model) on `task`.
+        """Set the score on `task` of the model after task `row` (0 for the base model).
 
         Args:
             row: 0 to T.
             task: One of `tasks`.
             score: Percent, 0 to 100.
-            rows: Evaluation rows the score was measured on, at least 1.
+            rows: Number of evaluation rows, at least 1.
 
         Raises:
             ValueError: If an argument is outside its range or the task is not one of `tasks`.
@@ -57,18 +57,18 @@ class AccuracyMatrix:
         if not 0.0 <= score <= 100.0:
             raise ValueError(f"score: got {score} for `{task}`; wanted percent, 0 to 100")
         if rows < 1:
-            raise ValueError(f"rows: got {rows} for `{task}`; wanted the number of rows behind the score, at least 1")
+            raise ValueError(f"rows: got {rows} for `{task}`; wanted the number of evaluation rows, at least 1")
         self.R[row, self.tasks.index(task)] = score
         self.rows[task] = rows
 
     def row_names(self) -> list[str]:
-        """What stands before each row: `base`, then the task learned last."""
+        """Return the name of each row: `base`, then the task that was learned last."""
         return [BASE, *self.tasks]
 
     def to_csv(self, path: Path) -> None:
-        """Write the scores: a heading `after` and the tasks, then one line a row; a cell not measured is empty.
+        """Write the scores as CSV: a header of `after` and the tasks, then one line per row; empty if not measured.
 
-        The numbers are written so that reading gives back the same floats. Row counts are not part of this file.
+        Reading the numbers gives exactly the same floats. Row counts are not in this file.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -78,16 +78,16 @@ class AccuracyMatrix:
         write_atomic(path, text.getvalue().encode())
 
     def to_dict(self) -> dict[str, Any]:
-        """The matrix as JSON values: `tasks`, `R` with None for a cell not measured, `rows`."""
+        """Return the matrix as JSON values: `tasks`, `R` with None for an entry not measured, `rows`."""
         scores = [[None if np.isnan(score) else float(score) for score in line] for line in self.R]
         return {"tasks": list(self.tasks), "R": scores, "rows": dict(self.rows)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "AccuracyMatrix":
-        """The inverse of `to_dict`.
+        """Return the matrix of which `to_dict` made `value`.
 
         Raises:
-            CheckpointError: If a key is missing or R does not have the shape that `tasks` asks for.
+            CheckpointError: If a key is missing, or the shape of R does not fit `tasks`.
         """
         try:
             matrix = cls(value["tasks"])
@@ -95,7 +95,7 @@ class AccuracyMatrix:
             matrix.rows = {str(task): int(count) for task, count in value["rows"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"not an accuracy matrix: {type(error).__name__}: {error}. Wanted `tasks`, `R` with one row more than"
-                " tasks, and `rows`; was the file written by another version?"
+                f"not a score matrix ({type(error).__name__}: {error}). Wanted `tasks`, `R` with one row more than"
+                " tasks, and `rows`. Check whether another version of gorp wrote the file."
             ) from None
         return matrix

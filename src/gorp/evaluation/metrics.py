@@ -1,11 +1,11 @@
-"""The measures of continual learning, each a formula on the accuracy matrix.
+"""Compute the metrics of continual learning from the score matrix.
 
-R is (T + 1) x T in percent: R[i, j] after task i on task j, row 0 the base model, NaN where nothing was measured. The
-formulas count tasks from 1 as papers do; in an array task j is column j - 1. Every function returns percent, or a
-difference in percentage points, or None when a cell it needs was not measured or when it has no meaning for one task.
+R is (T + 1) x T in percent: R[i, j] after task i on task j, row 0 the base model, NaN if not measured. The formulas
+count tasks from 1 as papers do; in an array task j is column j - 1. Every function returns percent or a difference in
+percentage points. It returns None if an entry that it needs was not measured, or if it is undefined for a single task.
 
 BWT and FWT follow Lopez-Paz and Ranzato, *Gradient Episodic Memory for Continual Learning*, arXiv:1706.08840, with the
-measured base model in the place of a random one. Forgetting follows Chaudhry et al., *Riemannian Walk for Incremental
+measured base model instead of a random one. Forgetting follows Chaudhry et al., *Riemannian Walk for Incremental
 Learning*, arXiv:1801.10112.
 """
 
@@ -24,30 +24,30 @@ FORMULAS: dict[str, str] = {
     "fwt": "FWT = mean over j > 1 of (R[j−1, j] − R[0, j])",
     "ap_weighted": "Weighted AP = Σ n[j] · R[T, j] / Σ n[j]",
 }
-"""The formula of each measure in `summary`, to be printed wherever the number is. n[j]: evaluation rows of task j."""
+"""Formula of each metric in `summary`, printed wherever the number is printed. n[j]: evaluation rows of task j."""
 
 MEANINGS: dict[str, str] = {
     "ap": "average performance after the last task",
-    "bwt": "backward transfer: what later tasks did to earlier ones; negative is forgetting",
-    "forgetting": "how far the tasks fell below their best; positive is a loss",
+    "bwt": "backward transfer: change of earlier tasks since they were learned; negative is forgetting",
+    "forgetting": "drop of earlier tasks from their best score; positive is a loss",
     "la": "learning accuracy: each task just after it was learned",
-    "fwt": "forward transfer: what earlier tasks gave to a task not yet learned",
-    "ap_weighted": "average performance with every evaluation row counted once",
+    "fwt": "forward transfer: change that earlier tasks bring to a task before it is learned",
+    "ap_weighted": "average performance in which every evaluation row has the same weight",
 }
-"""The same measures in words."""
+"""Meaning of each metric in words."""
 
 
 def average_performance(R: np.ndarray) -> float | None:
-    """Mean over all tasks after the last one: AP = (1/T) Σⱼ R[T, j]."""
+    """Return the mean over all tasks after the last one: AP = (1/T) Σⱼ R[T, j]."""
     return _mean(R[-1])
 
 
 def weighted_average_performance(R: np.ndarray, rows: np.ndarray) -> float | None:
-    """Mean over all evaluation rows after the last task: Σⱼ nⱼ R[T, j] / Σⱼ nⱼ.
+    """Return the mean over all evaluation rows after the last task: Σⱼ nⱼ R[T, j] / Σⱼ nⱼ.
 
     Args:
-        R: The accuracy matrix, (T + 1) x T.
-        rows: nⱼ, the evaluation rows of each task; T of them. None is returned when one is 0 or NaN.
+        R: The score matrix, (T + 1) x T.
+        rows: nⱼ, the number of evaluation rows of each task, T values. The result is None if one is 0 or NaN.
     """
     if not np.all(rows > 0):
         return None
@@ -56,40 +56,40 @@ def weighted_average_performance(R: np.ndarray, rows: np.ndarray) -> float | Non
 
 
 def backward_transfer(R: np.ndarray) -> float | None:
-    """How later tasks changed earlier ones: BWT = (1/(T-1)) Σ_{j<T} (R[T, j] - R[j, j]). Negative is forgetting."""
+    """Return the mean change of earlier tasks: BWT = (1/(T-1)) Σ_{j<T} (R[T, j] - R[j, j]). Negative is forgetting."""
     return _mean(R[-1, :-1] - learned(R)[:-1])
 
 
 def forgetting(R: np.ndarray) -> float | None:
-    """How far earlier tasks fell below their best: (1/(T-1)) Σ_{j<T} (max_{1<=l<T} R[l, j] - R[T, j]).
+    """Return the mean drop of earlier tasks from their best: (1/(T-1)) Σ_{j<T} (max_{1<=l<T} R[l, j] - R[T, j]).
 
-    The best is taken over trained models, row 0 left out. It needs all rows 1 to T - 1 of the earlier tasks.
+    The maximum is over trained models, without row 0. It needs rows 1 to T - 1 of all earlier tasks.
     """
     return _mean(R[1:-1, :-1].max(axis=0) - R[-1, :-1]) if len(R) > 2 else None
 
 
 def learning_accuracy(R: np.ndarray) -> float | None:
-    """Each task right after it was learned: LA = (1/T) Σⱼ R[j, j]."""
+    """Return the mean score of each task right after it was learned: LA = (1/T) Σⱼ R[j, j]."""
     return _mean(learned(R))
 
 
 def forward_transfer(R: np.ndarray) -> float | None:
-    """What earlier tasks gave to a task before it was learned: FWT = (1/(T-1)) Σ_{j>1} (R[j-1, j] - R[0, j])."""
+    """Return the mean gain of tasks before they were learned: FWT = (1/(T-1)) Σ_{j>1} (R[j-1, j] - R[0, j])."""
     return _mean(np.diagonal(R)[1:] - R[0, 1:])
 
 
 def learned(R: np.ndarray) -> np.ndarray:
-    """R[j, j] for every task j: the diagonal below row 0; T scores."""
+    """Return R[j, j] for every task j, the diagonal below row 0: T scores."""
     return np.diagonal(R, offset=-1)
 
 
 def seen_performance(R: np.ndarray) -> list[float | None]:
-    """After each task i, the mean over the tasks learned so far: (1/i) Σ_{j<=i} R[i, j]; T values, the last is AP."""
+    """Return, for each task i, the mean over the tasks learned so far: (1/i) Σ_{j<=i} R[i, j]. The last value is AP."""
     return [_mean(R[i, :i]) for i in range(1, len(R))]
 
 
 def summary(matrix: AccuracyMatrix) -> dict[str, float | None]:
-    """Every measure of `FORMULAS` by its name, in that order."""
+    """Return every metric of `FORMULAS` by name, in that order."""
     return {
         "ap": average_performance(matrix.R),
         "bwt": backward_transfer(matrix.R),

@@ -1,4 +1,4 @@
-"""How likely a model finds each label of a closed set: the prompt is read once, every label is tried after it."""
+"""Compute the log-likelihood of each label of a closed set. The prompt is computed once, then every label after it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,14 +24,14 @@ from gorp.evaluation.batches import (
     tokens_at_once,
 )
 from gorp.evaluation.reading import (
-    DOES_NOT_GO_ON,
+    UNSUPPORTED_CACHE,
     Reading,
-    behind_encoder,
+    decoder_arguments,
     encode,
-    read_behind_encoder,
     read_by_decoder,
+    read_start_token,
     start_tokens,
-    understood,
+    supported,
 )
 
 
@@ -46,44 +46,47 @@ def rank_labels(
     forms: Sequence[Form] | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
-    """The log-likelihood of every label after every prompt.
+    """Return the log-likelihood of every label after every prompt.
 
         ℓ(label) = Σₜ log p(yₜ | prompt, y₁ … yₜ₋₁)        y: the label's tokens and its end, as in training
 
-    It is the sum, not the mean per token. With the end in it, exp ℓ is the probability that the model, sampling freely,
-    answers with exactly this label; so a long label needs no correction, and a label that begins another gains nothing.
+    This is the sum over the tokens, not the mean. Because it includes the end, exp ℓ is the probability that the model,
+    sampling freely, answers with exactly this label. So long labels need no correction, and a label that is the
+    beginning of another one has no advantage.
 
-    A prompt goes through the model once, whatever the number of labels. The labels follow one after the other, on top
-    of the keys and values cached for the prompt, so memory does not grow with their number. A model whose cache cannot
-    be put back as it was before a label, as that of a recurrent layer, reads the prompt anew with every label, padded
-    as in training; behind an encoder, whose output is kept, only the decoder reads anew.
+    The model processes a prompt once for all labels. The labels follow one after the other, on the cached keys and
+    values of the prompt, so memory does not grow with their number. If the cache cannot be rewound to the end of the
+    prompt, as in recurrent layers, the model processes the prompt again for every label, padded as in training; for an
+    encoder-decoder, the encoder's output is kept and only the decoder runs again.
 
     Args:
         model: A transformers model, or a PEFT model around one.
         tokenizer: The model's tokenizer.
         prompts: Rendered text, any number of rows.
         labels: At least one, each once.
-        encoding: Limits the tokens of a prompt, as in training.
+        encoding: Limits on the tokens of a prompt, as in training.
         config: Batch size, counted in prompts; `limit` is not used here.
-        forms: Of the rows that the prompts belong to; all plain when None.
-        progress: Called with (rows done, rows in all) after every batch.
+        forms: Forms of the rows; None if all are plain.
+        progress: Called with (rows done, all rows) after every batch.
 
     Returns:
-        For each prompt, in the order given: label -> ℓ in nats, labels in the order given.
+        For each prompt, in the given order: label -> ℓ in nats, labels in the given order.
 
     Raises:
-        DataError: If there are no labels or one occurs twice.
+        DataError: If there are no labels, or a label occurs twice.
         ModelError: If the model has no decoder start token.
     """
     if not labels or len(set(labels)) < len(labels):
-        raise DataError(f"labels: got {list(labels)}; wanted at least one, each once. Correct the task's label set.")
+        raise DataError(
+            f"labels: got {list(labels)}; wanted at least one label, and no label twice. Correct the task's `labels`."
+        )
     encoder_decoder = is_encoder_decoder(model)
     forms = [PLAIN] * len(prompts) if forms is None else forms
     rows = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding, forms=forms)
     ranked: list[dict[str, float]] = [{}] * len(rows)
     done, limits = 0, {"padded": can_be_padded(model, tokenizer), "most_tokens": tokens_at_once(model)}
     with evaluating(model):
-        for members in _alike(prompts, tokenizer, forms):
+        for members in _groups(prompts, tokenizer, forms):
             first, count = members[0], len(labels)
             answers = encode_completions(
                 labels,
@@ -103,8 +106,8 @@ def rank_labels(
     return ranked
 
 
-def _alike(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> Iterable[list[int]]:
-    """The indices of prompts behind which a label has the same tokens."""
+def _groups(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> Iterable[list[int]]:
+    """Group the indices of prompts after which a label has the same tokens."""
     groups: dict[tuple[Form, str], list[int]] = {}
     for index, key in enumerate(zip(forms, places(prompts, tokenizer, forms), strict=True)):
         groups.setdefault(key, []).append(index)
@@ -112,60 +115,60 @@ def _alike(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, forms: Se
 
 
 def _score(rows: list[list[int]], answers: list[list[int]], model: Module, pad: int) -> Tensor:
-    """ℓ of every answer after every row, B x len(answers)."""
+    """Return ℓ of every answer after every row, B x len(answers)."""
     if not is_encoder_decoder(model):
         reading = read_by_decoder(model, rows, pad)
         if reading is not None:
-            return _score_after(reading, answers)
-        return torch.stack([_score_whole(rows, answer, model, pad) for answer in answers], dim=1)
+            return _score_cached(reading, answers)
+        return torch.stack([_score_uncached(rows, answer, model, pad) for answer in answers], dim=1)
     encoded, mask = encode(model, rows, pad)
     try:
-        reading = read_behind_encoder(model, encoded, mask)
+        reading = read_start_token(model, encoded, mask)
         if reading is not None:
-            return _score_after(reading, answers)
-    except DOES_NOT_GO_ON:
+            return _score_cached(reading, answers)
+    except UNSUPPORTED_CACHE:
         pass
-    return torch.stack([_score_behind_encoder(encoded, mask, answer, model) for answer in answers], dim=1)
+    return torch.stack([_score_uncached_decoder(encoded, mask, answer, model) for answer in answers], dim=1)
 
 
-def _score_after(reading: Reading, answers: list[list[int]]) -> Tensor:
-    """ℓ of every answer after the prompts that were read, B x len(answers)."""
+def _score_cached(reading: Reading, answers: list[list[int]]) -> Tensor:
+    """Return ℓ of every answer after the prompts in the cache, B x len(answers)."""
     first = _log_softmax(reading.logits)  # B x V
-    reading.cache.activate_past_recording()  # a sliding window keeps what a label pushes out of it
+    reading.cache.activate_past_recording()  # a sliding window keeps the tokens that a label pushes out, for rewind
     columns = []
     for answer in answers:
         column = first[:, answer[0]]
         if len(answer) > 1:
             tokens = torch.tensor(answer, device=first.device)
-            following = _log_softmax(reading.go_on(tokens[:-1].expand(len(first), -1)))  # B x (n - 1) x V
-            reading.go_back(len(answer) - 1)
+            following = _log_softmax(reading.advance(tokens[:-1].expand(len(first), -1)))  # B x (n - 1) x V
+            reading.rewind(len(answer) - 1)
             column = column + following[:, torch.arange(len(answer) - 1), tokens[1:]].sum(dim=1)
         columns.append(column)
     return torch.stack(columns, dim=1)
 
 
-def _score_whole(rows: list[list[int]], answer: list[int], model: Module, pad: int) -> Tensor:
-    """ℓ of one answer after every row of a decoder, B, without a cache; padding stands on the right, as in training."""
+def _score_uncached(rows: list[list[int]], answer: list[int], model: Module, pad: int) -> Tensor:
+    """Return ℓ of one answer after every row of a decoder-only model, B, without a cache, padded on the right."""
     forward: Any = model
     batch = Collator(pad)([{"input_ids": row + answer, "labels": row + answer} for row in rows])
     input_ids, mask = (batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask"))
-    logits = forward(input_ids=input_ids, attention_mask=mask, **understood(model, use_cache=False)).logits
+    logits = forward(input_ids=input_ids, attention_mask=mask, **supported(model, use_cache=False)).logits
     starts = torch.tensor([len(row) for row in rows], device=logits.device)
     at = starts[:, None] + torch.arange(len(answer), device=logits.device)  # B x n
-    rows_ = torch.arange(len(rows), device=logits.device)[:, None]
-    scores = _log_softmax(logits[rows_, at - 1])  # B x n x V
+    row_index = torch.arange(len(rows), device=logits.device)[:, None]  # B x 1
+    scores = _log_softmax(logits[row_index, at - 1])  # B x n x V; the logits before a token predict it
     return scores.gather(2, input_ids.gather(1, at)[..., None])[..., 0].sum(dim=1)
 
 
-def _score_behind_encoder(encoded: ModelOutput, mask: Tensor, answer: list[int], model: Module) -> Tensor:
-    """ℓ of one answer after every row of an encoder's output, B, without a cache of the decoder's."""
+def _score_uncached_decoder(encoded: ModelOutput, mask: Tensor, answer: list[int], model: Module) -> Tensor:
+    """Return ℓ of one answer for every row of an encoder's output, B, without a cache of the decoder."""
     forward: Any = model
     tokens = torch.tensor(answer, device=mask.device).expand(len(mask), -1)  # B x n
     inputs = torch.cat([start_tokens(model, mask), tokens[:, :-1]], dim=1)
-    logits = forward(**behind_encoder(encoded, mask, inputs), use_cache=False).logits  # B x n x V
+    logits = forward(**decoder_arguments(encoded, mask, inputs), use_cache=False).logits  # B x n x V
     return _log_softmax(logits).gather(2, tokens[..., None])[..., 0].sum(dim=1)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """In float32 at least: half precision has three digits, and labels differ by less."""
+    """Return the log-softmax in at least float32: half precision has three digits, and labels may differ by less."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Prompts as a model holds them after reading: from here generation and ranking go on."""
+"""Run prompts through a model and keep the cache, from which generation and ranking continue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,46 +17,48 @@ from gorp.errors import ModelError
 from gorp.evaluation.batches import device_of, pad_rows, without_peft
 
 
-SHARED_AT_LEAST = 8
-"""Tokens with which all rows of a batch must begin to be read by themselves: a pass of its own costs as much."""
+MIN_SHARED = 8
+"""Least tokens of a beginning that all rows of a batch share, for it to be computed separately; less is not worth the
+additional pass."""
 
-DOES_NOT_GO_ON = (AssertionError, NotImplementedError, ValueError)
-"""What a decoder raises that takes only one token behind its cache, as ProphetNet's: it refuses, nothing is broken."""
+UNSUPPORTED_CACHE = (AssertionError, NotImplementedError, ValueError)
+"""Errors of decoders that accept only one token after their cache, such as ProphetNet's. The uncached way still works.
+"""
 
 
 @dataclass
 class Reading:
-    """B prompts as the model holds them after reading, ready to go on with any answer."""
+    """State of a model that has processed B prompts, ready to continue with answers."""
 
     model: Module
-    logits: Tensor  # B x V, for the answer's first token
+    logits: Tensor  # B x V, for the first token of the answer
     cache: Cache
     mask: Tensor  # B x S: of the encoder's tokens, or of all tokens in the cache
-    encoded: ModelOutput | None  # of the encoder; None for a decoder alone
+    encoded: ModelOutput | None  # the encoder's output; None for a decoder-only model
 
-    def go_on(self, tokens: Tensor) -> Tensor:
-        """Logits behind each of n further tokens, B x n -> B x n x V; the cache then holds them."""
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Process n more tokens, B x n, add them to the cache, and return the logits after each, B x n x V."""
         forward: Any = self.model
         if self.encoded is not None:
-            inputs = behind_encoder(self.encoded, self.mask, tokens)
+            inputs = decoder_arguments(self.encoded, self.mask, tokens)
         else:
             positions = self.mask.sum(dim=1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
             self.mask = torch.cat([self.mask, torch.ones_like(tokens)], dim=1)
             inputs = {
                 "input_ids": tokens,
                 "attention_mask": self.mask,
-                **understood(self.model, position_ids=positions),
+                **supported(self.model, position_ids=positions),
             }
         return forward(**inputs, past_key_values=self.cache, use_cache=True).logits
 
-    def go_back(self, count: int) -> None:
-        """Take the last `count` tokens off again."""
+    def rewind(self, count: int) -> None:
+        """Remove the last `count` tokens from the cache."""
         self.cache.crop(-count)
         if self.encoded is None:
             self.mask = self.mask[:, :-count]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch alone."""
+        """Keep only these rows of the batch."""
         self.cache.reorder_cache(cast(torch.LongTensor, rows))
         self.mask = self.mask[rows]
         if self.encoded is not None:
@@ -64,35 +66,39 @@ class Reading:
 
 
 def read_by_decoder(model: Module, rows: Sequence[list[int]], pad: int) -> Reading | None:
-    """Let a decoder read prompts; None where it keeps nothing that a token could be taken off again.
+    """Run prompts through a decoder-only model. Return None if tokens cannot be removed from its cache again.
 
-    What all rows begin with is read once, P tokens. In the batch, padded on the left to S columns, the first P
-    columns hold nothing but padding and tokens of that beginning; their keys and values are gathered from the one
-    reading, and only the other S - P columns go through the model. The cache is the one that the whole batch has.
+    If all rows begin with the same P tokens, these are computed once. In the batch, padded on the left to S columns,
+    the first P columns contain only padding and tokens of this beginning. Their keys and values are gathered from the
+    single pass, and only the other S - P columns go through the model. The resulting cache equals that of the whole
+    batch.
     """
     input_ids, mask = (part.to(device_of(model)) for part in pad_rows(rows, pad, encoder_decoder=False))
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # padding stands on the left and has no position
-    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
-    shared = min(alike, min(len(row) for row in rows) - 1)  # every row has a last token to read
-    begun = None
-    if len(rows) > 1 and shared >= SHARED_AT_LEAST:
-        begun = _read_once(model, input_ids.new_tensor([rows[0][:shared]]), positions[:, :shared])
-    if begun is not None:
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # padding is on the left and is not counted
+    equal = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
+    shared = min(equal, min(len(row) for row in rows) - 1)  # leave the last token of every row for the second pass
+    cache = None
+    if len(rows) > 1 and shared >= MIN_SHARED:
+        cache = _read_shared(model, input_ids.new_tensor([rows[0][:shared]]), positions[:, :shared])
+    if cache is not None:
         try:
-            return _read(model, input_ids[:, shared:], mask, positions[:, shared:], past_key_values=begun)
-        except DOES_NOT_GO_ON:
+            return _read(model, input_ids[:, shared:], mask, positions[:, shared:], past_key_values=cache)
+        except UNSUPPORTED_CACHE:
             pass
     return _read(model, input_ids, mask, positions)
 
 
-def _read_once(model: Module, beginning: Tensor, positions: Tensor) -> Cache | None:
-    """The cache of B rows at `positions`, B x P, of a beginning, 1 x P; None where it is more than keys and values."""
+def _read_shared(model: Module, beginning: Tensor, positions: Tensor) -> Cache | None:
+    """Compute a shared beginning, 1 x P, once and return its cache gathered for B rows at `positions`, B x P.
+
+    Returns None if the cache has more than keys and values.
+    """
     mask = torch.ones_like(beginning)
     reading = _read(model, beginning, mask, mask.cumsum(dim=1) - 1)
     if reading is None or any(type(layer) is not DynamicLayer for layer in reading.cache.layers):
         return None
     for layer in cast(list[DynamicLayer], reading.cache.layers):
-        if layer.keys is not None and layer.values is not None:  # a layer may use those of another
+        if layer.keys is not None and layer.values is not None:  # some layers reuse those of another layer
             layer.keys = layer.keys[0][:, positions].transpose(0, 1)  # heads x B x P x d -> B x heads x P x d
             layer.values = layer.values[0][:, positions].transpose(0, 1)
     return reading.cache
@@ -100,7 +106,7 @@ def _read_once(model: Module, beginning: Tensor, positions: Tensor) -> Cache | N
 
 def _read(model: Module, input_ids: Tensor, mask: Tensor, positions: Tensor, **past: Any) -> Reading | None:
     forward: Any = model
-    extra = understood(model, position_ids=positions, logits_to_keep=1)
+    extra = supported(model, position_ids=positions, logits_to_keep=1)
     output = forward(input_ids=input_ids, attention_mask=mask, use_cache=True, **extra, **past)
     cache = getattr(output, "past_key_values", None)
     if not isinstance(cache, Cache) or not cache.is_croppable:
@@ -108,10 +114,10 @@ def _read(model: Module, input_ids: Tensor, mask: Tensor, positions: Tensor, **p
     return Reading(model, output.logits[:, -1], cache, mask, None)
 
 
-def read_behind_encoder(model: Module, encoded: ModelOutput, mask: Tensor) -> Reading | None:
-    """Let the decoder read its start token; None where it keeps nothing that a token could be taken off again."""
+def read_start_token(model: Module, encoded: ModelOutput, mask: Tensor) -> Reading | None:
+    """Run the start token through an encoder-decoder's decoder. None if tokens cannot be removed from its cache."""
     forward: Any = model
-    output = forward(**behind_encoder(encoded, mask, start_tokens(model, mask)), use_cache=True)
+    output = forward(**decoder_arguments(encoded, mask, start_tokens(model, mask)), use_cache=True)
     cache = output.past_key_values
     if not isinstance(cache, Cache) or not cache.is_croppable:
         return None
@@ -119,30 +125,32 @@ def read_behind_encoder(model: Module, encoded: ModelOutput, mask: Tensor) -> Re
 
 
 def encode(model: Module, rows: Sequence[list[int]], pad: int) -> tuple[ModelOutput, Tensor]:
-    """The encoder's output for prompts, and their mask; asked by itself, since some encoders refuse `use_cache`."""
+    """Return the encoder's output for prompts, and their mask. It runs separately: some encoders refuse `use_cache`."""
     inner: Any = without_peft(model)
     input_ids, mask = (part.to(device_of(model)) for part in pad_rows(rows, pad, encoder_decoder=True))
     return inner.get_encoder()(input_ids=input_ids, attention_mask=mask, return_dict=True), mask
 
 
-def behind_encoder(encoded: ModelOutput, mask: Tensor, tokens: Tensor) -> dict[str, Any]:
-    """What a model with an encoder is called with where its encoder need not run again."""
+def decoder_arguments(encoded: ModelOutput, mask: Tensor, tokens: Tensor) -> dict[str, Any]:
+    """Return arguments for an encoder-decoder that reuse the encoder's output."""
     return {"encoder_outputs": encoded, "attention_mask": mask, "decoder_input_ids": tokens}
 
 
 def start_tokens(model: Module, mask: Tensor) -> Tensor:
-    """The token that every answer of a decoder behind an encoder follows, B x 1.
+    """Return the token with which the decoder of an encoder-decoder starts, B x 1.
 
     Raises:
         ModelError: If the model has none.
     """
     start = getattr(model.config, "decoder_start_token_id", None)
     if start is None:
-        raise ModelError("config.decoder_start_token_id is not set, so the decoder cannot begin. Set it on the model.")
+        raise ModelError(
+            "config.decoder_start_token_id is not set, so the decoder cannot start. Set it in the model's config."
+        )
     return torch.full_like(mask[:, :1], start)
 
 
-def understood(model: Module, **arguments: Any) -> dict[str, Any]:
-    """Those of `arguments` that the model's own forward names; PEFT hands them through to it."""
+def supported(model: Module, **arguments: Any) -> dict[str, Any]:
+    """Return those of `arguments` that the forward of the model inside PEFT accepts; PEFT passes them on."""
     known = signature(without_peft(model).forward).parameters
     return {name: value for name, value in arguments.items() if name in known}

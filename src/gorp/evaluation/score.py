@@ -1,4 +1,4 @@
-"""Score a model on a task: answer every row, compare with what was expected, keep every answer."""
+"""Score a model on a task: answer every row, compare with the expected answer, and keep every answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from gorp.evaluation.rank import rank_labels
 
 
 SPLITS = ("eval", "dev", "train")
-"""The parts of a task that can be scored."""
+"""The splits of a task that can be scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """What one model scored on one task."""
+    """Score of a model on a task."""
 
     task: str
     """Name of the task."""
 
     metric: str
-    """`exact_match`: the generated answer is the expected one. `label_ranking`: the likeliest label is."""
+    """`exact_match`: the generated answer must equal the expected one. `label_ranking`: the most likely label must."""
 
     score: float
     """Correct rows in percent, 0 to 100."""
@@ -38,7 +38,7 @@ class TaskScore:
     """Rows scored."""
 
     samples: list[dict[str, Any]]
-    """One entry per row: `index` in the split, `prompt`, `expected`, `answer`, `correct`."""
+    """One entry per row: `index` (in the split), `prompt`, `expected`, `answer`, `correct`."""
 
 
 def score_task(
@@ -55,30 +55,30 @@ def score_task(
 
         score = 100 · (rows whose answer is the completion) / rows
 
-    What of an answer counts is decided by `comparison`.
+    `comparison` decides how an answer is compared with the completion.
 
     Args:
         model: A transformers model, or a PEFT model around one.
         tokenizer: The model's tokenizer.
-        task: The task; its `metric` says how an answer is made.
+        task: The task; its `metric` decides whether answers are generated or labels ranked.
         split: "eval", "dev" or "train".
-        encoding: Limits the tokens of a prompt, as in training.
-        config: Batch size, longest answer, and how many rows.
-        progress: Called with (rows done, rows in all) after every batch.
+        encoding: Limits on the tokens of a prompt, as in training.
+        config: Batch size, length of an answer, and number of rows.
+        progress: Called with (rows done, all rows) after every batch.
 
     Raises:
-        DataError: Before the model is used: the task does not have the split, or labels are to be ranked and a row
-            expects an answer that is none of them.
+        DataError: If the task does not have the split, or labels are ranked and the answer of a row is not one of them;
+            before the model is used.
     """
     rows, forms = _rows(task, split, config.limit)
     prompts = [row["prompt"] for row in rows]
-    asked: Any = {"encoding": encoding, "config": config, "forms": forms, "progress": progress}
+    options: Any = {"encoding": encoding, "config": config, "forms": forms, "progress": progress}
     if task.metric == "label_ranking":
         labels = _labels(task, split, rows)
-        ranked = rank_labels(model, tokenizer, prompts, labels, **asked)
-        answers = [max(scores, key=scores.__getitem__) for scores in ranked]  # equal scores: the label named first
+        ranked = rank_labels(model, tokenizer, prompts, labels, **options)
+        answers = [max(scores, key=scores.__getitem__) for scores in ranked]  # of equal scores the first label
     else:
-        answers = generate_answers(model, tokenizer, prompts, **asked)
+        answers = generate_answers(model, tokenizer, prompts, **options)
     name = comparison(task)
     samples = [
         {**row, "answer": answer, "correct": is_right(answer, row["expected"], name)}
@@ -89,13 +89,13 @@ def score_task(
 
 
 def _rows(task: Task, split: str, limit: int | None) -> tuple[list[dict[str, Any]], list[Form]]:
-    """The rows to score: all, or `limit` of them, their answers mixed as in all, whatever the order of the file."""
+    """Return the rows to score: all, or `limit` of them, stratified by answer and independent of the file's order."""
     if split not in SPLITS:
         raise DataError(f"split: got `{split}`; wanted one of {', '.join(SPLITS)}." + nearest(split, SPLITS))
     dataset = getattr(task, split)
     if dataset is None:
         raise DataError(
-            f"task `{task.name}`: it has no `{split}` rows; score another split, or read it with `dev_rows`."
+            f"task `{task.name}` has no `{split}` rows. Score another split, or load the task with `dev_rows`."
         )
     chosen = draw_stratified(dataset, len(dataset) if limit is None else limit, seed=0)
     part = dataset.select(chosen, keep_in_memory=True)
@@ -106,12 +106,12 @@ def _rows(task: Task, split: str, limit: int | None) -> tuple[list[dict[str, Any
 
 
 def _labels(task: Task, split: str, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The labels to rank, checked against what the rows expect."""
+    """Return the labels to rank; raise DataError if a row expects an answer that is not one of them."""
     labels = list(task.labels or ())
     for row in rows:
         if row["expected"] not in (*labels, NO_LABEL):
             raise DataError(
-                f"task `{task.name}`, {split} row {row['index']}: expects `{row['expected']}`, which is not one of its"
-                f" labels {labels}. Correct the row, or add the label."
+                f"task `{task.name}`, {split} row {row['index']}: the expected answer `{row['expected']}` is not one of"
+                f" its labels {labels}. Correct the row, or add the label."
             )
     return labels
