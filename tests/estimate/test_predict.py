@@ -10,12 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from gorp.cli import app
-from gorp.errors import ModelError
-from gorp.estimate import Device, SavedTensors, predict
+from gorp.errors import GorpError, ModelError
+from gorp.estimate import Device, Ledger, SavedTensors, predict
 from gorp.estimate.shapes import batch_of, forward_and_backward
-from gorp.layers.lora import add_lora
+from gorp.layers.lora import LoraSettings, add_lora
 from gorp.layers.targets import resolve
-from gorp.methods import build_method
+from gorp.methods import METHODS, build_method
 from gorp.methods.base import TaskContext
 from gorp.models.load import ModelConfig, load_model, skeleton
 from gorp.workspace import load_config
@@ -37,12 +37,12 @@ def project(request, tmp_path_factory):
 
 @functools.cache
 def predicted(path, **training):
-    """Estimates for the project with other arguments of training."""
+    """Estimates for the project, with other training arguments."""
     return predict(config_of(path, **training), DEVICE)
 
 
 def config_of(path, **training):
-    """The project's configuration, with other arguments of training."""
+    """The project's configuration, with other training arguments."""
     config = load_config(path)
     training = {"per_device_train_batch_size": 4, **training}
     return type(config)(**{**vars(config), "training": training})
@@ -140,9 +140,67 @@ def test_of_a_hub_model_its_description_alone_is_fetched(project, tmp_path, monk
     assert asked == [("org/name", {"revision": "v1", "allow_patterns": ["config.json", "adapter_config.json"]})]
 
 
-def test_another_method_is_compared_with_gorp_as_it_comes(tmp_path):
-    path = make_project(tmp_path, method={"name": "ewc"})
-    assert predict(load_config(path), DEVICE)["gorp"].trainable > 0
+NEEDS_VALUES = {"replay": "replay cannot be estimated", "migu": "`t5` with the method `migu` cannot be estimated"}
+"""Methods that keep rows, or look at which tokens are padding, in a step."""
+
+
+@pytest.mark.slow
+def test_every_method_is_estimated_or_refused_by_name(tmp_path):
+    for name in METHODS:
+        config = load_config(make_project(tmp_path / name, method={"name": name}))
+        if name in NEEDS_VALUES:
+            with pytest.raises(GorpError, match=NEEDS_VALUES[name]):
+                predict(config, DEVICE)
+            continue
+        estimates = predict(config, DEVICE)
+        assert list(estimates) == [name, "lora", "full"]
+        ours = estimates[name]
+        assert ours.trainable > 0 and ours.kept > 0
+        assert ours.peak > ours.weights + ours.optimizer + ours.protection + ours.activations
+
+
+def test_a_loss_term_costs_what_its_forward_pass_costs(tmp_path):
+    """`lwf` runs the model once more than `incremental_lora` does, without a backward pass."""
+    plain, distilled = (
+        load_config(make_project(tmp_path / name, method={"name": name})) for name in ("incremental_lora", "lwf")
+    )
+    model, _ = load_model(plain.model, "cpu")
+    add_lora(model, resolve(model, plain.lora.target_modules, role="lora"), plain.lora)
+    encoding, rows = plain.encoding, plain.training["per_device_train_batch_size"]
+    batch = batch_of(model, rows=rows, prompt=encoding.max_prompt_tokens, answer=encoding.max_completion_tokens)
+    with torch.no_grad(), Ledger() as ledger:
+        model(**batch)
+    one, two = predict(plain, DEVICE)["incremental_lora"], predict(distilled, DEVICE)["lwf"]
+    assert two.flops - one.flops == ledger.flops > 0
+    assert two.seconds > one.seconds
+
+
+def test_penalties_hold_their_anchors_on_the_device(tmp_path):
+    lora = {"r": 4, "target_modules": "all-linear"}
+    for name, factor in (("ewc", 2), ("olora", None)):
+        path = make_project(tmp_path / name, method={"name": name}, lora=lora)
+        model, method = skeleton(load_config(path).model), build_method(name, None, LoraSettings(**lora))
+        method.setup(model)
+        shapes = [model.get_submodule(layer).weight.shape for layer in method.layers]
+        adapter, rows = 4 * sum(4 * (m + n) for m, n in shapes), 4 * sum(4 * n for _, n in shapes)
+        wanted = rows if factor is None else factor * adapter  # A of the task before; F and the anchor of A and B
+        assert predict(load_config(path), DEVICE)[name].protection == wanted
+
+
+def test_protected_full_has_its_weights_in_float32_and_holds_s_and_the_weights_at_the_start(tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        model = {"path": "model", "dtype": dtype}
+        path = make_project(tmp_path / dtype, family="llama", model=model, method={"name": "protected_full"})
+        config = load_config(path)
+        estimates = predict(config, DEVICE)
+        ours, full = estimates["protected_full"], estimates["full"]
+        layers = resolve(skeleton(config.model), "all-linear", role="full")
+        shapes = [skeleton(config.model).get_submodule(layer).weight.shape for layer in layers]
+        size, basis = sum(m * n for m, n in shapes), sum(4 * n * int(0.75 * n) for _, n in shapes)
+        assert (ours.trainable, ours.gradients, ours.optimizer) == (size, 4 * size, 8 * size)
+        assert ours.protection == basis + 4 * size
+        assert ours.main_memory == size * (4 if dtype == "float32" else 2)
+        assert ours.weights - full.weights == (0 if dtype == "float32" else 2 * size)
 
 
 def test_command(tmp_path):

@@ -1,11 +1,10 @@
-"""What a run will need, before it is started: memory, time, and what it keeps, from the shapes of its model alone.
+"""Predict memory, time and kept bytes of a run from the shapes of its model, before it is started.
 
-ledger.py    what a piece of code costs, operation by operation
-shapes.py    a training step on tensors without data
+ledger.py    count what torch code costs, operation by operation
+shapes.py    run a training step on tensors without data
 device.py    how fast a device is, measured or given
-kept.py      what gorp carries from task to task
-predict.py   all of it for one YAML, gorp or protected_full beside LoRA and full fine-tuning
-wording.py   the same as lines of a table
+predict.py   the estimate for a YAML: its method beside LoRA and full fine-tuning
+wording.py   the estimate as lines of a table
 """
 
 from gorp.estimate.device import Device, device_for, measure_device

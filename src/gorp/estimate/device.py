@@ -1,4 +1,4 @@
-"""How fast a device multiplies, moves bytes and starts an operation: given, or measured in about two seconds."""
+"""Rates of a device: products, copies, and the time of its smallest operation; measured in two seconds, or given."""
 
 import time
 from collections.abc import Callable
@@ -12,26 +12,26 @@ from gorp.workspace.config import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """The numbers that turn counts into seconds."""
+    """Rates that turn counts of operations into seconds."""
 
     name: str
-    """For the table."""
+    """As the table shows it."""
     flops: float
-    """Floating-point operations a second that a large matrix product reaches, in the dtype of training."""
+    """Floating-point operations a second of a large matrix product in the dtype of training."""
     bandwidth: float
-    """Bytes a second, read and written together, of a large copy."""
+    """Bytes a second of a large copy, those read and those written added up."""
     latency: float = 5e-6
-    """Seconds that the smallest operation takes."""
+    """Seconds of the smallest operation."""
     on_host: bool = True
-    """Whether its memory is the main memory: true of a CPU."""
+    """Whether the device's memory is the main memory, as on a CPU."""
 
     def seconds(self, flops: float, moved: float) -> float:
-        """Roofline time of one operation: `flops` operations, `moved` bytes."""
+        """Return the roofline time of an operation: max(flops / F, moved / B, latency)."""
         return max(flops / self.flops, moved / self.bandwidth, self.latency)
 
 
 def device_for(config: RunConfig, *, tflops: float | None = None, gbps: float | None = None) -> Device:
-    """The device that `config` would train on here, measured; or, where both numbers are given, a GPU that has them.
+    """Return the device that `config` would train on here, measured; or, if both rates are given, a GPU with these.
 
     Args:
         config: Says whether the GPU may be used, and whether products are bfloat16.
@@ -47,7 +47,9 @@ def device_for(config: RunConfig, *, tflops: float | None = None, gbps: float | 
 
 
 def measure_device(device: str, dtype: torch.dtype) -> Device:
-    """Measure this machine, in about two seconds; the best of many short trials, as what slows one is not the device.
+    """Measure this machine in about two seconds.
+
+    Each rate is the best of many short trials, because other processes only ever make a trial slower.
 
     Args:
         device: "cpu" or "cuda".
@@ -71,7 +73,7 @@ def measure_device(device: str, dtype: torch.dtype) -> Device:
 
 
 def _best(action: Callable[[], Any], device: str, budget: float) -> float:
-    """Least seconds of `action` in `budget` seconds, after one call that does not count."""
+    """Return the least time of a call of `action` in `budget` seconds, after a first call that does not count."""
     best, end = float("inf"), time.perf_counter() + budget
     action()
     while time.perf_counter() < end or best == float("inf"):

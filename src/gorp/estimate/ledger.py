@@ -1,11 +1,11 @@
-"""What a piece of torch code costs, operation by operation: arithmetic, bytes moved, bytes alive, bytes saved.
+"""Count what torch code costs, operation by operation: arithmetic, bytes moved, bytes alive, bytes saved for backward.
 
-Works on real tensors and on tensors without data (the meta device, `FakeTensorMode`), and counts the same on both: that
-is how a prediction comes from running the very code it predicts.
+It counts the same on real tensors and on tensors without data (the meta device, `FakeTensorMode`), so a prediction
+comes from running the code that it predicts.
 
     seconds = Σ over operations of  max(flops / F, bytes / B, latency)          the roofline, eager mode
 
-Attention counts as its two products, forwards, and five, backwards; views and allocations cost nothing.
+Attention counts as two products in the forward pass and five in the backward pass; views and allocations cost nothing.
 """
 
 import math
@@ -24,10 +24,10 @@ from gorp.estimate.device import Device
 
 
 class Ledger(TorchDispatchMode):
-    """Counts while it is active.
+    """Count operations while the mode is active.
 
     Args:
-        device: Whose FLOP/s and bandwidth turn counts into seconds; None leaves `seconds` at zero.
+        device: Its rates turn counts into seconds; None leaves `seconds` at zero.
     """
 
     def __init__(self, device: Device | None = None) -> None:
@@ -36,28 +36,28 @@ class Ledger(TorchDispatchMode):
         self.flops = 0
         """Floating-point operations of matrix products; a multiply-add is two."""
         self.bytes = 0
-        """Read and written by all operations, each as if nothing stayed in a cache."""
+        """Bytes read and written by all operations, as if nothing stayed in a cache."""
         self.seconds = 0.0
         """Roofline time."""
         self.live = 0
-        """Bytes now alive of those allocated since the start."""
+        """Bytes allocated since the start and not freed."""
         self.peak = 0
-        """Most bytes alive at once of those allocated since the start."""
+        """The largest value of `live`."""
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        given, made = _tensors((args, kwargs)), _tensors(out)
-        for tensor in given:
-            self._know(tensor)
-        for tensor in made:
-            self._hold(tensor)
+        inputs, outputs = _tensors((args, kwargs)), _tensors(out)
+        for tensor in inputs:
+            self._ignore(tensor)
+        for tensor in outputs:
+            self._allocate(tensor)
         if not (func.is_view or func._overloadpacket in FREE):
-            self._charge(func, args, kwargs, out, sum(map(size_of, given)) + sum(map(size_of, made)))
+            self._count(func, args, kwargs, out, sum(map(size_of, inputs)) + sum(map(size_of, outputs)))
         return out
 
-    def _charge(self, func: Any, args: Any, kwargs: Any, out: Any, moved: int) -> None:
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any, moved: int) -> None:
         packet = func._overloadpacket
         count = FLOPS.get(packet) or flop_registry.get(packet)
         flops = count(*args, **kwargs, out_val=out) if count else 0
@@ -66,14 +66,14 @@ class Ledger(TorchDispatchMode):
         if self.device is not None:
             self.seconds += self.device.seconds(flops, moved)
 
-    def _know(self, tensor: Tensor) -> None:
-        """A tensor that was there before is not ours to count."""
+    def _ignore(self, tensor: Tensor) -> None:
+        """Leave out a tensor that was allocated before the start."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
             weakref.finalize(storage, self._seen.discard, storage._cdata)
 
-    def _hold(self, tensor: Tensor) -> None:
+    def _allocate(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata in self._seen:
             return
@@ -88,10 +88,10 @@ class Ledger(TorchDispatchMode):
 
 
 class SavedTensors:
-    """Counts what autograd keeps from the forward pass for the backward pass, each storage once, weights left out.
+    """Count what autograd keeps from the forward pass for the backward pass, each storage once, without the weights.
 
     Args:
-        model: Its parameters and buffers are there anyway and do not count.
+        model: Its parameters and buffers do not count: they are in memory anyway.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -115,18 +115,18 @@ class SavedTensors:
 
 
 def held_tensors(model: nn.Module) -> Iterable[Tensor]:
-    """Parameters and buffers, each once."""
+    """Yield the parameters and buffers of a model, each once."""
     yield from model.parameters()
     yield from model.buffers()
 
 
 def size_of(tensor: Tensor) -> int:
-    """Bytes of its elements."""
+    """Return the bytes of a tensor's elements."""
     return tensor.numel() * tensor.element_size()
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind `tensors`, each once."""
+    """Return the bytes of the storages behind `tensors`, each storage once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -135,18 +135,18 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _product(total: Tensor, left: Tensor, right: Tensor, **_: Any) -> int:
-    """`addmm_` and `baddbmm_`."""
+    """Flops of `addmm_` and `baddbmm_`."""
     return 2 * math.prod(left.shape) * right.shape[-1]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """Q Kᵀ and its product with V."""
+    """Flops of Q Kᵀ and of its product with V."""
     batch, heads, length, width = query.shape
     return 2 * batch * heads * length * key.shape[-2] * (width + value.shape[-1])
 
 
 def _attention_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """The scores once more, and two products for each of the two."""
+    """Flops of Q Kᵀ once more, and of two products for the gradient of each of the two products."""
     return _attention(query, key, value) * 5 // 2
 
 
@@ -158,7 +158,7 @@ FLOPS: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""Operations that torch's own counter does not know."""
+"""Flops of the operations that torch's own counter leaves out."""
 
 FREE = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.detach, _aten._unsafe_view, _aten.lift_fresh}
-"""Operations that read and write nothing."""
+"""Operations that read and write no data."""

@@ -30,6 +30,12 @@ Between tasks:
     serving             gives the model that answers prompts, of a task whose name may be known
     memory_tensors      returns the bases S that are written to `memory.safetensors`
 
+For `gorp estimate`, on a model without data:
+
+    assume_learned      takes the largest state that finished tasks can leave, from shapes and settings alone
+    resident_tensors    returns what the method holds on the device, beside the model, while a task runs
+    step_work           yields the arithmetic of `edit_gradients` and `after_step`
+
 `state_dict` is called after each task, and whenever a checkpoint is written within one. `load_state_dict` restores it.
 
 **Resuming a task.** A new object is loaded with the state that was saved before the task; `begin_task` is called as
@@ -50,6 +56,7 @@ from torch import Tensor, nn
 from gorp.core.outputs import Batch, Outputs
 from gorp.core.state import footprint, prefixed, without_prefix
 from gorp.errors import ConfigError, TrainingError, nearest
+from gorp.layers.names import weight_name
 from gorp.layers.trainable import check_trainable
 from gorp.ranges import check_ranges
 from gorp.weights.base import BaseWeights
@@ -93,6 +100,18 @@ class TaskContext:
     batches: Callable[[int, int | None], Iterator[Batch]]
     """`batches(batch_size, limit)` yields at most `limit` of the task's training rows (None: all), drawn at random
     without replacement. The rows are the same on every call, on every rank and in a resumed run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """An operation that a method adds to an optimizer step, outside the forward pass, loss and backward pass."""
+
+    flops: float
+    """Floating-point operations; a multiply-add is two."""
+    moved: float
+    """Bytes read and written."""
+    every: int = 1
+    """It runs in one step of so many."""
 
 
 class Method:
@@ -288,6 +307,37 @@ class Method:
             )
         self.weights.load(self.deltas)
         yield model
+
+    def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
+        """Take the largest state that `tasks` finished tasks can leave, in tensors without data (the meta device).
+
+        `gorp estimate` calls it after `setup`, reads the bytes kept between tasks off `state_dict`, and begins a task
+        from that state. Default: a dense delta of every weight that `choose` names. Overrides fill what else is in
+        `state_dict`.
+
+        Args:
+            model: The base model, on the meta device.
+            tasks: At least 1.
+            steps: Optimizer steps of each task; None where they are not known.
+
+        Raises:
+            ConfigError: If the state depends on more than shapes and settings.
+        """
+        layers = self.choose(model)
+        names = map(weight_name, layers) if layers is not None else [name for name, _ in model.named_parameters()]
+        self.deltas = {name: WeightDelta.without_data(model.get_parameter(name).shape) for name in names}
+
+    def resident_tensors(self) -> list[Tensor]:
+        """Return the tensors, beside the model's, that the method holds on the model's device while a task runs."""
+        return []
+
+    def step_work(self, tokens: Callable[[str], int]) -> Iterator[Work]:
+        """Yield the method's own operations in a step of the task that runs: those of `edit_gradients`, `after_step`.
+
+        Args:
+            tokens: From the name of a weight to N, the tokens that its layer is shown in an optimizer step.
+        """
+        yield from ()
 
     def memory_tensors(self) -> dict[str, Tensor]:
         """Return the contents of `memory.safetensors`: S of each protected weight, n x s, float32.

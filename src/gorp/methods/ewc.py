@@ -97,6 +97,16 @@ class Ewc(SharedLoraMethod):
         super().end_task(model, optimizer, task)
 
     @override
+    def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
+        super().assume_learned(model, tasks=tasks, steps=steps)
+        for name, (down, up) in self.factors.items():
+            self.fisher |= {f"{name}::a": torch.empty_like(down), f"{name}::b": torch.empty_like(up)}
+
+    @override
+    def resident_tensors(self) -> list[Tensor]:
+        return [tensor for pair in self._pull.values() for tensor in pair]
+
+    @override
     def abandon(self, model: nn.Module) -> None:
         self._pull = {}
         super().abandon(model)

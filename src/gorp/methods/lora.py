@@ -11,6 +11,7 @@ from typing_extensions import override
 from gorp.core.state import prefixed, without_prefix
 from gorp.errors import ConfigError
 from gorp.layers.lora import LoraPair, LoraSettings, add_lora, remove_lora
+from gorp.layers.names import weight_name
 from gorp.layers.targets import left_out_line, resolve
 from gorp.layers.trainable import check_rank
 from gorp.methods.base import Method, MethodConfig, TaskContext
@@ -58,6 +59,11 @@ class LoraMethod(Method):
         remove_lora(model)
         self.pairs = {}
         super().abandon(model)
+
+    @override
+    def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
+        shapes = {weight_name(layer): self.weights.parameter(weight_name(layer)).shape for layer in self.layers}
+        self.deltas = {name: WeightDelta.without_data(shape, tasks * self.lora.r) for name, shape in shapes.items()}
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
@@ -109,6 +115,14 @@ class SharedLoraMethod(LoraMethod):
             self.deltas[name] = pair.delta().to("cpu")
             self.factors[name] = (pair.down.detach().cpu().clone(), pair.up.detach().cpu().clone())
         self._finish(model)
+
+    @override
+    def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
+        super().assume_learned(model, tasks=1, steps=steps)
+        for name, delta in self.deltas.items():
+            m, n = delta.shape
+            factors = torch.empty(self.lora.r, n, device="meta"), torch.empty(m, self.lora.r, device="meta")
+            self.factors[name] = factors
 
     @override
     def _before(self, name: str, pair: LoraPair) -> tuple[Tensor, Tensor]:

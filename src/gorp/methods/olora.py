@@ -71,6 +71,16 @@ class OLora(LoraMethod):
         super().end_task(model, optimizer, task)
 
     @override
+    def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
+        super().assume_learned(model, tasks=tasks, steps=steps)
+        height = tasks * self.lora.r
+        self.rows = {name: torch.empty(height, delta.shape[1], device="meta") for name, delta in self.deltas.items()}
+
+    @override
+    def resident_tensors(self) -> list[Tensor]:
+        return list(self._beside.values())
+
+    @override
     def abandon(self, model: nn.Module) -> None:
         self._beside = {}
         super().abandon(model)

@@ -16,7 +16,7 @@ Cost: two products with S before a step and two after it, 8·m·n·s flops a wei
 backward pass over N tokens; in memory S, and W as it was at the task's start.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, final
 
@@ -25,11 +25,12 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from gorp.core.linalg import project_gradient, project_out_rows
+from gorp.core.memory import room
 from gorp.errors import ConfigError
 from gorp.layers.names import layer_name, weight_name
 from gorp.layers.targets import left_out_line, resolve
 from gorp.layers.widening import WidenedLayer, made_in
-from gorp.methods.base import Method, MethodConfig, TaskContext
+from gorp.methods.base import Method, MethodConfig, TaskContext, Work
 from gorp.protection.report import check_room
 from gorp.protection.space import SharedSpace
 from gorp.ranges import BETWEEN_TASKS, POSITIVE, WIDEST, Range
@@ -161,6 +162,24 @@ class ProtectedFull(Method):
         for layer in self._layers.values():
             layer.narrow()
         self._layers, self._starts = {}, {}
+
+    @override
+    def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
+        super().assume_learned(model, tasks=tasks, steps=steps)
+        shapes = {name: delta.shape for name, delta in self.deltas.items()}
+        # Inputs may have as many directions as the budget allows; at s = n the weight would be frozen and cost nothing.
+        sizes = {name: (n, min(room(n, self.config.budget), n - 1)) for name, (_, n) in shapes.items()}
+        self.space.assume(sizes, read=shapes, tasks=tasks)
+
+    @override
+    def resident_tensors(self) -> list[Tensor]:
+        return [*self.space.bases().values(), *self._starts.values()]
+
+    @override
+    def step_work(self, tokens: Callable[[str], int]) -> Iterator[Work]:
+        for name, start in self._starts.items():
+            (m, n), s = start.shape, self.memory.size(name)
+            yield Work(flops=8 * m * n * s, moved=2 * 4 * (3 * m * n + 2 * n * s))  # G and W, each times S and Sᵀ
 
     @override
     def memory_tensors(self) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from typing_extensions import override
 from gorp.core.distributed import num_ranks, rank
 from gorp.core.outputs import IGNORED, Batch, Outputs
 from gorp.core.state import prefixed, without_prefix
+from gorp.errors import ConfigError
 from gorp.layers.lora import LoraSettings
 from gorp.methods.base import MethodConfig, TaskContext
 from gorp.methods.lora import SharedLoraMethod
@@ -98,6 +99,13 @@ class Replay(SharedLoraMethod):
         self.rows = [*(rows[:share] for rows in self.rows), new]
         self._all = []
         super().end_task(model, optimizer, task)
+
+    @override
+    def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
+        raise ConfigError(
+            "replay cannot be estimated: what it keeps, and the second pass of each step, depend on how long the rows "
+            "of earlier tasks are. Train a few steps (`max_steps`) and look at the time and the memory."
+        )
 
     @override
     def abandon(self, model: nn.Module) -> None:

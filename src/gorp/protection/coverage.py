@@ -35,11 +35,6 @@ ROUNDING = 1e-5
 """Share of ‖W Xᵀ‖² below which the centred outputs count as zero: float32 sums of equal outputs leave such a rest."""
 
 
-def reading_bytes(m: int, n: int) -> int:
-    """Return the bytes stored per task for an m x n weight: R and Y in bfloat16, two float64 numbers."""
-    return 2 * PROJECTIONS * (m + n) + 16
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """Input summary of one task at one weight, in main memory."""
@@ -112,6 +107,19 @@ class Coverage:
             projected=inputs.projected.to("cpu", torch.bfloat16),
             moved=torch.zeros(len(weight), PROJECTIONS, dtype=torch.bfloat16),
         )
+
+    def assume(self, shapes: Mapping[str, torch.Size], *, tasks: int) -> None:
+        """Hold what `tasks` tasks leave of weights of these shapes, in tensors without data (the meta device)."""
+        for task in range(tasks):
+            self._tasks[str(task)] = {
+                name: Reading(
+                    coverage=1.0,
+                    outputs=0.0,
+                    projected=torch.empty(n, PROJECTIONS, dtype=torch.bfloat16, device="meta"),
+                    moved=torch.empty(m, PROJECTIONS, dtype=torch.bfloat16, device="meta"),
+                )
+                for name, (m, n) in shapes.items()
+            }
 
     def release(self, energies: Mapping[str, Tensor], *, newest: str) -> None:
         """Lower the coverage of the earlier tasks by the energies of directions that S released in the newest task.

@@ -93,6 +93,19 @@ class SharedSpace:
                 self.coverage.enter(task, name, inputs, basis=basis, weight=weight)
         self.coverage.release(self.memory.released, newest=task)
 
+    def assume(self, directions: Mapping[str, tuple[int, int]], *, read: Mapping[str, torch.Size], tasks: int) -> None:
+        """Hold S and input summaries of these sizes, in tensors without data (the meta device).
+
+        Args:
+            directions: Of each basis: its dimension n and its columns s.
+            read: Shapes of the weights whose inputs each task leaves a summary of.
+            tasks: Finished tasks.
+        """
+        bases = {name: torch.empty(n, s, device="meta") for name, (n, s) in directions.items()}
+        energies = {f"{name}::energy": torch.empty(s, device="meta") for name, (_, s) in directions.items()}
+        self.memory.load_state_dict(bases | energies)
+        self.coverage.assume(read, tasks=tasks)
+
     def facts(self, trained: Sequence[str]) -> dict[str, Any]:
         """Return leak, capacity, and coverage and output change of all learned tasks, as JSON values.
 

@@ -45,6 +45,10 @@ class BaseWeights:
             )
         return self._parameters[name]
 
+    def copies(self) -> list[Tensor]:
+        """W₀ of every parameter touched so far, in main memory."""
+        return list(self._base.values())
+
     def base(self, name: str) -> Tensor:
         """Return W₀ of `name`. The first call copies the parameter, so it must come before the parameter changes."""
         if name not in self._base:

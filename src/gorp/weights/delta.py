@@ -30,6 +30,15 @@ class WeightDelta:
         delta._dense = _wide(dense)
         return delta
 
+    @classmethod
+    def without_data(cls, shape: torch.Size, rank: int | None = None) -> "WeightDelta":
+        """A delta on the meta device: factored, of `rank` columns; dense if None or if the factors are no smaller."""
+        if rank is None:
+            return cls.of(torch.empty(shape, device="meta"))
+        delta = cls(shape)
+        delta.append(*(torch.empty(side, rank, device="meta") for side in shape))
+        return delta
+
     @property
     def rank(self) -> int:
         """Number of columns of the factors; 0 for an empty delta, min(m, n) for a dense one."""

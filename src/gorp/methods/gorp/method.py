@@ -13,7 +13,7 @@ to its line.
 Here is what is carried from task to task; what lives while one task runs is in `gorp.methods.gorp.task`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -26,8 +26,9 @@ from gorp.layers.lora import LoraSettings
 from gorp.layers.names import layer_name, weight_name
 from gorp.layers.targets import left_out_line, resolve
 from gorp.layers.trainable import check_rank
-from gorp.methods.base import Method, TaskContext
+from gorp.methods.base import Method, TaskContext, Work
 from gorp.methods.gorp.config import GorpConfig
+from gorp.methods.gorp.shapes import TrainedWeight, delta_rank, directions, trained_weights, work
 from gorp.methods.gorp.shared_adapter import SharedAdapter
 from gorp.methods.gorp.task import GorpTask
 from gorp.protection.report import check_room
@@ -161,6 +162,35 @@ class Gorp(Method):
         if not held.is_dense:  # a dense sum takes a matrix, however short the factors are
             change.recompress(self.config.recompress)
         held.add(change.to("cpu"))
+
+    @override
+    def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
+        config, r, weights = self.config, self.lora.r, self._weights_in_turn
+        for place, weight in enumerate(weights):
+            rank, columns = delta_rank(weight, config, r, place=place, steps=steps), None
+            if rank is not None:
+                # From the second task on one shared pair moves from s B' A' to s B A: twice r columns.
+                columns = tasks * rank + (tasks - 1) * r * (weight.lora and self._shared is not None)
+            self.deltas[weight.name] = WeightDelta.without_data(weight.shape, columns)
+        if self._shared is not None:
+            self._shared.assume(weights, self.deltas, r=r)
+        sizes = directions(weights, config, r, tasks=tasks, steps=steps)
+        read = {w.name: w.shape for w in weights} if config.memory_source == "inputs" else {}
+        self.space.assume(sizes, read=read, tasks=tasks)
+
+    @override
+    def resident_tensors(self) -> list[Tensor]:
+        return list(self.space.bases().values())
+
+    @override
+    def step_work(self, tokens: Callable[[str], int]) -> Iterator[Work]:
+        sizes = {weight.name: self.memory.size(weight.name) for weight in self._weights_in_turn}
+        return work(self._weights_in_turn, sizes, self.config, self.lora.r, tokens)
+
+    @property
+    def _weights_in_turn(self) -> list[TrainedWeight]:
+        """The trained weights in the order in which their frames are refreshed."""
+        return trained_weights(self.weights, cores=self._full_layers, pairs=self._lora_layers)
 
     @override
     def memory_tensors(self) -> dict[str, Tensor]:

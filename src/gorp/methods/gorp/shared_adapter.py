@@ -6,7 +6,7 @@ own sum over all tasks so far. A task's change of such a weight is what the pair
     ΔW = s B A - s B' A'         B', A' as the task found them
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from gorp.core.state import prefixed, without_prefix
 from gorp.layers.lora import LoraPair
 from gorp.layers.low_rank import LowRankUpdate
+from gorp.methods.gorp.shapes import TrainedWeight
 from gorp.weights.delta import WeightDelta, pack_deltas, unpack_deltas
 
 
@@ -54,6 +55,23 @@ class SharedAdapter:
             if name in pairs:
                 folded.append(-pairs[name].scale * pairs[name].up, pairs[name].down.mT)
             self.folded[name] = folded
+
+    def assume(self, weights: Sequence[TrainedWeight], deltas: Mapping[str, WeightDelta], *, r: int) -> None:
+        """Hold what finished tasks leave of these weights, in tensors without data (the meta device).
+
+        Args:
+            weights: The trained ones.
+            deltas: All tasks' changes of them.
+            r: Rows of A.
+        """
+        for weight in weights:
+            m, n = weight.shape
+            if weight.lora:
+                self._factors[weight.name] = torch.empty(r, n, device="meta"), torch.empty(m, r, device="meta")
+            if weight.core:
+                delta = deltas[weight.name]
+                columns = None if delta.is_dense else delta.rank + r * weight.lora
+                self.folded[weight.name] = WeightDelta.without_data(weight.shape, columns)
 
     def state_dict(self) -> dict[str, Tensor]:
         """`shared/...` and `folded/...`."""
