@@ -1,10 +1,10 @@
-"""What each choice inside gorp's strict mode is worth: one option changed at a time, on development rows.
+"""Ablation of gorp's strict mode: change one option at a time, and score on development rows.
 
     python benchmarks/ablation.py run   --data CL15 --out DIR [--rate 3e-3]
     python benchmarks/ablation.py table --out DIR
 
-On the encoder of `encoder.py`, in the order that learning rates are tuned on, so that the reported order stays unseen.
-The defaults of `GorpConfig` were set from this.
+It uses the encoder of `encoder.py` and the task order on which learning rates are tuned, so that the reported order is
+not used for choices. The defaults of `GorpConfig` were set from these results.
 """
 
 import argparse
@@ -56,11 +56,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sketch of 128 rows, core and adapter on every linear layer": {**SKETCH, "full_modules": EVERY, "lora": EVERY},
     "sketch of 128 rows, adapter on every linear layer, no core": {**SKETCH, "full_modules": "none", "lora": EVERY},
 }
-"""Name -> options; both learning rates are factors of `--rate` here, `lora` names the layers that have adapters."""
+"""Name -> options. Both learning rates are factors of `--rate` here; `lora` names the layers with adapters."""
 
 
 def cells(rate: float, seeds: tuple[int, ...]) -> dict[str, list[Cell]]:
-    """The runs of each change."""
+    """Return the cells of each change."""
     fields: dict[str, Any] = {"order": TUNED_ON, "split": "dev", "cells": "ends", "train_rows": 300, "dev_rows": 150}
     runs = {}
     for name, change in CHANGES.items():
@@ -75,7 +75,7 @@ def cells(rate: float, seeds: tuple[int, ...]) -> dict[str, list[Cell]]:
 
 
 def main() -> None:
-    """Parse and run."""
+    """Parse the arguments and run the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["run", "table"])
     parser.add_argument("--data", type=Path)

@@ -1,9 +1,10 @@
-"""A core alone, 600 noisy steps, at several learning rates: what each rule for its moments leaves of the wanted change.
+"""Train a single core for 600 noisy steps at several learning rates, and compare the rules for its moments.
 
     python benchmarks/core_rates.py [--rules rotate keep] [--rates 0.02 0.08] [--seeds 0 1]
 
-One linear layer, 32 x 32, should become W + ΔW*, whose singular values fall from 1 to 0.03; four rows a step, noise of
-0.3 on the answers, learning rate falling to 0, k = 8, T = 10. Printed is ‖ΔW - ΔW*‖² / ‖ΔW*‖², one figure a seed.
+One linear layer, 32 x 32, should become W + ΔW*, where the singular values of ΔW* fall from 1 to 0.03. Each step has
+four rows, with noise of 0.3 on the targets; the learning rate falls to 0; k = 8, T = 10. The script prints the relative
+error ‖ΔW - ΔW*‖² / ‖ΔW*‖², one number per seed.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from gorp.methods.gorp import Gorp, GorpConfig
 WIDTH, STEPS, ROWS, NOISE = 32, 600, 4, 0.3
 
 
-def left_over(rule: str, rate: float, seed: int) -> float:
-    """The squared error that is left, as a share of the wanted change's."""
+def relative_error(rule: str, rate: float, seed: int) -> float:
+    """Return ‖ΔW - ΔW*‖² / ‖ΔW*‖² after training."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False))
     left, right = (torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q for _ in range(2))
@@ -48,7 +49,7 @@ def left_over(rule: str, rate: float, seed: int) -> float:
 
 
 def main() -> None:
-    """Parse and run."""
+    """Parse the arguments, train, and print the errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rules", nargs="*", default=list(RULES))
     parser.add_argument("--rates", type=float, nargs="*", default=[0.005, 0.01, 0.02, 0.04, 0.08, 0.16])
@@ -58,7 +59,7 @@ def main() -> None:
     for rule in args.rules:
         with ruled(rule):
             for rate in args.rates:
-                print(rule, rate, *(f"{left_over(rule, rate, seed):.3f}" for seed in args.seeds), flush=True)
+                print(rule, rate, *(f"{relative_error(rule, rate, seed):.3f}" for seed in args.seeds), flush=True)
 
 
 if __name__ == "__main__":

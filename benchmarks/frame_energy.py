@@ -1,14 +1,14 @@
-"""How much of a real gradient the sketched frame catches, against the exact SVD of the same gradient.
+"""Measure how much of a real gradient the sketched frame captures, compared with the exact SVD of the same gradient.
 
     python benchmarks/frame_energy.py
 
-The shipped T5 learns two of the demo's tasks with gorp, a core on every linear layer. In the second task, with a real
-S, the inputs X and output gradients D of each layer are caught at some steps, and two frames are taken of G (I - S
-Sᵀ):
+The shipped T5 learns two of the demo's tasks with gorp, with a core on every linear layer. In the second task, with a
+real S, the inputs X and output gradients D of each layer are recorded at some steps, and two frames of G (I - S Sᵀ) are
+computed:
 
-    captured = ‖Uᵀ G V‖² of the sketched frame / σ₁² + … + σₖ² of the exact one            1 is as good as can be
+    captured = ‖Uᵀ G V‖² of the sketched frame / (σ₁² + … + σₖ²) of the exact frame        1 is the optimum
 
-Reported: the median over layers and steps, and the worst layer, by its median over steps.
+The script reports the median over layers and steps, and the layer with the lowest median over steps.
 """
 
 import statistics
@@ -29,19 +29,19 @@ from gorp.models.load import ModelConfig, load_model
 
 
 RATE = 1e-3
-CAUGHT_AT = (5, 15, 25)
+RECORDED_AT = (5, 15, 25)
 
 
-class Catch:
-    """Hooks that keep X and D of layers for one backward pass."""
+class Watch:
+    """Forward hooks that record X and D of layers for one backward pass, while `active`."""
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
-        self.open, self.pairs = False, dict[str, tuple[Tensor, Tensor]]()
+        self.active, self.pairs = False, dict[str, tuple[Tensor, Tensor]]()
         for name, layer in layers.items():
-            layer.register_forward_hook(lambda module, inputs, output, name=name: self._see(name, inputs[0], output))
+            layer.register_forward_hook(lambda module, inputs, output, name=name: self._record(name, inputs[0], output))
 
-    def _see(self, name: str, x: Tensor, output: Tensor) -> None:
-        if self.open and output.requires_grad:
+    def _record(self, name: str, x: Tensor, output: Tensor) -> None:
+        if self.active and output.requires_grad:
             flat = x.detach().reshape(-1, x.shape[-1])
             output.register_hook(
                 lambda d: self.pairs.__setitem__(name, (flat, d.detach().reshape(-1, d.shape[-1]).clone()))
@@ -49,7 +49,7 @@ class Catch:
 
 
 def captured(pair: tuple[Tensor, Tensor], basis: Tensor, config: GorpConfig, seed: int) -> float:
-    """The sketched frame's energy over the exact frame's, in float64 from the same float32 pair."""
+    """Return the energy of the sketched frame divided by that of the exact frame, in float64, for one (X, D)."""
     x, d = pair
     options = {"rank": config.rank, "oversampling": config.oversampling, "power_steps": config.power_steps}
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +65,7 @@ def captured(pair: tuple[Tensor, Tensor], basis: Tensor, config: GorpConfig, see
 
 
 def main() -> None:
-    """Train, catch, compare, write."""
+    """Train, record gradients, compare the frames, and write the result."""
     args = settle(arguments(__doc__, rows=16, tokens=64))
     model, tokenizer = load_model(ModelConfig(path="gorp-tiny-t5"), args.device)
     tasks = demo_tasks(DemoSettings(train_rows=args.rows * 30))[:2]
@@ -81,16 +81,16 @@ def main() -> None:
         optimizer = torch.optim.AdamW(method.parameter_groups(model, RATE), lr=RATE)
         peer, model_layers = Peer(model, optimizer, method), dict(model.named_modules())
         cores = {f"{n}.weight": layer for n, layer in model_layers.items() if type(layer).__name__ == "LowRankUpdate"}
-        catch = Catch(cores)
+        watch = Watch(cores)
         for step in range(len(rows) // args.rows):
             batch = collate([rows[i] for i in range(step * args.rows, (step + 1) * args.rows)])
-            catch.open = index == 2 and step in CAUGHT_AT
+            watch.active = index == 2 and step in RECORDED_AT
             peer.backward({key: value.to(args.device) for key, value in batch.items()})
-            for name, pair in catch.pairs.items():
+            for name, pair in watch.pairs.items():
                 basis = method.memory.basis(name, linear_of(cores[name]).weight.detach())
                 if basis.shape[1] < basis.shape[0]:
                     shares.setdefault(name, []).append(captured(pair, basis, method.config, seed=step))
-            catch.pairs.clear()
+            watch.pairs.clear()
             peer.update()
         method.end_task(model, optimizer, task_of(index, batch=known))
     median = statistics.median(share for of in shares.values() for share in of)
@@ -108,7 +108,7 @@ def main() -> None:
     print(
         f"captured energy, sketched / exact: median {median:.4f}; worst layer {worst} {result['worst']:.4f}; ", end=""
     )
-    print(f"least single {result['least_single']:.4f}; {len(shares)} layers, {len(CAUGHT_AT)} steps")
+    print(f"lowest single value {result['least_single']:.4f}; {len(shares)} layers, {len(RECORDED_AT)} steps")
 
 
 if __name__ == "__main__":

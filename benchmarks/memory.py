@@ -1,17 +1,17 @@
-"""What training holds in memory, at most and part by part, gorp beside its peers.
+"""Measure the memory of training, its peak and its parts, for gorp and other methods (peers).
 
     python benchmarks/memory.py --shape t5-base --layers 2
     python benchmarks/memory.py --shape llama-7b --device cuda --rows 8 --tokens 512
 
-Each peer runs in a process of its own: the model is built, gorp learns a task, then one period of T steps is watched.
+Each peer runs in its own process: the model is built, gorp learns a task, and then one period of T steps is measured.
 `peak` is the most that torch's allocator held at once: on a GPU torch.cuda.max_memory_allocated, on a CPU the running
-sum of the allocator's events in torch.profiler. `resident` is the largest resident set of the process, libraries
-included. The parts are counted from the tensors themselves:
+sum of the allocator's events in torch.profiler. `resident` is the largest resident set of the process, including
+libraries. The parts are counted from the tensors:
 
-    weights, trained, gradients, optimizer     of the model, of what is trained beside it, .grad, the optimizer's state
-    frames, S                                  gorp's buffers and the fixed rows of A, and its memory
-    other                                      held between steps beside these: W₀ of the trained weights
-    activations                                what autograd saved in the forward pass, each storage once
+    weights, trained, gradients, optimizer     the model, additional trained parameters, .grad, the optimizer's state
+    frames, S                                  gorp's buffers and the fixed rows of A; the bases of protected subspaces
+    other                                      everything else held between steps: W₀ of the trained weights
+    activations                                tensors that autograd saved in the forward pass, each storage once
 """
 
 import gc
@@ -37,13 +37,13 @@ PARTS = ("weights", "trained", "gradients", "optimizer", "frames", "S", "other",
 
 
 class Allocator:
-    """Bytes held now and at most, since this object was made."""
+    """Current and peak bytes in torch's allocator since this object was created."""
 
     def __init__(self, device: str) -> None:
         self.device, self.held, self.peak = device, 0, 0
 
     def run(self, action: Callable[[], Any]) -> Any:
-        """`action`, watched."""
+        """Run `action` and add its allocations."""
         if self.device == "cuda":
             result = action()
             gc.collect()
@@ -60,7 +60,7 @@ class Allocator:
 
 
 def measure(name: str, args: Any) -> dict[str, Any]:
-    """The bytes of one peer, in this process."""
+    """Return the bytes of one peer, measured in this process."""
     allocator = Allocator(args.device)
 
     def build() -> Any:
@@ -71,7 +71,7 @@ def measure(name: str, args: Any) -> dict[str, Any]:
     base, weights = {id(t) for t in held_tensors(model)}, storage_bytes(held_tensors(model))
     batch = random_batch(model, rows=args.rows, tokens=args.tokens)
     peer: Peer = allocator.run(lambda: PEERS[name](model, batch))
-    allocator.run(lambda: peer.step(batch))  # the optimizer's state is made in the first step
+    allocator.run(lambda: peer.step(batch))  # the first step creates the optimizer's state
     held = allocator.held
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -98,14 +98,14 @@ def measure(name: str, args: Any) -> dict[str, Any]:
 
 
 def _state(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """Every tensor that the optimizer keeps, those of projectors inside its state too."""
+    """Yield every tensor in the optimizer's state, including those of projectors."""
     for state in optimizer.state.values():
         for value in state.values():
             yield from (v for v in (value, *getattr(value, "__dict__", {}).values()) if isinstance(v, Tensor))
 
 
 def draw(record: Mapping[str, Any], path: Any) -> None:
-    """Bars of parts beside the peak."""
+    """Draw the parts as stacked bars, with a mark at the peak."""
     drawing, (axis,) = figure(1)
     names = list(record["peers"])[::-1]
     left = [0.0] * len(names)
@@ -121,10 +121,10 @@ def draw(record: Mapping[str, Any], path: Any) -> None:
 
 
 def main() -> None:
-    """Parse, measure each peer in a process of its own, write."""
+    """Parse the arguments, measure each peer in its own process, and write the result."""
     parser = arguments(__doc__)
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--one", choices=list(PEERS), help="measure one peer here and print JSON")
+    parser.add_argument("--one", choices=list(PEERS), help="measure one peer in this process and print JSON")
     args = settle(parser)
     if args.one:
         print(json.dumps(measure(args.one, args)))

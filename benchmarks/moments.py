@@ -1,10 +1,11 @@
-"""What becomes of a core's moments at a refresh, on tasks of 300 steps: one rule beside the other, on development rows.
+"""Compare the rules for a core's moments at a refresh, on tasks of 300 steps and development rows.
 
     python benchmarks/moments.py run   --data CL15 --out DIR
     python benchmarks/moments.py table --out DIR
 
-On the encoder of `encoder.py`, the first two tasks of the order that rates are tuned on, one row a step.
-`rotate, no fill` is the first term of v alone, as `gorp.core.moments` says; it is no option of gorp and is put in here.
+It uses the encoder of `encoder.py` and the first two tasks of the order on which learning rates are tuned, with one row
+per step. `rotate, no fill` is only the first term of v in `gorp.core.moments`; it is not an option of gorp and is
+implemented here.
 """
 
 import argparse
@@ -26,12 +27,12 @@ BRANCHES: dict[str, tuple[Any, Any]] = {
     "core on query and value, no adapter": ("none", TARGETS),
     "adapter and core on query and value": (TARGETS, TARGETS),
 }
-"""What is trained -> LoRA's targets, the cores'."""
+"""What is trained -> targets of LoRA, targets of the cores."""
 RATES = (1e-3,)
 
 
 def cells(branches: str, rate: float, rule: str, seeds: tuple[int, ...]) -> list[Cell]:
-    """The runs of one row of the table."""
+    """Return the cells of one row of the table."""
     lora, full = BRANCHES[branches]
     comparison = Comparison("minilm", training={}, lora={"target_modules": lora}, full=full, tokens=32)
     comparison.training["per_device_train_batch_size"] = 1
@@ -41,13 +42,13 @@ def cells(branches: str, rate: float, rule: str, seeds: tuple[int, ...]) -> list
 
 
 def folder(out: Path, rule: str) -> Path:
-    """Where the results of a rule are; the one that is no option has a place of its own."""
+    """Return the folder of a rule's results; `rotate, no fill` is not in the cell's options, so it has its own."""
     return out / ("no-fill" if "," in rule else "trials")
 
 
 @contextmanager
 def ruled(rule: str) -> Iterator[None]:
-    """The second moment without what the new frame does not span, where that is the rule."""
+    """For `rotate, no fill`, rotate the moments without the term for directions outside the old frame."""
     own = gorp.layers.full_rank.rotate_moments
 
     def without_fill(state: dict[str, Any], kept: Any, old: Any, new: Any) -> None:
@@ -64,7 +65,7 @@ def ruled(rule: str) -> Iterator[None]:
 
 
 def main() -> None:
-    """Parse and run."""
+    """Parse the arguments and run the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["run", "table"])
     parser.add_argument("--data", type=Path)

@@ -1,8 +1,8 @@
-"""The methods whose cost is compared, each as a thing that takes one training step; and the clock they share.
+"""The methods whose cost is compared (peers), each of which can take one training step, and the timer.
 
-A step is what Hugging Face's Trainer does with its defaults: forward, backward, the method's edit of the gradients,
-clipping to norm 1, AdamW (fused), the method's correction of the weights. All peers see the same batch and hold the
-same base weights. galore-torch and apollo-torch come with `pip install -e '.[benchmark]'`.
+A step is that of Hugging Face's Trainer with its defaults: forward, backward, the method's edit of the gradients,
+clipping to norm 1, AdamW (fused), the method's correction of the weights. All peers get the same batch and share the
+same base weights. galore-torch and apollo-torch are installed by `pip install -e '.[benchmark]'`.
 """
 
 import gc
@@ -34,28 +34,28 @@ RANK = 8
 """r of every LoRA pair, k of gorp's cores, the rank of GaLore and APOLLO."""
 
 RATE = 1e-5
-"""Learning rate; nothing is learned here, and weights that blow up would be timed on NaN."""
+"""Learning rate. It is small because nothing has to be learned, and diverging weights would be timed on NaN."""
 
 Batch = Mapping[str, Tensor]
 
 
 @dataclass
 class Peer:
-    """A model with an optimizer, one step at a time."""
+    """A model with an optimizer that takes one step at a time."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     method: Method | None = None
-    """Whose seams are called; None for methods that are an optimizer or a PEFT adapter."""
+    """Method whose method hooks are called; None if the peer is only an optimizer or a PEFT adapter."""
     losses: list[Tensor] = field(default_factory=list)
 
     def step(self, batch: Batch) -> None:
-        """Forward, backward, edit, clip, optimizer, correction."""
+        """Take one step: forward, backward, edit, clip, optimizer, correction."""
         self.backward(batch)
         self.update()
 
     def backward(self, batch: Batch) -> None:
-        """The loss and its gradients; in a bfloat16 model under autocast, as `training: {bf16: true}` runs."""
+        """Compute the loss and its gradients; bfloat16 models run under autocast, as with `training: {bf16: true}`."""
         weight = next(self.model.parameters())
         with torch.autocast(weight.device.type, dtype=torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
             outputs = self.model(**batch)
@@ -63,12 +63,12 @@ class Peer:
         extra = (
             None
             if self.method is None
-            else self.method.extra_loss(self.model, dict(batch), self._seen(dict(batch), outputs))
+            else self.method.extra_loss(self.model, dict(batch), self._outputs(dict(batch), outputs))
         )
         (loss if extra is None else loss + extra).backward()
 
-    def _seen(self, batch: dict[str, Tensor], outputs: Any) -> Outputs:
-        """The forward pass for a method's loss term, as the Trainer glue shows it."""
+    def _outputs(self, batch: dict[str, Tensor], outputs: Any) -> Outputs:
+        """Return the forward pass in the form that the Trainer code passes to a method's loss term."""
 
         def answers(outputs: Any, batch: Mapping[str, Tensor]) -> Answers:
             return answers_of(outputs.logits, batch["labels"], shifted=not self.model.config.is_encoder_decoder)
@@ -82,7 +82,7 @@ class Peer:
         )
 
     def update(self) -> None:
-        """Everything after the gradients."""
+        """Take the part of the step after the backward pass."""
         if self.method is not None:
             self.method.edit_gradients(self.model, self.optimizer)
         nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
@@ -94,7 +94,7 @@ class Peer:
 
 
 def task_of(index: int, num_steps: int = 1000, batch: Batch | None = None) -> TaskContext:
-    """A task. A method that asks for rows of it sees those of `batch`, again and again until they are as many."""
+    """Return a task context whose rows are those of `batch`, repeated as often as a method asks for."""
 
     def batches(size: int, limit: int | None) -> Iterator[dict[str, Tensor]]:
         for start in range(0, count := _asked(batch, limit), size):
@@ -106,31 +106,31 @@ def task_of(index: int, num_steps: int = 1000, batch: Batch | None = None) -> Ta
 
 
 def _asked(batch: Batch | None, limit: int | None) -> int:
-    """How many rows to give: as many as are asked for; where all are, those of the batch."""
+    """Return the number of rows to provide: `limit`, or the rows of the batch if all are wanted."""
     return 0 if batch is None else len(next(iter(batch.values()))) if limit is None else limit
 
 
 def attach(method: Method, model: nn.Module, index: int, num_steps: int = 1000, batch: Batch | None = None) -> Peer:
-    """A peer at the beginning of task `index`, through the seams that the Trainer glue calls."""
+    """Begin task `index` through the method hooks that the Trainer code calls, and return the peer."""
     method.begin_task(model, task_of(index, num_steps, batch))
     return Peer(model, torch.optim.AdamW(method.parameter_groups(model, RATE), lr=RATE, fused=True), method)
 
 
 def gorp(model: nn.Module, batch: Batch, **options: Any) -> Peer:
-    """gorp in strict mode: a core on every linear layer, LoRA on queries and values; task 2, with a real S."""
+    """gorp in strict mode: a core on every linear layer, LoRA on queries and values; at task 2, with a real S."""
     config = GorpConfig(**({"full_modules": "all-linear", "rank": RANK} | options))
     method = Gorp(config, LoraSettings(r=RANK, target_modules=queries_and_values(model)))
     method.setup(model)
     earlier = _other_rows(batch, model.get_input_embeddings().num_embeddings)  # pyright: ignore[reportCallIssue]
     peer = attach(method, model, 1, num_steps=config.refresh_every, batch=earlier)
-    for _ in range(config.refresh_every + 1):  # each layer has its turn, and its core a moment
+    for _ in range(config.refresh_every + 1):  # every layer is refreshed once, and its core has moments
         peer.step(earlier)
     method.end_task(model, peer.optimizer, task_of(1, batch=earlier))
     return attach(method, model, 2, batch=batch)
 
 
 def _other_rows(batch: Batch, vocabulary: int) -> Batch:
-    """Rows of the same shape with other tokens: of the same ones S would hold all that there is to learn."""
+    """Return rows of the same shape with other tokens. With the same tokens, S would contain the whole task 2."""
     return {
         name: (7 * value + 3) % vocabulary if name in ("input_ids", "labels") else value
         for name, value in batch.items()
@@ -148,12 +148,12 @@ def dora(model: nn.Module, batch: Batch) -> Peer:
 
 
 def osf(model: nn.Module, batch: Batch) -> Peer:
-    """PEFT's OSF (orthogonal subspace fine-tuning) on every linear layer, its default rank."""
+    """PEFT's OSF (orthogonal subspace fine-tuning) on every linear layer, with its default rank."""
     return _peft(model, OSFConfig(target_modules="all-linear"))
 
 
 def olora(model: nn.Module, batch: Batch) -> Peer:
-    """Our O-LoRA on every linear layer at task 10: nine earlier adapters in the penalty."""
+    """gorp's O-LoRA on every linear layer, at task 10, with nine earlier adapters in the penalty."""
     method = OLora(lora=LoraSettings(r=RANK, target_modules="all-linear"))
     method.setup(model)
     for name in method.layers:
@@ -193,15 +193,15 @@ PEERS: dict[str, Callable[..., Peer]] = {
     "apollo": apollo,
     "full": full,
 }
-"""Name -> what makes the peer of a model (nothing trainable yet) and a batch."""
+"""Name -> function that builds the peer from a frozen model and a batch."""
 
 
 class Timer:
-    """Seconds of actions, one at a time or by turns.
+    """Measure the seconds of actions, one at a time or interleaved.
 
     Args:
-        device: "cuda" has its queue drained before and after.
-        clock: "wall", or "cpu": processor time of this process, which other processes on a busy machine hardly change.
+        device: On "cuda" the device is synchronized before and after an action.
+        clock: "wall", or "cpu": processor time of this process, which other processes hardly change.
     """
 
     def __init__(self, device: str, clock: str = "wall") -> None:
@@ -209,7 +209,7 @@ class Timer:
         self.now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
 
     def seconds(self, action: Callable[[], Any]) -> float:
-        """Of one call."""
+        """Return the seconds of one call."""
         self._drain()
         started = self.now()
         action()
@@ -217,14 +217,14 @@ class Timer:
         return self.now() - started
 
     def interleaved(self, actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-        """Of each action in each round; every round runs them all, each time beginning with another one.
+        """Return the seconds of each action in each round. Every round runs all actions and starts with another one.
 
-        A machine that slows down for a while slows all of them, so that ratios stay.
+        If the machine is slow for a while, all actions are slow, so their ratios do not change.
         """
         times: dict[str, list[float]] = {name: [] for name in actions}
         names = list(actions)
         gc.collect()
-        gc.disable()  # a collection would fall on whichever peer is at work
+        gc.disable()  # otherwise a collection would be counted for a random peer
         try:
             for index in range(rounds):
                 for name in names[index % len(names) :] + names[: index % len(names)]:
@@ -240,19 +240,19 @@ class Timer:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and extremes."""
+    """Return median, quartiles and extremes."""
     quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {"median": quarters[1], "q1": quarters[0], "q3": quarters[2], "min": min(values), "max": max(values)}
 
 
 def chunks(values: Sequence[float], size: int) -> Iterator[Sequence[float]]:
-    """Whole runs of `size` values."""
+    """Yield consecutive chunks of `size` values; an incomplete last one is left out."""
     for start in range(0, len(values) - size + 1, size):
         yield values[start : start + size]
 
 
 def load_average() -> float:
-    """Processes that wanted a core in the last minute, ours among them."""
+    """Return the mean number of runnable processes in the last minute, including this one."""
     return os.getloadavg()[0]
 
 
@@ -265,7 +265,7 @@ def _peft(model: nn.Module, config: Any) -> Peer:
 
 
 def _linear_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of all linear layers but the head, now trainable."""
+    """Make the weights of all linear layers except the head trainable, and return them."""
     head = model.get_output_embeddings()  # pyright: ignore
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
     for weight in weights:
@@ -274,11 +274,11 @@ def _linear_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _submodule(package: str, name: str) -> Any:
-    """A module of a package whose `__init__` is left out: GaLore's asks for bitsandbytes, which nothing here needs."""
+    """Import a module without its package's `__init__`: GaLore's imports bitsandbytes, which is not needed here."""
     if package not in sys.modules:
         spec = importlib.util.find_spec(package)
         if spec is None:
-            raise SystemExit(f"{package} is not installed: pip install -e '.[benchmark]'")
+            raise SystemExit(f"{package} is not installed. Run: pip install -e '.[benchmark]'")
         sys.modules[package] = shell = types.ModuleType(package)
         shell.__path__ = list(spec.submodule_search_locations or [])
     return importlib.import_module(f"{package}.{name}")

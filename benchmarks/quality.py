@@ -1,12 +1,12 @@
-"""What each method keeps and learns on a real sequence of tasks: tuned on development rows, reported on test rows.
+"""Compare the methods on a real sequence of tasks: tune on development rows, report on test rows.
 
     python benchmarks/quality.py tune  --model MODEL --data CL15 --out DIR      trials, scored on development rows
     python benchmarks/quality.py final --model MODEL --data CL15 --out DIR      best trial of each method, 3 seeds
-    python benchmarks/quality.py table --model MODEL --out DIR                  Markdown, from what is there
+    python benchmarks/quality.py table --model MODEL --out DIR                  Markdown, from the existing results
 
-Run the first two in as many processes as there are cores; they share the work. Trials use another order of the same
-tasks than the one reported, and one seed. Every method gets the same learning rates; those with a strength of their own
-get more trials, over that.
+Run the first two in as many processes as there are cores; the processes share the work. Trials use another order of the
+same tasks than the reported one, and one seed. Every method gets the same learning rates; a method with a `strength`
+gets additional trials over its values.
 """
 
 import argparse
@@ -45,11 +45,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 STRENGTHS: dict[str, tuple[float, ...]] = {"ewc": (0.1, 1.0)}
-"""Further values of `strength` beside the method's default, each tried with the two middle learning rates."""
+"""Values of `strength` in addition to the method's default, each tried with the two middle learning rates."""
 
 
 def trials(name: str) -> Iterator[tuple[dict[str, Any], float]]:
-    """(method options, learning rate) of each of a method's trials."""
+    """Yield (method options, learning rate) of each trial of a method."""
     method, options = VARIANTS[name]
     for rate in FULL_RATES if method == "sequential_full" else RATES:
         yield options, rate
@@ -59,21 +59,21 @@ def trials(name: str) -> Iterator[tuple[dict[str, Any], float]]:
 
 
 class Comparison:
-    """Which cells make the comparison, for one model.
+    """The cells of the comparison for one model.
 
     Args:
         model: Folder or hub id.
         training: Added to every cell's `training` block.
-        lora: The `lora` block of every method that has one.
-        full: Full-rank targets of gorp, where the model's family has no preset.
-        tokens: Longest prompt.
+        lora: The `lora` block of every method that uses LoRA.
+        full: `full_modules` of gorp; None for the default of the model's family.
+        tokens: Most tokens of a prompt.
     """
 
     def __init__(self, model: str, *, training: dict[str, Any], lora: dict[str, Any], full: Any, tokens: int) -> None:
         self.model, self.training, self.lora, self.full, self.tokens = model, training, lora, full, tokens
 
     def cell(self, method: str, options: Mapping[str, Any], rate: float, **fields: Any) -> Cell:
-        """One cell of it."""
+        """Return one cell of the comparison."""
         if method == "gorp" and self.full is not None:
             options = {"full_modules": self.full, **options}
         training = {"learning_rate": rate, **BATCH, **self.training}
@@ -89,7 +89,7 @@ class Comparison:
         )
 
     def tuning(self, name: str) -> list[Cell]:
-        """The trials of one method: development rows, one seed, another order, fewer training rows."""
+        """Return the trials of one method: development rows, one seed, another order."""
         method = VARIANTS[name][0]
         fields: dict[str, Any] = {
             "order": TUNED_ON,
@@ -101,7 +101,7 @@ class Comparison:
         return [self.cell(method, options, rate, **fields) for options, rate in trials(name)]
 
     def final(self, name: str, out: Path) -> list[Cell]:
-        """The reported runs of one method: its best trial, each seed, test rows; nothing before it was tuned."""
+        """Return the reported cells of one method: its best trial on test rows, for each seed; [] before tuning."""
         results = collect(self.tuning(name), out / "trials")
         if not results:
             return []
@@ -122,7 +122,7 @@ def main(
     full: Any = None,
     tokens: int = 128,
 ) -> None:
-    """Parse and run."""
+    """Parse the arguments and run the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["tune", "final", "table"])
     parser.add_argument("--model", default=model, required=model is None)
@@ -150,7 +150,7 @@ def main(
 
 
 def say(number: int, cell: Cell, result: dict[str, Any]) -> None:
-    """One line a finished cell."""
+    """Print one line about a finished cell."""
     bwt = "" if result["bwt"] is None else f"{result['bwt']:5.1f}"
     print(
         f"{number:3d} {cell.method:17s} lr {cell.training['learning_rate']:<7g} seed {cell.seed} {dict(cell.options)} "

@@ -1,4 +1,4 @@
-"""What a measurement leaves: one JSON file with its environment, one picture beside it, in a dated folder."""
+"""Write the results of a measurement to a dated folder: a JSON file with the environment, and a picture."""
 
 import argparse
 import datetime
@@ -20,26 +20,26 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def arguments(text: str | None, *, rows: int = 4, tokens: int = 128) -> argparse.ArgumentParser:
-    """The options that all cost benchmarks share: which model, where, how much."""
+    """Return a parser with the options that all cost benchmarks share: model, device and sizes."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="t5-base", help="a key of shapes.SHAPES")
     parser.add_argument(
-        "--layers", type=int, help="cut the depth, and the vocabulary with it; default: the whole model"
+        "--layers", type=int, help="number of layers; the vocabulary is reduced in proportion; default: the whole model"
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", help="float32 or bfloat16; default: float32 on the CPU, bfloat16 on the GPU")
     parser.add_argument("--rows", type=int, default=rows, help="rows of a batch")
     parser.add_argument("--tokens", type=int, default=tokens, help="tokens of a row")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument(
-        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time, on a busy machine"
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time, for a busy machine"
     )
     parser.add_argument("--out", type=Path, help="folder; default: benchmarks/results/cost-<today>")
     return parser
 
 
 def settle(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse, fill in what depends on the device and the date, set the threads."""
+    """Parse the arguments, set the defaults that depend on device and date, and set the number of threads."""
     args = parser.parse_args(argv)
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     args.out = args.out or RESULTS / f"cost-{datetime.date.today().isoformat()}"
@@ -48,16 +48,16 @@ def settle(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
 
 
 def described(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that decide the numbers, as JSON values."""
+    """Return the arguments that determine the numbers, as JSON values."""
     return {key: value for key, value in vars(args).items() if key != "out"}
 
 
 def conditions() -> dict[str, Any]:
-    """Machine, packages, commit, time, and how busy the machine is."""
+    """Return machine, packages, commit, time, and load of the machine."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         commit = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:  # no git, where only the working tree was copied to
+    except FileNotFoundError:  # git is not installed
         commit = ""
     return environment() | {
         "processor": _processor(),
@@ -69,14 +69,14 @@ def conditions() -> dict[str, Any]:
 
 
 def write_record(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
-    """`record` as `<folder>/<name>.json`; returns the path."""
+    """Write `record` to `<folder>/<name>.json` and return the path."""
     path = folder / f"{name}.json"
     write_json(path, record)
     return path
 
 
 def figure(columns: int) -> tuple[Any, Any]:
-    """A figure with that many axes in a row, drawn without a display."""
+    """Return a figure with `columns` axes in a row, drawn without a display."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

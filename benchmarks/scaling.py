@@ -1,15 +1,15 @@
-"""How gorp's cost grows: with k, T, s, the weight's m and n, and over 200 tasks; and what a task's end costs.
+"""Measure how gorp's cost grows with k, T, s, m, n and over 200 tasks, and the cost of a task's end.
 
     python benchmarks/scaling.py [--parts k T s m n tasks boundary] [--shape gorp-tiny] [--device cuda]
 
-k, T, s, m, n: a chain of linear layers, a core on each, LoRA on every other; beside it, step for step, the same chain
-under PEFT LoRA on each layer. A cost is the mean step over whole periods.
+k, T, s, m, n: a chain of linear layers with a core on each and LoRA on every other one, compared with the same chain
+with LoRA on each layer; their steps alternate. The cost is the mean step over whole periods.
 
-tasks: `--shape` learns 200 tasks of 11 steps on random rows. What is kept is read after each. Then two copies go on
-side by side, one from after task 1, one from after task 199, and their steps alternate.
+tasks: `--shape` learns 200 tasks of 11 steps on random rows, and the kept state is measured after each. Then two copies
+continue, one from after task 1 and one from after task 199, and their steps alternate.
 
-boundary: tasks of 1000 rows, full length; seconds of `end_task` and the next `begin_task` over the seconds of the
-steps.
+boundary: tasks of 1000 rows of full length; seconds of `end_task` and the next `begin_task`, divided by the seconds of
+the steps.
 """
 
 import copy
@@ -32,7 +32,7 @@ from gorp.methods.gorp import Gorp, GorpConfig
 
 PERIOD = 10
 BASE = {"k": 8, "T": 10, "s": 0.1, "m": 512, "n": 512}
-"""The chain that one number at a time is varied of; s as a share of n."""
+"""The default chain, of which each sweep varies one number; s is a share of n."""
 
 SWEEPS: dict[str, tuple[float, ...]] = {
     "k": (2, 4, 8, 16, 32, 64),
@@ -44,11 +44,11 @@ SWEEPS: dict[str, tuple[float, ...]] = {
 
 
 class Chain(nn.Module):
-    """n → m → n, twice, between them tanh; its loss is a mean square.
+    """Two residual blocks n → m → n with tanh; the loss is a mean square.
 
     Args:
-        m: Width inside.
-        n: Width outside.
+        m: Inner width.
+        n: Outer width.
     """
 
     def __init__(self, m: int, n: int) -> None:
@@ -57,7 +57,7 @@ class Chain(nn.Module):
         self.down = nn.ModuleList([nn.Linear(m, n, bias=False) for _ in range(2)])
 
     def forward(self, x: Tensor) -> SimpleNamespace:
-        """The loss for `x`, N x n."""
+        """Return the loss for `x`, N x n."""
         for up, down in zip(self.up, self.down, strict=True):
             x = x + torch.tanh(down(torch.tanh(up(x))))
         return SimpleNamespace(loss=x.square().mean())
@@ -67,7 +67,7 @@ LAYERS = (r".*",)
 
 
 def chain_peers(values: Mapping[str, float], device: str) -> tuple[dict[str, Peer], dict[str, Tensor]]:
-    """gorp as `values` say and LoRA on one chain, and the batch."""
+    """Return gorp with `values` and LoRA, both on the same chain, and the batch."""
     torch.manual_seed(0)
     m, n = int(values["m"]), int(values["n"])
     model = Chain(m, n).to(device).requires_grad_(False)
@@ -93,7 +93,7 @@ def chain_peers(values: Mapping[str, float], device: str) -> tuple[dict[str, Pee
 
 
 def sweep(name: str, timer: Timer, periods: int) -> list[dict[str, Any]]:
-    """Each value of `SWEEPS[name]`: mean step of gorp, of LoRA, and their ratio period by period."""
+    """Return, for each value of `SWEEPS[name]`, the mean step of gorp and of LoRA, and their ratio by period."""
     points = []
     for value in SWEEPS[name]:
         values = BASE | {name: value}
@@ -113,7 +113,7 @@ def sweep(name: str, timer: Timer, periods: int) -> list[dict[str, Any]]:
 
 
 def over_tasks(args: Any, timer: Timer, *, tasks: int, periods: int) -> dict[str, Any]:
-    """What is kept after each of `tasks` tasks, and the step at the last task beside the step at the second."""
+    """Return the kept bytes after each task, and the ratio of the step at the last task to that at the second."""
     model = build_shape(args.shape, layers=args.layers, device=args.device, dtype=args.dtype).requires_grad_(False)
     method, settings = _method(model)
     method.setup(mine := twin(model))
@@ -156,7 +156,7 @@ def over_tasks(args: Any, timer: Timer, *, tasks: int, periods: int) -> dict[str
 
 
 def boundary(args: Any, timer: Timer, *, rows: int, repeats: int) -> dict[str, Any]:
-    """Seconds of a task's end and the next one's begin over the seconds of the task's steps."""
+    """Return the seconds between two tasks divided by the seconds of a task's steps."""
     model = build_shape(args.shape, layers=args.layers, device=args.device, dtype=args.dtype).requires_grad_(False)
     method, _ = _method(model)
     method.setup(model)
@@ -170,7 +170,7 @@ def boundary(args: Any, timer: Timer, *, rows: int, repeats: int) -> dict[str, A
         begin = timer.seconds(lambda i=index, b=batch: parts.append(attach(method, model, i + 1, steps, b)))
         peer = parts.pop()
         shares.append({"task_seconds": task, "end_seconds": end, "begin_seconds": begin, "share": (end + begin) / task})
-    shares = shares[1:]  # the first has no S yet
+    shares = shares[1:]  # the first task has no S yet
     share = spread([s["share"] for s in shares])
     print(f"boundary / task: {share['median']:.4f} ({share['min']:.4f} to {share['max']:.4f})", flush=True)
     return {"share": share, "tasks": shares, "steps": steps}
@@ -183,7 +183,7 @@ def _method(model: Any) -> tuple[Gorp, dict[str, Any]]:
 
 
 def draw(parts: Mapping[str, Any], path: Any) -> None:
-    """One panel a sweep, two for the tasks."""
+    """Draw one panel per sweep, and two for the tasks."""
     sweeps = [name for name in SWEEPS if name in parts]
     drawing, axes = figure(len(sweeps) + 2 * ("tasks" in parts) or 1)
     for axis, name in zip(axes, sweeps, strict=False):
@@ -210,7 +210,7 @@ def draw(parts: Mapping[str, Any], path: Any) -> None:
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Parse the arguments, measure, and write the result."""
     parser = arguments(__doc__, rows=8, tokens=64)
     parser.set_defaults(shape="gorp-tiny")
     parser.add_argument(

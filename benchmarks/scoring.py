@@ -1,15 +1,15 @@
-"""What scoring a task costs: gorp's greedy answers beside the obvious loop, and beside training a row.
+"""Measure the cost of scoring a task: gorp's greedy answers compared with a simple loop, and with training a row.
 
     python benchmarks/scoring.py --data DATA --model FOLDER [--tasks news utility] [--rows 100] [--batch 50]
 
-DATA as in forgetting.py. For each task and form of its prompts the model first learns `--train` rows by LoRA, so that
-its answers end as those of a trained model do; then the rows are answered in turn by
+DATA is as in forgetting.py. For each task and form of its prompts, the model first learns `--train` rows with LoRA, so
+that its answers end as those of a trained model. Then the rows are answered in alternation by
 
-    obvious    model.generate over the rows as they come, `--batch` a time, padded on the left
+    obvious    model.generate over the rows in their order, `--batch` at a time, padded on the left
     gorp       gorp.evaluation.generate_answers with the same batch size
 
-and the answers are compared. Forms: `question` is the text and a short question behind it; `instruction` has the
-question and the list of answers before the text, as instruction data sets do, so that rows begin alike.
+and the answers are compared. Forms: `question` is the text followed by a short question; `instruction` has the question
+and the list of answers before the text, as in instruction data sets, so that all rows begin with the same tokens.
 """
 
 import argparse
@@ -36,7 +36,7 @@ FORMS = ("question", "instruction")
 
 
 def in_form(task: Task, form: str) -> Task:
-    """The task with its prompts put in another order."""
+    """Return the task with its prompts in the given form."""
     if form == "question":
         return task
 
@@ -50,7 +50,7 @@ def in_form(task: Task, form: str) -> Task:
 
 
 def obvious(model: Any, tokenizer: Any, prompts: list[str], batch: int) -> list[str]:
-    """The answers of `model.generate`, rows as they come."""
+    """Return the answers of `model.generate`, with the rows in their order."""
     rows = encode_prompts(prompts, tokenizer, encoder_decoder=False, encoding=ENCODING)
     answers: list[str] = []
     for start in range(0, len(rows), batch):
@@ -61,7 +61,7 @@ def obvious(model: Any, tokenizer: Any, prompts: list[str], batch: int) -> list[
 
 
 def measure(task: Task, args: argparse.Namespace) -> dict[str, Any]:
-    """Train a little, then answer the rows both ways, by turns."""
+    """Train briefly, then answer the rows in both ways, in alternation."""
     model, tokenizer = load_model(ModelConfig(path=args.model, dtype=args.dtype), args.device)
     method, timer = SequentialLora(lora=LoraSettings(target_modules="all-linear")), Timer(args.device, args.clock)
     method.setup(model)
@@ -81,7 +81,7 @@ def measure(task: Task, args: argparse.Namespace) -> dict[str, Any]:
                 gorp=generate_answers(served, tokenizer, prompts, encoding=ENCODING, config=config)
             ),
         }
-        generate_answers(served, tokenizer, prompts[:2], encoding=ENCODING, config=config)  # warms up
+        generate_answers(served, tokenizer, prompts[:2], encoding=ENCODING, config=config)  # warm-up
         seconds = timer.interleaved(actions, args.rounds)
     lengths = [len(ids) for ids in encode_prompts(prompts, tokenizer, encoder_decoder=False, encoding=ENCODING)]
     ratios = [slow / fast for slow, fast in zip(seconds["obvious"], seconds["gorp"], strict=True)]
@@ -96,13 +96,13 @@ def measure(task: Task, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Parse the arguments, measure, and write the result."""
     parser = arguments(__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True, help="a decoder: a folder, or a name on the hub")
+    parser.add_argument("--model", required=True, help="a decoder-only model: a folder, or a hub id")
     parser.add_argument("--tasks", nargs="*", default=["news", "utility"])
     parser.add_argument("--forms", nargs="*", default=list(FORMS), choices=FORMS)
-    parser.add_argument("--train", type=int, default=64, help="rows that are learned first")
+    parser.add_argument("--train", type=int, default=64, help="rows to train on first")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
     parser.set_defaults(rows=100, clock="cpu")
@@ -124,7 +124,7 @@ def main() -> None:
                 flush=True,
             )
             record = {"arguments": about, "environment": conditions(), "cases": cases}
-            write_record(args.out, f"scoring-{about['model']}", record)  # again after each case: a run takes long
+            write_record(args.out, f"scoring-{about['model']}", record)  # after each case, because a run takes long
 
 
 if __name__ == "__main__":

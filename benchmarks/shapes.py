@@ -1,7 +1,7 @@
-"""Models of known shapes with random weights, cut to a depth that a small machine can time, and batches for them.
+"""Build models of known shapes with random weights, with fewer layers for small machines, and batches for them.
 
-A cut model keeps what share of a step each part has: with 2 of 12 layers it has 2 / 12 of the vocabulary too, because
-the output head would otherwise take the time that the missing layers leave, and it is the same for every peer.
+With 2 of 12 layers a model also has 2 / 12 of the vocabulary. So each part takes the same share of a step as in the
+whole model; otherwise the output head, which is the same for every peer, would take most of the time.
 """
 
 import copy
@@ -61,13 +61,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_shape(name: str, *, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
-    """A model of one of `SHAPES` with random weights, in training mode, without dropout.
+    """Return a model of one of `SHAPES` with random weights, in training mode, without dropout.
 
     Args:
         name: A key of `SHAPES`.
         layers: Depth (of the encoder and of the decoder); None for the whole model.
         device: "cpu" or "cuda".
-        dtype: A key of `DTYPES`, that of the weights.
+        dtype: Dtype of the weights, a key of `DTYPES`.
     """
     config = SHAPES[name]()
     whole = config.num_hidden_layers
@@ -85,16 +85,16 @@ def build_shape(name: str, *, layers: int | None, device: str, dtype: str) -> Pr
 
 
 def twin(model: nn.Module) -> Any:
-    """Another model over the same memory: own modules, own `Parameter`s, the same numbers. Nothing is trainable.
+    """Return a frozen copy of a model that shares the memory of its weights: new modules and `Parameter`s, same data.
 
-    Peers measured side by side then hold one set of weights between them, and a 7B model fits many times.
+    So peers that are measured together need only one set of weights, and several 7B peers fit into memory.
     """
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, shared)
 
 
 def random_batch(model: PreTrainedModel, *, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor]:
-    """`rows` full rows of random tokens; an encoder-decoder answers with a quarter as many tokens as it reads."""
+    """Return a batch of random tokens without padding; labels of an encoder-decoder are a quarter as long."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.get_text_config().vocab_size
 
@@ -106,5 +106,5 @@ def random_batch(model: PreTrainedModel, *, rows: int, tokens: int, seed: int = 
 
 
 def queries_and_values(model: nn.Module) -> tuple[str, ...]:
-    """Patterns for the layers that gorp gives a LoRA pair: queries and values of every attention."""
+    """Return patterns of the layers with a LoRA pair: queries and values of every attention."""
     return ("q", "v") if model.config.is_encoder_decoder else ("q_proj", "v_proj")  # pyright: ignore

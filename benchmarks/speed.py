@@ -1,20 +1,20 @@
-"""What a training step costs in time and arithmetic, gorp beside its peers, in one run.
+"""Measure the time and arithmetic of a training step, for gorp and other methods (peers), in one run.
 
     python benchmarks/speed.py --shape t5-base --layers 2                    CPU, float32
     python benchmarks/speed.py --shape t5-large --device cuda --rows 8 --tokens 512
 
-All peers are alive at once over the same base weights, and their steps alternate. gorp is at its second task with a
-real S, and its refreshes fall where they fall: `--periods` times T steps are timed. Floor: the arithmetic of a
-forward pass and of the gradients of the layers' inputs, which no method of fine-tuning can do without. Reported are
+All peers exist at once, share the same base weights, and their steps alternate. gorp is at its second task with a real
+S. `--periods` times T steps are timed, including refreshes. The floor is a lower bound: the arithmetic of a forward
+pass and of the gradients of the layers' inputs, which every method of fine-tuning needs. The script reports
 
-    step            median seconds of a step                  mean   over whole periods, refreshes in it
+    step            median seconds of a step                  mean   over whole periods, including refreshes
     vs lora         median over periods of (median of gorp's steps / median of LoRA's), with the range of the periods
-    slowest         slowest place of the period / median of the places, each place the median over periods; raw: slowest
-                    single step / median step, with whatever else the machine did
+    slowest         slowest step of the period / median step of the period, each the median over periods; raw: slowest
+                    single step / median step, including other load of the machine
     flops / floor   matrix products counted by torch.utils.flop_counter over one period; SVD and QR are not counted
 
-GaLore with gap 200 does the same steps as with gap 10, with fewer of the steps that take SVDs; its mean is computed
-from those two kinds of steps.
+GaLore with gap 200 has the same steps as with gap 10, but fewer of those with SVDs; its mean is computed from the times
+of these two kinds of steps.
 """
 
 import math
@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 PERIOD = 10
-"""T, of gorp's refreshes and of GaLore's short gap."""
+"""T: steps between gorp's refreshes, and GaLore's short gap."""
 
 
 def _in_place(total: Any, left: Any, right: Any, *, out_shape: Any = None, **_: Any) -> int:
@@ -40,18 +40,18 @@ def _in_place(total: Any, left: Any, right: Any, *, out_shape: Any = None, **_: 
 
 
 IN_PLACE = {torch.ops.aten.addmm_: _in_place, torch.ops.aten.baddbmm_: _in_place}
-"""Products that the counter does not know by this name; the arguments are shapes."""
+"""In-place products, which the counter does not know -> function from shapes to flops."""
 
 
 def flops(action: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products in `action`, attention as plain products."""
+    """Return the floating-point operations of the matrix products in `action`, with attention as plain products."""
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter, sdpa_kernel(SDPBackend.MATH):
         action()
     return counter.get_total_flops()
 
 
 def floor_flops(model: nn.Module, batch: Batch) -> int:
-    """Forward and input gradients alone, down to the outputs of the first linear layers: nothing is trained."""
+    """Return the lower bound: forward pass and input gradients, back to the first linear layers, without training."""
     frozen = twin(model)
     linear = [layer for layer in frozen.modules() if isinstance(layer, nn.Linear)]
     handles = [layer.register_forward_hook(_needs_gradient) for layer in linear]
@@ -67,45 +67,45 @@ def _needs_gradient(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 
 
 def measure(peers: Mapping[str, Peer], batch: Batch, *, periods: int, timer: Timer) -> dict[str, list[float]]:
-    """Seconds of every step; a period beforehand warms everything up, and gives every core its frame."""
+    """Return the seconds of every step, after a period of warm-up in which every core gets its frame."""
     actions = {name: lambda peer=peer: peer.step(batch) for name, peer in peers.items()}
     timer.interleaved(actions, PERIOD)
     return timer.interleaved(actions, periods * PERIOD)
 
 
 def summarize(times: Sequence[float], tokens: int) -> dict[str, Any]:
-    """Figures of one peer."""
+    """Return the reported numbers of one peer."""
     median = statistics.median(times)
-    places = [statistics.median(times[place::PERIOD]) for place in range(PERIOD)]
+    by_position = [statistics.median(times[position::PERIOD]) for position in range(PERIOD)]
     return {
         "step": spread(times),
         "mean": statistics.fmean(times),
         "tokens_per_second": tokens / statistics.fmean(times),
-        "slowest": max(places) / statistics.median(places),
+        "slowest": max(by_position) / statistics.median(by_position),
         "slowest_raw": max(times) / median,
         "seconds": list(times),
     }
 
 
 def ratios(times: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """Period by period: median step over the other's median step."""
+    """Return the spread over periods of the median step divided by the other peer's median step."""
     pairs = zip(chunks(times, PERIOD), chunks(others, PERIOD), strict=True)
     return spread([statistics.median(a) / statistics.median(b) for a, b in pairs])
 
 
 def galore_mean(times: Sequence[float], gap: int) -> float:
-    """Mean seconds of a GaLore step at another gap: one step with SVDs in `gap`."""
-    with_svd = statistics.median(statistics.median(times[place::PERIOD]) for place in [_slowest_place(times)])
-    plain = statistics.median([t for i, t in enumerate(times) if i % PERIOD != _slowest_place(times)])
+    """Return the mean seconds of a GaLore step at another gap: one step in `gap` has SVDs."""
+    with_svd = statistics.median(times[_slowest_position(times) :: PERIOD])
+    plain = statistics.median([t for i, t in enumerate(times) if i % PERIOD != _slowest_position(times)])
     return plain + (with_svd - plain) / gap
 
 
-def _slowest_place(times: Sequence[float]) -> int:
-    return max(range(PERIOD), key=lambda place: statistics.median(times[place::PERIOD]))
+def _slowest_position(times: Sequence[float]) -> int:
+    return max(range(PERIOD), key=lambda position: statistics.median(times[position::PERIOD]))
 
 
 def draw(record: Mapping[str, Any], path: Any) -> None:
-    """Bars: step time and arithmetic beside LoRA's and the floor's."""
+    """Draw bars of the step time relative to LoRA, and of the arithmetic relative to the lower bound."""
     peers = record["peers"]
     drawing, (left, right) = figure(2)
     names = list(peers)[::-1]
@@ -124,9 +124,9 @@ def draw(record: Mapping[str, Any], path: Any) -> None:
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Parse the arguments, measure, and write the result."""
     parser = arguments(__doc__)
-    parser.add_argument("--periods", type=int, default=5, help="of T = 10 steps, timed")
+    parser.add_argument("--periods", type=int, default=5, help="number of timed periods of T = 10 steps")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     args = settle(parser)
     before = load_average()

@@ -1,14 +1,14 @@
-"""The picture of docs/concepts.md: what S holds of a task's inputs, and what the rows of the next task's A read.
+"""Draw the picture of docs/concepts.md: the share of a task's inputs in S, and in the rows of the next task's A.
 
     python benchmarks/what_s_holds.py --data DATA --out docs/what-s-holds.svg
 
-gorp-tiny-t5 learns `news` of `forgetting.py`, once with S from gradients and once with S from inputs. Then, over the
-weights, on rows that were not trained on:
+gorp-tiny-t5 learns `news` of `forgetting.py`, once with S from gradients and once with S from inputs. The panels show,
+for the trained weights and rows that were not trained on:
 
-    left      share of the energy of the old inputs that lies in S, tr(Sᵀ M S) / tr(M)
-    middle    energy of the old inputs along each direction, and which of them S holds, for one weight
-    right     energy that a row a of A reads, a M aᵀ / tr(M), of the old inputs and of the next task's (`questions`),
-              for random rows outside S and for the next task's leading rows outside S
+    left      share of the energy of the old inputs in S, tr(Sᵀ M S) / tr(M)
+    middle    energy of the old inputs along each direction, and how much of the direction is in S, for one weight
+    right     energy of the inputs along a row a of A, a M aᵀ / tr(M), for the old task and the next one (`questions`):
+              for random rows outside S, and for the leading rows of the next task's inputs outside S
 """
 
 import argparse
@@ -39,7 +39,7 @@ ENCODING = Encoding(max_prompt_tokens=64)
 
 
 def learn(source: str, task: Task) -> tuple[nn.Module, Any, Gorp]:
-    """The model that has learned the task, as it serves, its tokenizer, and the method with its S."""
+    """Train the task; return the served model, its tokenizer, and the method with its S."""
     model, tokenizer = load_model(ModelConfig(path="gorp-tiny-t5"), "cpu")
     rows = "aligned" if source == "inputs" else "trained"
     config = GorpConfig(full_modules="all-linear", memory_source=source, adapter_rows=rows)  # pyright: ignore
@@ -53,7 +53,7 @@ def learn(source: str, task: Task) -> tuple[nn.Module, Any, Gorp]:
 
 
 def inputs(model: nn.Module, tokenizer: Any, method: Gorp, rows: Dataset | None) -> dict[str, Tensor]:
-    """M of each trained weight on the rows."""
+    """Return M = Xᵀ X, n x n, of each trained weight over the rows."""
     assert rows is not None
     encoded = encode(rows, tokenizer, encoder_decoder=True, encoding=ENCODING)
     collator, ids = Collator(pad_token_id=tokenizer.pad_token_id), encoded.to_list()
@@ -63,12 +63,12 @@ def inputs(model: nn.Module, tokenizer: Any, method: Gorp, rows: Dataset | None)
 
 
 def energy(rows: Tensor, moment: Tensor) -> Tensor:
-    """a M aᵀ / tr(M) of each row a."""
+    """Return a M aᵀ / tr(M) of each row a."""
     return ((rows @ moment) * rows).sum(dim=1) / moment.trace()
 
 
 def main() -> None:
-    """Learn, measure, draw."""
+    """Train, measure, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -77,19 +77,19 @@ def main() -> None:
     first, second = (read(name, args.data, train=192, scored=100) for name in ("news", "questions"))
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    held, colours = {}, {"sketch": "#d55e00", "inputs": "#0072b2"}
+    shares, colours = {}, {"sketch": "#d55e00", "inputs": "#0072b2"}
     for source, label in (("sketch", "S from gradients"), ("inputs", "S from inputs")):
         model, tokenizer, method = learn(source, first)
         old = inputs(model, tokenizer, method, first.eval)
-        held[source] = [float(energy(method.memory.basis(n, m).mT, m).sum()) for n, m in old.items()]
-        left.plot(sorted(held[source]), color=colours[source], label=label)
-        print(f"{label}: mean {sum(held[source]) / len(old):.3f}, least {min(held[source]):.3f}")
+        shares[source] = [float(energy(method.memory.basis(n, m).mT, m).sum()) for n, m in old.items()]
+        left.plot(sorted(shares[source]), color=colours[source], label=label)
+        print(f"{label}: mean {sum(shares[source]) / len(old):.3f}, lowest {min(shares[source]):.3f}")
     left.set(xlabel="weights, in order", ylabel="share of old inputs' energy in S", ylim=(0, 1.02))
     left.legend(loc="lower right", frameon=False)
 
     basis, moment = method.memory.basis(SHOWN, old[SHOWN]), old[SHOWN]
     values, directions = torch.linalg.eigh(moment)
-    inside = (basis.mT @ directions).square().sum(dim=0)  # of each eigenvector, the share in S
+    inside = (basis.mT @ directions).square().sum(dim=0)  # share of each eigenvector in S
     dots = middle.scatter(range(len(values)), values.flip(0) / moment.trace(), c=inside.flip(0), s=6, cmap="viridis_r")
     figure.colorbar(dots, label="share of the direction in S")
     middle.set(
@@ -98,7 +98,7 @@ def main() -> None:
         ylabel="share of old inputs' energy",
     )
 
-    new, seen = (inputs(model, tokenizer, method, rows) for rows in (second.eval, second.train))
+    new, trained = (inputs(model, tokenizer, method, rows) for rows in (second.eval, second.train))
     generator = torch.Generator().manual_seed(0)
     for label, colour in (("random rows outside S", "#d55e00"), ("leading rows outside S", "#0072b2")):
         points = []
@@ -108,7 +108,7 @@ def main() -> None:
                 drawn = torch.randn(len(moment), ROWS, generator=generator)
                 rows = orthonormalize(project_out(drawn, basis), away_from=basis).mT
             else:
-                rows = leading_outside(seen[name], basis, count=ROWS)  # found on rows that are learned
+                rows = leading_outside(trained[name], basis, count=ROWS)  # from training rows
             if name in old and len(rows):
                 points.append((float(energy(rows, moment).sum()), float(energy(rows, old[name]).sum())))
         x, y = zip(*points, strict=True)
