@@ -15,7 +15,16 @@ from collections.abc import Iterable
 
 
 class GorpError(Exception):
-    """Base class of all errors with a message for the user."""
+    """Base class of all errors with a message for the user.
+
+    Example:
+        >>> from gorp import Encoding, GorpError
+        >>> try:
+        ...     Encoding(max_prompt_tokens=0)
+        ... except GorpError as error:
+        ...     print(error)
+        max_prompt_tokens is 0; it must be at least 1.
+    """
 
 
 class ConfigError(GorpError):

@@ -36,6 +36,11 @@ class Encoding:
 
     Raises:
         ConfigError: If a length is below 1, `truncation` is unknown, or `date` is not a date.
+
+    Example:
+        >>> from gorp import Encoding
+        >>> Encoding(max_prompt_tokens=128).max_completion_tokens
+        50
     """
 
     max_prompt_tokens: Annotated[int, COUNT] = 512

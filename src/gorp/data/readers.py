@@ -36,6 +36,11 @@ class TaskSpec:
 
     Raises:
         ConfigError: If a value is invalid, before any file is read.
+
+    Example:
+        >>> from gorp import TaskSpec
+        >>> TaskSpec(name="october", train="october.jsonl", metric="label_ranking").eval is None  # split off train
+        True
     """
 
     name: str
@@ -122,6 +127,12 @@ def load_task(
     Raises:
         DataError: If a row is invalid; the message has the file and line.
         ConfigError: If `spec` sets an option that its format or source does not use.
+
+    Example:
+        >>> from gorp import TaskSpec, load_task
+        >>> task = load_task(TaskSpec(name="october", train="october.jsonl"))  # {"prompt": ..., "completion": ...}
+        >>> task.train.column_names, len(task.train) + len(task.eval)
+        (['prompt', 'completion'], 40)
     """
     if spec.format == "cl_benchmark" or (spec.format == "auto" and os.path.isfile(Path(spec.train, "labels.json"))):
         return _load_cl_benchmark(spec, seed)

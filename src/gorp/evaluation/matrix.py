@@ -26,6 +26,15 @@ class AccuracyMatrix:
         tasks: Names of the tasks, in that order.
         R: The scores, (T + 1) x T.
         rows: For each measured task, the number of evaluation rows of its latest score.
+
+    Example:
+        >>> from gorp import AccuracyMatrix
+        >>> matrix = AccuracyMatrix(["october", "november"])
+        >>> matrix.set(1, "october", 90.0, rows=50)
+        >>> matrix.set(2, "october", 87.0, rows=50)
+        >>> matrix.set(2, "november", 80.0, rows=50)
+        >>> matrix.R.shape
+        (3, 2)
     """
 
     def __init__(self, tasks: Sequence[str]):

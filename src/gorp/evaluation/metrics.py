@@ -89,7 +89,16 @@ def seen_performance(R: np.ndarray) -> list[float | None]:
 
 
 def summary(matrix: AccuracyMatrix) -> dict[str, float | None]:
-    """Return every metric of `FORMULAS` by name, in that order."""
+    """Return every metric of `FORMULAS` by name, in that order.
+
+    Example:
+        >>> from gorp import AccuracyMatrix, summary
+        >>> matrix = AccuracyMatrix(["october", "november"])
+        >>> for row, task, score in [(1, "october", 90.0), (2, "october", 87.0), (2, "november", 80.0)]:
+        ...     matrix.set(row, task, score, rows=50)
+        >>> summary(matrix)["ap"], summary(matrix)["bwt"]
+        (83.5, -3.0)
+    """
     return {
         "ap": average_performance(matrix.R),
         "bwt": backward_transfer(matrix.R),

@@ -69,6 +69,15 @@ def score_task(
     Raises:
         DataError: If the task does not have the split, or labels are ranked and the answer of a row is not one of them;
             before the model is used.
+
+    Example:
+        >>> from gorp import Encoding, EvalConfig, ModelConfig, TaskSpec, load_model, load_task, score_task
+        >>> model, tokenizer = load_model(ModelConfig(path="gorp-tiny-t5"), "cpu")
+        >>> ranked = {"labels": ["yes", "no"], "metric": "label_ranking"}
+        >>> task = load_task(TaskSpec(name="october", train="october.jsonl", **ranked))
+        >>> score = score_task(model, tokenizer, task, encoding=Encoding(), config=EvalConfig(limit=4))
+        >>> score.rows, 0.0 <= score.score <= 100.0
+        (4, True)
     """
     rows, forms = _rows(task, split, config.limit)
     prompts = [row["prompt"] for row in rows]

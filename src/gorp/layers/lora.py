@@ -20,7 +20,14 @@ ADAPTER = "gorp"
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """Options of the `lora:` block, named as in `peft.LoraConfig`."""
+    """Options of the `lora:` block, named as in `peft.LoraConfig`.
+
+    Example:
+        >>> from gorp import LoraSettings
+        >>> settings = LoraSettings(r=16, lora_alpha=32.0, target_modules=("q_proj", "v_proj"))
+        >>> settings.lora_alpha / settings.r  # the scale s
+        2.0
+    """
 
     r: Annotated[int, Range(1, WIDEST)] = 8
     """Rank: number of rows of A."""

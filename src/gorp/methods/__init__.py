@@ -39,6 +39,12 @@ def build_method(name: str, config: MethodConfig | None = None, lora: LoraSettin
         name: A key of `METHODS`.
         config: Of that method's `Config`; its defaults when None.
         lora: The adapters; defaults when None. Methods without adapters ignore it.
+
+    Example:
+        >>> from gorp import GorpConfig, LoraSettings, build_method
+        >>> method = build_method("gorp", GorpConfig(budget=0.5), LoraSettings(r=16))
+        >>> method.name, method.config.mode
+        ('gorp', 'strict')
     """
     method = METHODS[name]
     return method(config, lora) if method.uses_lora else method(config)  # pyright: ignore[reportCallIssue]

@@ -46,7 +46,13 @@ TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The `model:` block."""
+    """The `model:` block.
+
+    Example:
+        >>> from gorp import ModelConfig
+        >>> ModelConfig(path="gorp-tiny-t5").dtype
+        'float32'
+    """
 
     path: str
     """A folder, the name of the shipped model, or a hub id."""
@@ -115,6 +121,12 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
     Raises:
         ModelError: If the architecture generates no text, the files do not fit it, a weight is not finite, the
             tokenizer does not fit, or the model sees later tokens.
+
+    Example:
+        >>> from gorp import ModelConfig, load_model
+        >>> model, tokenizer = load_model(ModelConfig(path="gorp-tiny-t5"), "cpu")
+        >>> model.num_parameters()
+        15360504
     """
     folder = locate(config)
     auto, architecture = _auto_class(config, folder)

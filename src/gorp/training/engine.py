@@ -90,6 +90,21 @@ def train_task(
 
     After any error and any interruption the model and the method are as they were before the call, so the same objects
     can be used again. Only a method that was stopped in its `end_task` refuses, until a state is loaded into it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gorp import METHODS, Encoding, ModelConfig, TaskSpec, load_model, load_task, train_task
+        >>> model, tokenizer = load_model(ModelConfig(path="gorp-tiny-t5"), "cpu")
+        >>> method = METHODS["incremental_lora"]()
+        >>> method.setup(model)
+        >>> task = load_task(TaskSpec(name="october", train="october.jsonl"))
+        >>> training = {"max_steps": 1, "per_device_train_batch_size": 2}
+        >>> result = train_task(
+        ...     model, tokenizer, method, task.train, name="october", index=1, seed=0,
+        ...     training=training, encoding=Encoding(), folder=Path("runs"),
+        ... )
+        >>> result.steps, result.resumed_at
+        (1, 0)
     """
     encoded = encode(rows, tokenizer, encoder_decoder=_is_encoder_decoder(model), encoding=encoding)
     return train_encoded(

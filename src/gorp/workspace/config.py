@@ -76,6 +76,13 @@ def load_config(path: Path) -> RunConfig:
 
     Raises:
         ConfigError: For anything that is not as it should be, with the path in the YAML.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gorp import load_config
+        >>> config = load_config(Path("bot.yaml"))
+        >>> config.method, [task.name for task in config.tasks]
+        ('gorp', ['october'])
     """
     path = Path(path)
     block = read_yaml(path)

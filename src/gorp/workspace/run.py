@@ -97,6 +97,13 @@ def plan(
     """What `run_sequence` would do: the pending tasks, the weights it would train, the model's parameters.
 
     Everything is checked; nothing is written, and nothing is trained. `progress` hears of the rows of each task.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gorp import load_config, plan
+        >>> pending, treatments, parameters = plan(load_config(Path("bot.yaml")), Path("bot"))
+        >>> pending, parameters
+        (['october'], 15360504)
     """
     progress = progress or Progress()
     check_place(workspace, sources(config))

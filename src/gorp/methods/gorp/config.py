@@ -37,7 +37,14 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GorpConfig(MethodConfig):
-    """Options of GORP. A field whose default is None takes the mode's value from `MODE_DEFAULTS`."""
+    """Options of GORP. A field whose default is None takes the mode's value from `MODE_DEFAULTS`.
+
+    Example:
+        >>> from gorp import GorpConfig
+        >>> config = GorpConfig(budget=0.5).resolved()
+        >>> config.adapter, config.memory_source, config.budget
+        ('fresh', 'inputs', 0.5)
+    """
 
     mode: Literal["strict", "paper"] = "strict"
     """`strict`: the protected directions are exact whatever the optimizer does. `paper`: the published equations."""
