@@ -115,7 +115,7 @@ def test_train_prints_one_json_object_and_logs_elsewhere(finished):
     state = json.loads(result.stdout)
     assert (state["current"], state["pending"], state["workspace"]) == ("v2", [], str(work))
     assert "trainable parameters" in result.stderr and re.search(r"^ q +LoRA", result.stderr, re.M)
-    assert "v2 is written: two" in result.stderr
+    assert "task two is saved as version v2" in result.stderr
 
 
 def test_status_has_a_line_for_each_task_and_explains_the_numbers_when_asked(finished):
@@ -257,13 +257,13 @@ def test_a_memory_of_another_side_or_model_is_refused(finished, tmp_path, change
     record["sha256"]["memory.safetensors"] = file_sha256(folder / "memory.safetensors")
     write_json(folder / "version.json", record)
     without_digests(work)
-    assert_refused(path, "memory.safetensors: the memory was made for")
+    assert_refused(path, "memory.safetensors: the protected subspace was computed for")
 
 
 def test_a_workspace_of_another_model_is_refused(finished, tmp_path):
     path, _ = copied(finished, tmp_path)
     save_model(tmp_path / "model", seed=1)
-    assert_refused(path, "made for another base model")
+    assert_refused(path, "belongs to another base model")
 
 
 def test_a_damaged_version_is_refused_and_the_file_named(finished, tmp_path):
@@ -275,7 +275,9 @@ def test_a_damaged_version_is_refused_and_the_file_named(finished, tmp_path):
 
 def test_a_changed_configuration_is_refused_and_the_field_named(finished, tmp_path):
     copied(finished, tmp_path)
-    assert_refused(write_config(tmp_path, seed=5), "seed is 5, but this workspace was made with 0", code=2)
+    assert_refused(
+        write_config(tmp_path, seed=5), "seed is 5, but the learned tasks of this workspace were trained with 0", code=2
+    )
 
 
 def test_the_learning_rate_may_be_lowered_after_a_loss_that_is_not_finite(tmp_path):
@@ -320,7 +322,7 @@ def test_a_loss_that_is_not_finite_exits_with_1_and_leaves_versions_alone(tmp_pa
 def test_no_workspace_exits_with_1(tmp_path):
     for command in ("status", "eval"):
         result = gorp(command, tmp_path)
-        assert result.exit_code == 1 and "no gorp workspace" in result.stderr
+        assert result.exit_code == 1 and "not a gorp workspace" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -328,11 +330,11 @@ def test_the_message_for_a_missing_workspace_gives_a_command_to_type(tmp_path, m
     path = make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     for place, message in {
-        path: f"`gorp train {path}` makes one",
-        "run": "`gorp train run.yaml` makes it",
-        ".": "`gorp train run.yaml` makes one",
-        "one.jsonl": "one.jsonl: a file; wanted the folder of a workspace, or the YAML",
-        "nowhere/at/all": "`gorp train CONFIG.yaml` makes one",
+        path: f"`gorp train {path}` creates one",
+        "run": "`gorp train run.yaml` creates it",
+        ".": "`gorp train run.yaml` creates one",
+        "one.jsonl": "one.jsonl: this is a file; wanted the folder of a workspace, or its YAML",
+        "nowhere/at/all": "`gorp train CONFIG.yaml` creates one",
     }.items():
         for command in ("status", "eval"):
             result = gorp(command, place)
@@ -340,7 +342,7 @@ def test_the_message_for_a_missing_workspace_gives_a_command_to_type(tmp_path, m
     (tmp_path / "bot").mkdir()
     (tmp_path / "bot/CURRENT").touch()
     assert "Did you mean `bot`?" in gorp("status", "bto").stderr
-    assert "There are: bot. For example `gorp status bot`." in gorp("status").stderr
+    assert "Workspaces here: bot. For example `gorp status bot`." in gorp("status").stderr
 
 
 def test_a_workspace_that_is_a_file_exits_with_2(tmp_path):
@@ -521,6 +523,6 @@ def test_a_second_writer_is_refused_and_told_the_process_of_the_first(tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         result = gorp("train", path)
-        assert result.exit_code == 1 and f"another gorp writes there (process {holder.pid} on " in result.stderr
+        assert result.exit_code == 1 and f"another gorp process writes there (process {holder.pid} on " in result.stderr
         holder.stdin.close()
     assert not (tmp_path / "run").exists()

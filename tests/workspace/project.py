@@ -66,7 +66,7 @@ def write_rows(path: Path, task_number: int, count: int) -> None:
 
 
 def tree_hash(folder: Path) -> str:
-    """One number for every name and byte below `folder`."""
+    """Return one digest over all names and file contents below `folder`."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
@@ -75,7 +75,7 @@ def tree_hash(folder: Path) -> str:
 
 
 def weights(workspace: Path, version: str) -> dict[str, tuple[dict[str, bytes], dict[str, Any]]]:
-    """The tensors of a version, bit for bit, and their headers; the order of keys in a header is not fixed."""
+    """Return the tensors of a version as bytes, and the headers of their files as dictionaries."""
     contents = {}
     for path in sorted((workspace / "versions" / version).glob("*.safetensors")):
         tensors, header = read_tensors(path)
@@ -84,7 +84,7 @@ def weights(workspace: Path, version: str) -> dict[str, tuple[dict[str, bytes], 
 
 
 def without_digests(workspace: Path) -> None:
-    """Make a workspace look as version 0.1.0 left it: no mark, and no digest of what decides a result."""
+    """Rewrite a workspace to the format of gorp 0.1.0: no mark, and fewer digests."""
     (workspace / "gorp-workspace.json").unlink()
     path = workspace / "ledger.jsonl"
     events = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What may change between two runs of a workspace, and when an unfinished training is gone on with."""
+"""Which settings may change between two runs of a workspace, and when an unfinished training is continued."""
 
 import json
 
@@ -12,25 +12,25 @@ from tests.workspace.project import make_project, task, tree_hash, weights, writ
 
 
 TRAINING = {"per_device_train_batch_size": 4, "learning_rate": 5e-3, "save_steps": 2, "num_train_epochs": 1}
-OTHER_COURSE = [
+CHANGES_RESULT = [
     {"training": TRAINING | {"learning_rate": 1e-3}},
     {"training": TRAINING | {"per_device_train_batch_size": 2}},
     {"method": {"name": "gorp", "rank": 4, "refresh_every": 4}},
     {"lora": {"lora_dropout": 0.1}},
     {"encoding": {"max_prompt_tokens": 40, "max_completion_tokens": 8}},
 ]
-SAME_COURSE = [
+KEEPS_RESULT = [
     {"training": TRAINING | {"save_steps": 3, "logging_steps": 1}},
     {"eval": {"max_new_tokens": 4, "limit": 2}},
 ]
 
 
 class Stop(Exception):
-    """The process ends here."""
+    """Raised where the process is to end."""
 
 
 class Said(Progress):
-    """Keeps the lines."""
+    """Collects the lines that are printed."""
 
     def __init__(self):
         self.lines = []
@@ -40,7 +40,7 @@ class Said(Progress):
 
 
 def interrupted(monkeypatch, config, work, where="write_state", call=1):
-    """Run until `where` is called for the `call`-th time."""
+    """Run until the function `where` of `run.py` is called for the `call`-th time."""
     original, calls = getattr(run_module, where), []
 
     def stop(*args, **kwargs):
@@ -65,13 +65,14 @@ def test_before_the_first_task_is_learned_all_settings_may_change(tmp_path):
     said = Said()
     run_sequence(load_config(path), tmp_path / "work", progress=said)
     run_sequence(load_config(path), tmp_path / "anew")
-    assert "one begins anew: it was begun otherwise, and nothing of that had been saved" in said.lines
+    restarted = "task one starts from the beginning: it was started under other settings, without a checkpoint"
+    assert restarted in said.lines
     for version in ("v1", "v2"):
         assert weights(tmp_path / "work", version) == weights(tmp_path / "anew", version)
     assert status(tmp_path / "work")["matrix"] == status(tmp_path / "anew")["matrix"]
 
 
-def test_between_tasks_training_encoding_and_strengths_may_change(tmp_path):
+def test_between_tasks_training_encoding_and_some_method_options_may_change(tmp_path):
     path, work = make_project(tmp_path, tasks=[task("one")]), tmp_path / "work"
     run_sequence(load_config(path), work)
     before = weights(work, "v1")
@@ -89,8 +90,8 @@ def test_between_tasks_training_encoding_and_strengths_may_change(tmp_path):
     assert records == {"v0": 5e-3, "v1": 5e-3, "v2": 1e-3}
 
 
-@pytest.mark.parametrize("changes", OTHER_COURSE)
-def test_a_task_in_training_is_not_gone_on_with_under_other_settings(tmp_path, monkeypatch, changes):
+@pytest.mark.parametrize("changes", CHANGES_RESULT)
+def test_an_unfinished_task_is_not_continued_under_other_settings(tmp_path, monkeypatch, changes):
     work = tmp_path / "work"
     interrupted(monkeypatch, load_config(make_project(tmp_path, tasks=[task("one")])), work)
     assert list((work / "run/one").glob("checkpoint-*/complete.json"))
@@ -107,8 +108,8 @@ def test_a_task_in_training_is_not_gone_on_with_under_other_settings(tmp_path, m
 
 
 @pytest.mark.parametrize(("where", "call"), [("write_state", 1), ("score_row", 2)])
-def test_the_message_names_what_changed_and_putting_it_back_goes_on(tmp_path, monkeypatch, where, call):
-    """Also when the training itself had ended, and only its scores were missing."""
+def test_the_message_names_the_changed_setting_and_changing_it_back_continues(tmp_path, monkeypatch, where, call):
+    """Also if the training itself was finished and only its scores were missing."""
     path, work = make_project(tmp_path, tasks=[task("one")]), tmp_path / "work"
     run_sequence(load_config(path), tmp_path / "whole")
     interrupted(monkeypatch, load_config(path), work, where, call)
@@ -120,8 +121,8 @@ def test_the_message_names_what_changed_and_putting_it_back_goes_on(tmp_path, mo
     assert weights(work, "v1") == weights(tmp_path / "whole", "v1")
 
 
-@pytest.mark.parametrize("changes", SAME_COURSE)
-def test_what_does_not_decide_the_course_may_change_in_the_middle_of_a_task(tmp_path, monkeypatch, changes):
+@pytest.mark.parametrize("changes", KEEPS_RESULT)
+def test_settings_that_do_not_influence_the_result_may_change_in_the_middle_of_a_task(tmp_path, monkeypatch, changes):
     path, work = make_project(tmp_path, tasks=[task("one")]), tmp_path / "work"
     run_sequence(load_config(path), tmp_path / "whole")
     interrupted(monkeypatch, load_config(path), work)
@@ -130,7 +131,7 @@ def test_what_does_not_decide_the_course_may_change_in_the_middle_of_a_task(tmp_
     assert weights(work, "v1") == weights(tmp_path / "whole", "v1")
 
 
-def test_rows_of_a_task_in_training_may_change_only_with_a_restart(tmp_path, monkeypatch):
+def test_rows_of_an_unfinished_task_may_change_only_with_a_restart(tmp_path, monkeypatch):
     path, work = make_project(tmp_path, tasks=[task("one")]), tmp_path / "work"
     interrupted(monkeypatch, load_config(path), work)
     write_rows(tmp_path / "one.jsonl", 3, 24)
@@ -141,7 +142,7 @@ def test_rows_of_a_task_in_training_may_change_only_with_a_restart(tmp_path, mon
     assert weights(work, "v1") == weights(tmp_path / "anew", "v1")
 
 
-def test_a_task_that_was_appended_is_pending_though_its_training_ended_early(tmp_path, monkeypatch):
+def test_an_appended_task_whose_training_was_interrupted_is_pending(tmp_path, monkeypatch):
     work = tmp_path / "work"
     run_sequence(load_config(make_project(tmp_path, tasks=[task("one")])), work)
     interrupted(monkeypatch, load_config(write_config(tmp_path)), work)

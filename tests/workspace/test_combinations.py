@@ -1,6 +1,6 @@
-"""Options together, from the command line: three tasks, whole, and cut off in the second and gone on with.
+"""Combinations of options, from the command line: three tasks without interruption, and interrupted and continued.
 
-The fast tests take a few combinations, among them the defaults of both modes; the slow ones take all.
+The fast tests cover a few combinations, among them the defaults of both modes; the slow tests cover all.
 """
 
 import itertools
@@ -47,7 +47,7 @@ ALL = [
 
 @pytest.fixture(autouse=True)
 def default_sigint():
-    """As in a program that a shell started in the foreground."""
+    """Handle SIGINT as in a program that a shell started in the foreground."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -69,7 +69,7 @@ def project(folder: Path, *, family: str = "t5", **blocks: Any) -> Path:
 
 
 def check(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the second task and the same command again end with the bits of a run that was not cut off."""
+    """Check that a run interrupted by Ctrl-C in the second task and continued equals an unbroken one bit for bit."""
     result = gorp_train(path, "whole")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["pending"] == []
@@ -103,7 +103,7 @@ def test_three_tasks_are_learned_and_resumed(family, mode, split, save, source, 
 
 
 def documented() -> list[Any]:
-    """Every YAML of the pages that trains something."""
+    """Return every YAML of the documentation that trains something."""
     blocks = []
     for page in ("README.md", "docs/getting-started.md", "docs/configuration.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
@@ -115,7 +115,7 @@ def documented() -> list[Any]:
 
 @pytest.mark.parametrize("block", documented())
 def test_the_yaml_of_the_pages_learns_three_tasks_on_a_small_model(block, tmp_path, monkeypatch):
-    """As it stands, but for the model, the rows, and checkpoints often enough to be cut off between two."""
+    """The YAML is used as it is, except for the model, the rows, and more frequent checkpoints."""
     kept = {key: value for key, value in block.items() if key in ("method", "lora", "encoding")}
     training = block.get("training", {}) | {"save_steps": 2, "per_device_train_batch_size": 4, "num_train_epochs": 1}
     family = "llama" if "Qwen" in block["model"]["path"] else "t5"

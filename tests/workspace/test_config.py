@@ -1,4 +1,4 @@
-"""The YAML: what is read is what was written, every mistake is named with its place and the nearest right key."""
+"""The configuration equals the YAML, and every error names its place and the nearest known key."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def refused(message: str, folder: Path = Path("/nowhere"), **changes) -> None:
         parse_config(BASE | changes, folder)
 
 
-def test_what_is_written_is_what_is_read(tmp_path):
+def test_the_configuration_equals_the_yaml(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
         "model: {path: org/model, revision: abc, dtype: bfloat16}\n"
@@ -64,7 +64,7 @@ def test_the_effective_configuration_gives_the_same_run_again(method):
     assert second.config == first.config
 
 
-def test_the_effective_configuration_states_what_the_mode_decided():
+def test_the_effective_configuration_has_the_defaults_of_the_mode():
     method = effective(parse_config(BASE, Path("/nowhere")))["method"]
     assert (method["mode"], method["projection"], method["budget"]) == ("strict", "both", 0.75)
 
@@ -96,7 +96,7 @@ def test_a_model_folder_beside_the_yaml_wins_over_a_hub_id(tmp_path):
         ({"method": {"name": "gorp", "enrgy": 0.9}}, "method.enrgy: unknown key"),
         ({"method": {"name": "gorp", "mode": "loose"}}, "method.mode is 'loose'"),
         ({"method": {"name": "gorp", "energy": 1.5}}, "method.energy is 1.5"),
-        ({"method": {"name": "sequential_full", "r": 8}}, "method.r: unknown key; it takes none."),
+        ({"method": {"name": "sequential_full", "r": 8}}, "method.r: unknown key; it takes no options."),
         ({"method": {"name": "sequential_full"}, "lora": {}}, "lora: the method `sequential_full` trains no adapters"),
         ({"lora": {"rank": 8}}, "lora.rank: unknown key"),
         ({"lora": {"r": "eight"}}, "lora.r is 'eight'"),
@@ -128,7 +128,7 @@ def test_a_model_folder_beside_the_yaml_wins_over_a_hub_id(tmp_path):
         ({"tasks": [{"name": "a", "train": " "}]}, "tasks[0].train is empty"),
         ({"tasks": [{"name": "a", "train": "x", "eval": ""}]}, "tasks[0].eval is empty"),
         ({"tasks": [{"name": "a", "train": "x" * 9999}]}, "tasks[0].train is 'xxx"),
-        ({"tasks": [{"name": "a", "train": "x\0.jsonl"}]}, "a path holds no NUL"),
+        ({"tasks": [{"name": "a", "train": "x\0.jsonl"}]}, "a path cannot contain a NUL"),
         ({"tasks": [{"name": "a" * 101, "train": "x"}]}, "it becomes a file name and may have 100 characters"),
         ({"tasks": []}, "at least one task"),
         ({"tasks": {"order": "order9", "data": "x"}}, "unknown order `order9`"),
@@ -143,7 +143,7 @@ def test_a_model_folder_beside_the_yaml_wins_over_a_hub_id(tmp_path):
         ({"tasks": [{"name": "../a", "train": "x"}]}, "it becomes a file name"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(changes, message):
+def test_an_error_names_its_place(changes, message):
     refused(message, **changes)
 
 
@@ -158,13 +158,13 @@ def test_a_missing_block_is_named(block):
     [
         (b"a: [", "not YAML"),
         (b"- 1", "holds a list"),
-        (b"", "holds empty"),
+        (b"", "holds nothing"),
         (b"seed: 1\nseed: 2", "the key `seed` occurs twice"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"a: !!python/object/apply:os.system [ls]", "not YAML"),
     ],
 )
-def test_a_file_that_is_no_mapping_is_named(tmp_path, text, message):
+def test_a_file_that_does_not_hold_a_mapping_is_refused(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     path.write_bytes(text)
     with pytest.raises(ConfigError, match=re.escape(str(path))) as caught:

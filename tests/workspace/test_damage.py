@@ -1,4 +1,4 @@
-"""One bit changed in any file that decides a result: it is named where it is read, or changes nothing."""
+"""A changed bit in any file that influences a result is reported when the file is read, or has no effect."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ CONFIG = {
 
 
 def make(root: Path) -> Workspace:
-    """A workspace that has learned two tasks, with all its files but those of a model."""
+    """A workspace that has learned two tasks, with all its files except the model."""
     store = Workspace(root)
     with store.writing():
         keep_configuration(root, CONFIG, None)
@@ -60,8 +60,8 @@ FILES = (
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FILES)
-def test_a_changed_bit_is_named_or_changes_nothing(store, name, step):
-    """Every byte of the file (or every seventh), one bit of it each, another from byte to byte."""
+def test_a_changed_bit_is_reported_or_has_no_effect(store, name, step):
+    """One bit of every byte (or every seventh byte), a different bit from byte to byte."""
     path, before = store.root / name, status(store.root)
     content = path.read_bytes()
     noticed = 0
@@ -80,10 +80,10 @@ def test_a_changed_bit_is_named_or_changes_nothing(store, name, step):
     assert noticed > 0.8 * len(places)
 
 
-def test_answers_that_were_changed_are_told_of(store):
+def test_changed_answers_are_reported(store):
     path = store.root / "eval/samples/v1-two.jsonl"
     path.write_text(path.read_text().replace('"a"', '"b"'))
-    assert status(store.root)["remarks"] == [f"{path} is not as it was written; `gorp eval` writes it anew"]
+    assert status(store.root)["remarks"] == [f"{path} was changed after it was written; `gorp eval` writes it again"]
     path.unlink()
     assert status(store.root)["remarks"] == []
 
@@ -97,8 +97,8 @@ NAMES = ["../../victim", "/etc", "..", ".", "", "a/b", "a\x1b[2J", "a\n", None, 
 
 @pytest.mark.parametrize("name", NAMES[:-3])
 @pytest.mark.parametrize("key", ["task", "contains", "tasks", "parent", "sha256"])
-def test_a_name_out_of_a_file_is_checked_where_it_is_read(tmp_path, key, name):
-    """As in a workspace that somebody else made: every digest fits, the names do not."""
+def test_every_name_in_a_record_is_checked_when_it_is_read(tmp_path, key, name):
+    """As in a malicious workspace: every digest is right, the names are not."""
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim/thesis.txt").write_text("mine")
     store = Workspace(tmp_path / "work")
@@ -109,7 +109,7 @@ def test_a_name_out_of_a_file_is_checked_where_it_is_read(tmp_path, key, name):
     write_json(folder / "version.json", record)
     store.log("prepared", version="v1", sha256=record_sha256(folder))
     for ask in (store.current, store.versions, store.unsettled, store.lineage):
-        with pytest.raises(CheckpointError, match="not a version's record"):
+        with pytest.raises(CheckpointError, match="not the record of a version"):
             ask()
     assert (tmp_path / "victim/thesis.txt").read_text() == "mine"
 
@@ -117,18 +117,18 @@ def test_a_name_out_of_a_file_is_checked_where_it_is_read(tmp_path, key, name):
 @pytest.mark.parametrize("parent", ["v2", "v1", "v7"])
 def test_parents_in_a_circle_are_an_error(store, parent):
     edit(store.root / "versions/v1/version.json", parent=parent)
-    ledger = store.root / "ledger.jsonl"  # as a first version's: no digest says that the file was changed
+    ledger = store.root / "ledger.jsonl"  # without digests, as gorp 0.1.0 wrote it
     kept = ("time", "event", "version")
     events = [{key: event[key] for key in kept} for event in store.ledger() if event["event"] == "version"]
     ledger.write_text("".join(json.dumps(event) + "\n" for event in events))
     (store.root / "CURRENT").write_text("v2\n")
-    with pytest.raises(CheckpointError, match="no earlier version"):
+    with pytest.raises(CheckpointError, match="not an earlier version"):
         status(store.root)
 
 
 @pytest.mark.parametrize("key", ["event", "version"])
 @pytest.mark.parametrize("value", [None, 3, [], "v1/../v2", "\x1b"])
-def test_a_ledger_of_wrong_values_is_named(store, key, value):
+def test_wrong_values_in_the_ledger_are_reported(store, key, value):
     line = json.loads((store.root / "ledger.jsonl").read_text().splitlines()[0]) | {key: value}
     del line["chain"]
     (store.root / "ledger.jsonl").write_text(json.dumps(line) + "\n")
@@ -140,7 +140,7 @@ def test_a_ledger_of_wrong_values_is_named(store, key, value):
 
 
 @pytest.mark.parametrize("lost", [0, 1, 3])
-def test_a_line_that_is_gone_from_the_ledger_is_noticed(store, lost):
+def test_a_missing_line_of_the_ledger_is_reported(store, lost):
     path = store.root / "ledger.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:lost] + lines[lost + 1 :]))
@@ -148,7 +148,7 @@ def test_a_line_that_is_gone_from_the_ledger_is_noticed(store, lost):
         status(store.root)
 
 
-def test_a_version_set_by_hand_is_used_and_said(store):
+def test_a_current_version_set_by_hand_is_used_and_reported(store):
     (store.root / "CURRENT").write_text("v1")
     state = status(store.root)
     assert state["current"] == "v1"
@@ -159,9 +159,9 @@ def test_a_copied_version_does_not_become_current(store):
     shutil.copytree(store.root / "versions/v1", store.root / "versions/v9")
     assert store.current().name == "v2" and store.next_name() == "v10"
     assert status(store.root)["remarks"] == [
-        "versions/v9 was not made here (ledger.jsonl does not name it), and is left alone"
+        "versions/v9 was not created by this workspace (not in ledger.jsonl) and is ignored"
     ]
-    with pytest.raises(ConfigError, match="was not made here"):
+    with pytest.raises(ConfigError, match="was not created by this workspace"):
         store.version("v9")
 
 
@@ -176,7 +176,7 @@ def test_what_is_gone_is_not_begun_anew(store, gone):
 def test_a_ledger_that_is_gone_is_named(store):
     (store.root / "ledger.jsonl").unlink()
     assert store.exists()
-    with pytest.raises(CheckpointError, match=r"ledger\.jsonl: is gone"):
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl: missing"):
         store.lineage()
 
 
@@ -192,7 +192,7 @@ def test_only_known_files_become_part_of_a_version(store):
     }
 
 
-def test_a_half_file_that_an_earlier_gorp_listed_does_not_damage_a_version(store):
+def test_a_temporary_file_that_gorp_0_1_0_listed_does_not_damage_a_version(store):
     path = store.root / "versions/v2/version.json"
     digests = json.loads(path.read_text())["sha256"] | {".version.json.14959.tmp": "0" * 64}
     edit(path, sha256=digests)
@@ -202,7 +202,7 @@ def test_a_half_file_that_an_earlier_gorp_listed_does_not_damage_a_version(store
 
 
 @pytest.mark.parametrize("name", ["delta.safetensors", "memory.safetensors", "method.safetensors", "training.json"])
-def test_a_prepared_version_that_was_damaged_is_not_published(store, name):
+def test_a_damaged_prepared_version_is_not_published(store, name):
     folder = store.prepared("v3")
     shutil.copytree(store.root / "versions/v2", folder)
     (folder / "version.json").unlink()
@@ -218,7 +218,7 @@ def test_a_prepared_version_that_was_damaged_is_not_published(store, name):
     assert store.current().name == "v2"
 
 
-def test_a_seal_binds_value_and_place():
+def test_a_seal_covers_value_and_place():
     cell = sealed({"score": 1.5, "rows": 6}, "v1", "one")
     assert is_whole(json.loads(json.dumps(cell)), "v1", "one") and is_whole(dict(reversed(cell.items())), "v1", "one")
     assert not is_whole(cell, "v1", "two") and not is_whole(cell | {"rows": 7}, "v1", "one")

@@ -1,4 +1,4 @@
-"""`gorp eval` asks what the configuration asks now."""
+"""`gorp eval` scores with the current configuration."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def trained(tmp_path):
 
 
 class Said(Progress):
-    """Keeps the lines."""
+    """Collects the lines that are printed."""
 
     def __init__(self):
         self.lines = []
@@ -34,7 +34,7 @@ def rows_scored(folder, progress=None):
     return evaluate_version(folder / "work", progress=progress)["scores"]["one"]["rows"]
 
 
-def test_the_yaml_as_it_is_now_decides(trained):
+def test_eval_reads_the_current_yaml(trained):
     assert rows_scored(trained) == 6
     write_config(trained, tasks=[task("one")], eval={"limit": 4})
     assert rows_scored(trained) == 4
@@ -55,16 +55,20 @@ def change_norm(folder):
 
 
 @pytest.mark.parametrize(("change", "what"), [(swap_tokens, "tokenizer"), (change_norm, r"config\.json")])
-def test_a_base_model_that_computes_something_else_is_noticed(trained, change, what):
+def test_a_changed_part_of_the_base_model_is_refused(trained, change, what):
     change(trained / "model")
-    with pytest.raises(CheckpointError, match=f"the base model's {what} is not what it was"):
+    with pytest.raises(
+        CheckpointError, match=f"the base model has the same weights as before, but its {what} has changed"
+    ):
         evaluate_version(trained / "work")
     config = load_config(write_config(trained))
-    with pytest.raises(CheckpointError, match=f"the base model's {what} is not what it was"):
+    with pytest.raises(
+        CheckpointError, match=f"the base model has the same weights as before, but its {what} has changed"
+    ):
         run_sequence(config, trained / "work")
 
 
-def test_a_version_without_those_digests_is_taken_as_it_is(trained):
+def test_a_version_without_those_digests_is_scored_unchecked(trained):
     without_digests(trained / "work")
     for path in (trained / "work" / "versions").glob("*/version.json"):
         record = json.loads(path.read_text())
@@ -73,17 +77,17 @@ def test_a_version_without_those_digests_is_taken_as_it_is(trained):
     assert rows_scored(trained) == 6
 
 
-def test_rows_that_a_task_is_judged_by_may_move(trained):
+def test_eval_rows_may_move_to_another_file(trained):
     (trained / "one_eval.jsonl").rename(trained / "held_out.jsonl")
     write_config(trained, tasks=[task("one", eval="held_out.jsonl")])
     assert rows_scored(trained) == 6
 
 
-def test_without_the_yaml_it_is_the_configuration_accepted_last(trained):
+def test_without_the_yaml_the_configuration_of_the_last_run_is_used(trained):
     run_sequence(load_config(write_config(trained, tasks=[task("one")], eval={"limit": 3})), trained / "work")
     (trained / "run.yaml").unlink()
     assert rows_scored(trained) == 3
-    (trained / "work/config.json").unlink()  # as in a workspace that kept none: what CURRENT was made with
+    (trained / "work/config.json").unlink()  # then the configuration that CURRENT was trained with
     assert rows_scored(trained) == 6
 
 
@@ -91,12 +95,12 @@ def test_without_the_yaml_it_is_the_configuration_accepted_last(trained):
     ("changes", "reason"),
     [
         ({"method": {"name": "ewc"}}, "method.name is 'ewc'"),
-        ({"tasks": [task("two")]}, "New tasks go behind"),
+        ({"tasks": [task("two")]}, "Add new tasks after"),
         ({"model": {"path": "gorp-tiny-t5"}}, "model.path is gorp-tiny-t5"),
         ({"evil": {}}, "evil: unknown key"),
     ],
 )
-def test_a_yaml_that_became_another_runs_is_not_used_and_that_is_said(trained, changes, reason):
+def test_a_yaml_that_no_longer_fits_is_not_used_and_that_is_reported(trained, changes, reason):
     write_config(trained, **({"tasks": [task("one")], "eval": {"limit": 2}} | changes))
     said = Said()
     assert rows_scored(trained, said) == 6
@@ -111,7 +115,7 @@ def test_a_task_not_learned_yet_is_scored_too(trained):
 
 
 def custom_model(folder):
-    """Give a model folder code of its own, which leaves a trace when it runs."""
+    """Give a model folder Python code of its own, which creates the file `ran` when it runs."""
     (folder / "evil.py").write_text(
         f"open({str(folder.parent / 'ran')!r}, 'w')\nfrom transformers import T5Config\nclass Evil(T5Config): pass\n"
     )
@@ -119,14 +123,14 @@ def custom_model(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoConfig": "evil.Evil"}}))
 
 
-def test_a_workspace_cannot_have_code_run(trained, tmp_path):
-    """Neither its config.json, nor a YAML that is found through it or beside it: whoever made it made those too."""
+def test_a_workspace_cannot_allow_code_to_run(trained, tmp_path):
+    """Neither its config.json nor a YAML found through it or beside it may: they may come from the same stranger."""
     custom_model(trained / "model")
     kept = trained / "work/config.json"
     model = {"path": "model", "trust_remote_code": True}
     value = json.loads(kept.read_text())
     value["config"]["model"] |= {"path": "./model", "trust_remote_code": True}
-    del value["digest"]  # whoever edits it can make that fit as well
+    del value["digest"]  # an attacker could compute it
     kept.write_text(json.dumps(value))
     write_config(trained, tasks=[task("one")], model=model)
     moved = trained / "work.yaml"
@@ -137,8 +141,8 @@ def test_a_workspace_cannot_have_code_run(trained, tmp_path):
         assert not (trained / "ran").exists()
 
 
-def test_a_moved_project_is_read_where_it_is(trained, tmp_path):
-    """The YAML, the rows and the model of the copy; of the place it was copied from nothing, gone or not."""
+def test_a_copied_project_uses_its_own_files(trained, tmp_path):
+    """YAML, rows and model of the copy are read, never those of the original folder, whether they exist or not."""
     there = tmp_path / "copy"
     shutil.copytree(trained, there, ignore=shutil.ignore_patterns("copy"))
     write_config(there, tasks=[task("one")], eval={"limit": 2})
@@ -149,11 +153,11 @@ def test_a_moved_project_is_read_where_it_is(trained, tmp_path):
     (there / "work.yaml").unlink()
     for name in ("run.yaml", "one_eval.jsonl", "model"):
         (trained / name).rename(trained / f"{name}.old")
-    assert rows_scored(there, said) == 6 and any("accepted last" in line for line in said.lines)
+    assert rows_scored(there, said) == 6 and any("that of the last `gorp train`" in line for line in said.lines)
     assert str(trained) not in (there / "work/config.json").read_text()
 
 
-def test_a_moved_project_of_the_first_version_is_read_where_it_is(trained, tmp_path):
+def test_a_copied_project_of_gorp_0_1_0_uses_its_own_files(trained, tmp_path):
     without_digests(trained / "work")
     there = tmp_path / "copy"
     shutil.copytree(trained, there, ignore=shutil.ignore_patterns("copy"))
@@ -161,8 +165,8 @@ def test_a_moved_project_of_the_first_version_is_read_where_it_is(trained, tmp_p
     assert rows_scored(there) == 2
 
 
-def test_scores_of_two_at_once_are_all_kept(tmp_path):
-    """Each reads the table, measures, and enters its score into the table as it is then."""
+def test_no_score_is_lost_when_several_processes_write(tmp_path):
+    """Each process reads the table first, and later adds its score to the table as it is then."""
     tables = [Scores(tmp_path / "eval") for _ in range(4)]
     for number, table in enumerate(tables):  # each was read before any other wrote
         score = TaskScore(task=f"t{number}", metric="m", score=float(number), rows=1, samples=[])

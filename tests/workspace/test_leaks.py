@@ -1,4 +1,4 @@
-"""What a version says of its leak is what its files say: trained, served, and against every earlier task."""
+"""The leak that a version records equals the one computed from its files: trained, served, per earlier task."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def record(folder: Path, version: str) -> dict:
     return json.loads((folder / f"work/versions/{version}/version.json").read_text())
 
 
-def test_the_script_finds_in_the_files_what_the_run_reported(finished):
+def test_the_script_computes_from_the_files_what_the_run_reported(finished):
     command = [sys.executable, SCRIPT, finished / "work", "--base", finished / "model"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert list(found) == ["v1 -> v2", "v2 -> v3"]
@@ -59,18 +59,18 @@ def test_the_script_finds_in_the_files_what_the_run_reported(finished):
             assert leaks["median"] == pytest.approx(told["median"], rel=1e-3, abs=1e-6)
 
 
-def test_what_was_released_shows_in_the_leak_against_the_first_task(finished):
+def test_released_directions_raise_the_leak_against_the_first_task(finished):
     second, third = (record(finished, version) for version in ("v2", "v3"))
     assert second["released"] > 0 and second["leak_earlier"]["one"]["worst"] == pytest.approx(second["leak"], rel=0.3)
     assert third["leak"] <= 1e-5 and third["leak_earlier"]["two"]["worst"] <= 1e-5
-    assert third["leak_earlier"]["one"]["worst"] > 0.1  # S had given up directions of the first task
+    assert third["leak_earlier"]["one"]["worst"] > 0.1  # S had released directions of the first task
     totals = {key: sum(w[key] for w in third["weights"].values()) for key in ("released", "released_energy")}
     assert (third["released"], third["released_energy"]) == pytest.approx(tuple(totals.values()))
     assert record(finished, "v1")["leak"] is None and record(finished, "v1")["leak_earlier"] == {}
     assert record(finished, "v0")["leak_earlier"] is None
 
 
-def test_status_shows_it_as_json_and_as_a_table(finished):
+def test_status_shows_the_leaks_as_json_and_as_a_table(finished):
     state = status(finished / "work")
     last = state["versions"][-1]
     assert {key: last[key] for key in ("leak", "leak_served", "leak_earlier", "released")} == {
@@ -85,7 +85,7 @@ def test_status_shows_it_as_json_and_as_a_table(finished):
     assert [line for line in record(finished, "v2")["warnings"] if line.startswith("the budget is reached: ")]
 
 
-def test_a_method_without_protected_directions_has_none_of_it(tmp_path):
+def test_a_method_without_protected_directions_has_no_leak(tmp_path):
     path = make_project(tmp_path, family="llama", method={"name": "sequential_lora"})
     result = CliRunner().invoke(app, ["train", str(path)])
     assert result.exit_code == 0, result.output
@@ -95,7 +95,7 @@ def test_a_method_without_protected_directions_has_none_of_it(tmp_path):
 
 
 def test_training_warns_before_a_task_and_refuses_one_that_could_change_nothing(tmp_path, monkeypatch):
-    """Before anything is scored or written, and in a dry run alike."""
+    """Before anything is scored or written, in a dry run too."""
     blocks = {"training": {"save_strategy": "no"}, "method": {"name": "gorp", "budget": 0.1}}
     path = make_project(tmp_path, family="llama", tasks=[task("one")], **blocks)
     assert CliRunner().invoke(app, ["train", str(path)]).exit_code == 0

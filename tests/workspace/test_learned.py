@@ -1,4 +1,4 @@
-"""What is needed of a task that is learned: what it is judged by, and nothing that it was trained on."""
+"""A learned task needs its eval rows, and none of its training rows."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.workspace.project import make_project, task, weights, write_config, w
 
 
 class Said(Progress):
-    """Keeps the lines."""
+    """Collects the lines that are printed."""
 
     def __init__(self):
         self.lines = []
@@ -26,7 +26,7 @@ class Said(Progress):
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """A project whose first task is learned, and the same with both: two folders that no test writes into."""
+    """A project whose first task is learned, and the same with both tasks learned; no test writes into them."""
     folder = tmp_path_factory.mktemp("learned")
     run_sequence(load_config(make_project(folder / "one", tasks=[task("one")])), folder / "one/work")
     run_sequence(load_config(make_project(folder / "both")), folder / "both/work")
@@ -40,12 +40,16 @@ def project(learned, tmp_path):
     return tmp_path / "project"
 
 
-def test_the_next_task_needs_no_row_that_an_earlier_one_was_trained_on(project, learned):
+def test_the_next_task_needs_no_training_row_of_an_earlier_one(project, learned):
     (project / "one.jsonl").unlink()
     said, path = Said(), write_config(project)
     plan(load_config(path), project / "work")
     matrix = run_sequence(load_config(path), project / "work", progress=said)
-    assert [line for line in said.lines if line.startswith("one: already learned, so its training rows are not needed")]
+    assert [
+        line
+        for line in said.lines
+        if line.endswith("one.jsonl no longer exists; it is not needed, because the task is learned")
+    ]
     assert weights(project / "work", "v2") == weights(learned / "both/work", "v2")
     assert matrix.to_dict() == status(learned / "both/work")["matrix"]
     record, whole = (
@@ -56,12 +60,12 @@ def test_the_next_task_needs_no_row_that_an_earlier_one_was_trained_on(project, 
     evaluate_version(project / "work", task="one")
 
 
-def test_eval_rows_that_are_gone_are_those_that_were_kept(project):
+def test_stored_eval_rows_are_used_if_the_eval_file_was_deleted(project):
     before = status(project / "work")["matrix"]["R"][1][0]
     (project / "one_eval.jsonl").unlink()
     said = Said()
     run_sequence(load_config(write_config(project, tasks=[task("one")])), project / "work", progress=said)
-    assert any("one_eval.jsonl is gone; the 6 rows that were kept are scored" in line for line in said.lines)
+    assert any("one_eval.jsonl no longer exists; the 6 stored rows are used" in line for line in said.lines)
     assert evaluate_version(project / "work")["scores"]["one"] == {
         "score": before,
         "rows": 6,
@@ -69,7 +73,7 @@ def test_eval_rows_that_are_gone_are_those_that_were_kept(project):
     }
 
 
-def test_eval_rows_that_were_cut_from_train_are_kept(tmp_path):
+def test_eval_rows_that_were_split_from_train_are_stored(tmp_path):
     cut = task("one", eval=None)
     run_sequence(load_config(make_project(tmp_path, tasks=[cut])), tmp_path / "work")
     before = status(tmp_path / "work")["matrix"]
@@ -85,7 +89,7 @@ def test_eval_rows_may_grow_and_all_versions_are_scored_again(project):
         file.write(json.dumps({"text": "green light 99", "label": "true"}) + "\n")
     said = Said()
     run_sequence(load_config(write_config(project, tasks=[task("one")])), project / "work", progress=said)
-    assert any("one: its eval rows changed, 6 rows then and 7 now" in line for line in said.lines)
+    assert any("one: its eval rows changed (6 rows before, 7 now)" in line for line in said.lines)
     cells = json.loads((project / "work/eval/scores.json").read_text())
     assert [cells[version]["one"]["rows"] for version in ("v0", "v1")] == [7, 7]
     again = Said()
@@ -93,7 +97,7 @@ def test_eval_rows_may_grow_and_all_versions_are_scored_again(project):
     assert not any("changed" in line for line in again.lines)
 
 
-def test_train_rows_that_changed_are_not_trained_again_and_that_is_said(project, learned):
+def test_changed_training_rows_of_a_learned_task_are_not_trained_and_that_is_reported(project, learned):
     write_rows(project / "one.jsonl", 3, 24)
     said = Said()
     run_sequence(load_config(write_config(project)), project / "work", progress=said)
@@ -101,7 +105,7 @@ def test_train_rows_that_changed_are_not_trained_again_and_that_is_said(project,
     assert weights(project / "work", "v2") == weights(learned / "both/work", "v2")
 
 
-def test_kept_rows_that_are_damaged_are_read_anew_or_named(project):
+def test_damaged_stored_rows_are_read_again_or_reported(project):
     kept = project / "work/eval/rows/one.json"
     kept.write_text(kept.read_text().replace("light 3", "light 4"))
     path = write_config(project, tasks=[task("one")])
@@ -109,7 +113,7 @@ def test_kept_rows_that_are_damaged_are_read_anew_or_named(project):
     assert "light 3" in kept.read_text()
     kept.write_text(kept.read_text().replace("light 3", "light 4"))
     (project / "one_eval.jsonl").unlink()
-    with pytest.raises(CheckpointError, match=r"one\.json: not the eval rows that were kept.*`eval:`"):
+    with pytest.raises(CheckpointError, match=r"one\.json: the stored eval rows are damaged.*`eval:`"):
         plan(load_config(path), project / "work")
 
 
@@ -123,7 +127,7 @@ def test_a_joint_method_needs_the_rows_of_every_task(tmp_path):
         run_sequence(load_config(write_config(tmp_path, method=block)), tmp_path / "work")
 
 
-def test_the_record_names_the_train_file_that_was_read_whatever_becomes_of_it(tmp_path, monkeypatch):
+def test_the_record_has_the_digest_of_the_training_file_as_it_was_read(tmp_path, monkeypatch):
     path = make_project(tmp_path)
     digests = {name: file_sha256(tmp_path / f"{name}.jsonl") for name in ("one", "two")}
     original = run_module.train_task
@@ -142,7 +146,7 @@ def test_the_record_names_the_train_file_that_was_read_whatever_becomes_of_it(tm
     assert sum("has changed since it was learned" in line for line in said.lines) == 2
 
 
-def test_kept_rows_that_are_lost_are_cut_anew_and_kept(tmp_path):
+def test_lost_stored_rows_are_split_from_train_again_and_stored(tmp_path):
     cut = task("one", eval=None)
     run_sequence(load_config(make_project(tmp_path, tasks=[cut])), tmp_path / "work")
     kept = tmp_path / "work/eval/rows/one.json"
@@ -154,23 +158,23 @@ def test_kept_rows_that_are_lost_are_cut_anew_and_kept(tmp_path):
     plan(load_config(write_config(tmp_path, tasks=[cut, task("two")])), tmp_path / "work")
 
 
-def test_scores_that_were_measured_otherwise_are_left_out_of_the_matrix(project):
+def test_scores_under_other_conditions_are_left_out_of_the_matrix(project):
     work = project / "work"
     whole = status(work)["matrix"]["R"]
     path = write_config(project, tasks=[task("one")], eval={"max_new_tokens": 4, "limit": 2})
     evaluate_version(work, source=path)
     state = status(work)
     assert state["matrix"]["R"][0] == [None] and state["matrix"]["rows"] == {"one": 2}
-    assert any(line.startswith("one: the scores of v0 were measured on other rows") for line in state["remarks"])
+    assert any(line.startswith("one: the scores of v0 are left out") for line in state["remarks"])
     run_sequence(load_config(write_config(project, tasks=[task("one")])), work)
     assert (status(work)["matrix"]["R"], status(work)["remarks"]) == (whole, [])
 
 
-def test_scoring_needs_no_row_of_a_task_that_is_only_planned(project):
+def test_scoring_needs_no_row_of_a_task_that_is_not_learned_yet(project):
     said, path = Said(), write_config(project)
     (project / "two.jsonl").unlink()
     assert list(evaluate_version(project / "work", source=path, progress=said)["scores"]) == ["one"]
-    assert any(line.startswith("two: not learned yet, and not scored: ") for line in said.lines)
+    assert any(line.startswith("two: not learned yet, and not scored, because ") for line in said.lines)
     with pytest.raises(DataError, match=r"two\.jsonl: no such file"):
         evaluate_version(project / "work", source=path, task="two")
 

@@ -1,4 +1,4 @@
-"""One writer a workspace; a process that is gone holds nothing."""
+"""One writer per workspace; a process that has ended holds no lock."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def holder(tmp_path):
     process.stdout.close()
 
 
-def test_a_second_writer_is_refused_and_told_who_writes(tmp_path, holder):
+def test_a_second_writer_is_refused_and_the_first_is_named(tmp_path, holder):
     with pytest.raises(CheckpointError) as caught, locked(tmp_path):
         raise AssertionError
     message = str(caught.value)
@@ -42,17 +42,17 @@ def test_a_second_writer_is_refused_and_told_who_writes(tmp_path, holder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_writer_holds_nothing(tmp_path, holder, number):
+def test_a_killed_writer_holds_no_lock(tmp_path, holder, number):
     os.kill(holder.pid, number)
     holder.wait()
-    assert (tmp_path / LOCK).is_file()  # it says who was killed, and binds nobody
+    assert (tmp_path / LOCK).is_file()  # it still names the killed process, but does not lock
     with locked(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
     assert not (tmp_path / LOCK).exists()
 
 
 def test_a_child_that_outlives_the_writer_does_not_hold_its_lock(tmp_path):
-    """The workers of a data loader are forked, and end some seconds after a killed trainer."""
+    """Data loader workers are forked and end some seconds after a trainer that was killed."""
     fork = "    import os\n    child = os.fork()\n    print('child', child) if child else 0\n"
     code = HOLD.replace("    time", f"{fork}    time")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -61,14 +61,14 @@ def test_a_child_that_outlives_the_writer_does_not_hold_its_lock(tmp_path):
     process.wait()
     process.stdout.close()
     try:
-        os.kill(child, 0)  # it lives
+        os.kill(child, 0)  # raises if the child has ended
         with locked(tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
 
 
-def test_of_many_that_begin_at_once_one_writes(tmp_path):
+def test_exactly_one_of_many_simultaneous_writers_gets_the_lock(tmp_path):
     code = HOLD.replace("time.sleep(600)", "sys.stdin.read()")
     command = [sys.executable, "-c", code, str(tmp_path)]
     pipe = subprocess.PIPE
@@ -81,31 +81,31 @@ def test_of_many_that_begin_at_once_one_writes(tmp_path):
     assert writer.communicate("")[0] == "held\n" and writer.returncode == 0
     for process in processes:
         if process is not writer:
-            assert "another gorp writes there" in process.communicate()[1]
+            assert "another gorp process writes there" in process.communicate()[1]
     assert not (tmp_path / LOCK).exists()
 
 
-def test_one_process_is_one_writer_too(tmp_path):
+def test_the_same_process_cannot_lock_twice(tmp_path):
     with locked(tmp_path):
-        with pytest.raises(CheckpointError, match="this process is writing there already"), locked(tmp_path):
+        with pytest.raises(CheckpointError, match="this process is already writing there"), locked(tmp_path):
             raise AssertionError
         assert (tmp_path / LOCK).is_file()
 
 
-def left_by(tmp_path, **changes):
+def leave_lock(tmp_path, **changes):
     about = {"host": "other", "boot": "b", "pid": 1, "started": "7", "since": "2026-01-01", "command": "gorp train x"}
     (tmp_path / LOCK).write_text(json.dumps(about | changes))
 
 
-def test_a_holder_on_another_computer_is_not_judged(tmp_path):
-    left_by(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"gorp train x.*cannot be seen.*remove .*{LOCK}"), locked(tmp_path):
+def test_a_lock_of_another_computer_must_be_removed_by_the_user(tmp_path):
+    leave_lock(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"gorp train x.*another computer.*remove .*{LOCK}"), locked(tmp_path):
         raise AssertionError
     assert (tmp_path / LOCK).is_file()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"host": 3, "boot": null}'])
-def test_a_lock_that_says_nothing_binds_nobody(tmp_path, content):
+def test_a_lock_file_without_a_valid_record_does_not_lock(tmp_path, content):
     (tmp_path / LOCK).write_text(content)
     if "host" in content:
         with pytest.raises(CheckpointError, match="remove"), locked(tmp_path):
@@ -115,30 +115,30 @@ def test_a_lock_that_says_nothing_binds_nobody(tmp_path, content):
         pass
 
 
-def test_a_computer_that_was_started_anew_has_no_old_processes(tmp_path):
-    left_by(tmp_path, host=socket.gethostname(), boot="before")
+def test_a_lock_from_before_a_restart_of_this_computer_does_not_lock(tmp_path):
+    leave_lock(tmp_path, host=socket.gethostname(), boot="before")
     with locked(tmp_path):
         pass
 
 
-def test_without_locks_of_the_system_the_file_decides(tmp_path, monkeypatch):
-    """As on some file systems of clusters: a live process, by number and start, holds; a dead one does not."""
+def test_on_a_file_system_without_locks_the_record_decides(tmp_path, monkeypatch):
+    """As on some cluster file systems: only a running process, identified by id and start time, holds the lock."""
 
     def none(*_):
         raise OSError(lock.WITHOUT_LOCKS[0], "no locks")
 
     monkeypatch.setattr("fcntl.lockf", none)
     alive = {"host": socket.gethostname(), "boot": lock._boot(), "pid": os.getpid()}
-    left_by(tmp_path, **alive, started=lock._started(os.getpid()))
+    leave_lock(tmp_path, **alive, started=lock._started(os.getpid()))
     with pytest.raises(CheckpointError, match=f"process {os.getpid()}"), locked(tmp_path):
         raise AssertionError
-    left_by(tmp_path, **alive, started="another process had this number")
+    leave_lock(tmp_path, **alive, started="another process had this number")
     with locked(tmp_path):
         pass
     assert not (tmp_path / LOCK).exists()
 
 
-def test_a_lock_that_was_taken_away_stops_its_holder(tmp_path):
+def test_removing_the_lock_file_stops_its_holder(tmp_path):
     with pytest.raises(CheckpointError, match="was removed while this process held it"), locked(tmp_path) as held:
         held.check()
         (tmp_path / LOCK).unlink()
@@ -147,7 +147,7 @@ def test_a_lock_that_was_taken_away_stops_its_holder(tmp_path):
     assert (tmp_path / LOCK).read_text() == "another's"
 
 
-def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+def test_a_link_instead_of_the_lock_file_is_not_followed(tmp_path):
     (tmp_path / "victim").write_text("mine")
     (tmp_path / LOCK).symlink_to(tmp_path / "victim")
     with pytest.raises(CheckpointError), locked(tmp_path):

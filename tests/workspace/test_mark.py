@@ -1,4 +1,4 @@
-"""Where a workspace may be: a new, an empty or a marked folder; whatever else is there stays as it is."""
+"""A workspace may only be a new, an empty or a marked folder; other folders stay unchanged."""
 
 import json
 import os
@@ -34,7 +34,7 @@ FOREIGN = {
 def test_a_folder_with_other_files_is_refused_untouched(tmp_path, files):
     folder = foreign(tmp_path / "bot", *files)
     before = tree_hash(folder)
-    with pytest.raises(ConfigError, match=r"bot: holds other files than a workspace's .* --workspace"):
+    with pytest.raises(ConfigError, match=r"bot: this folder is not a workspace and holds other files .* --workspace"):
         check_place(folder)
     with pytest.raises(ConfigError), writing(folder):
         raise AssertionError
@@ -48,19 +48,21 @@ def test_a_folder_whose_mark_was_half_written_when_the_process_was_killed_become
 
 
 def test_the_yaml_beside_a_model_of_its_name_leaves_the_model_alone(tmp_path):
-    """`gorp train model.yaml` would make its workspace in the folder `model`."""
+    """The default workspace of `gorp train model.yaml` is the folder `model`."""
     path = make_project(tmp_path).rename(tmp_path / "model.yaml")
     before = tree_hash(tmp_path)
     for command in (run_sequence, plan):
-        with pytest.raises(ConfigError, match=r"cannot be the workspace, because .*model lies there and is read"):
+        with pytest.raises(
+            ConfigError, match=r"cannot be the workspace, because it contains .*model, which is an input"
+        ):
             command(load_config(path), tmp_path / "model")
-        with pytest.raises(ConfigError, match=r"because .*(model|one\.jsonl) lies there and is read"):
+        with pytest.raises(ConfigError, match=r"because it contains .*(model|one\.jsonl), which is an input"):
             command(load_config(path), tmp_path)
     assert tree_hash(tmp_path) == before
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "link", "n" * 300])
-def test_a_path_that_can_be_no_folder_is_refused_in_words(tmp_path, place):
+def test_a_path_that_cannot_be_a_folder_is_refused_with_advice(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"--workspace|wanted a folder"):
@@ -116,7 +118,7 @@ def test_a_link_in_the_place_of_a_folder_leads_nowhere(tmp_path, place):
     (store.root / place).parent.mkdir(parents=True, exist_ok=True)
     (store.root / place).symlink_to(victim)
     before = tree_hash(victim)
-    with pytest.raises(CheckpointError, match="a link to another folder"), store.writing():
+    with pytest.raises(CheckpointError, match="this is a link"), store.writing():
         raise AssertionError
     remove_folder(store.root, store.root / "run" / "one") if place == "run/one" else None
     assert tree_hash(victim) == before
@@ -139,5 +141,5 @@ def test_rows_inside_the_workspace_are_refused(tmp_path):
         publish(store, "v0")
     (tmp_path / "one.jsonl").rename(store.root / "one.jsonl")
     tasks = [{"name": "one", "train": "work/one.jsonl", "labels": ["true", "false"]}]
-    with pytest.raises(ConfigError, match=r"because .*one\.jsonl lies there"):
+    with pytest.raises(ConfigError, match=r"because it contains .*one\.jsonl, which"):
         plan(load_config(write_config(path.parent, tasks=tasks)), store.root)

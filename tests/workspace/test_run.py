@@ -1,4 +1,4 @@
-"""A sequence from YAML to versions: what is on disk, what a second run does, and that no interruption changes a bit."""
+"""A run from YAML to versions: the files on disk, a second run, and that an interruption changes no bit."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def written_matrix(work) -> list[list[float]]:
     return [[float(score) for score in scores] for _, *scores in lines]
 
 
-def test_the_files_are_those_that_were_promised(finished):
+def test_a_run_writes_exactly_these_files(finished):
     _, work = finished
     names = {str(path.relative_to(work)) for path in work.rglob("*") if path.is_file()}
     files = ("delta.safetensors", "memory.safetensors", "method.safetensors", "training.json", "version.json")
@@ -64,7 +64,7 @@ def test_the_files_are_those_that_were_promised(finished):
     assert (work / "CURRENT").read_text().split()[0] == "v2"
 
 
-def test_the_record_says_where_a_version_comes_from(finished):
+def test_the_record_describes_where_a_version_comes_from(finished):
     path, work = finished
     record = json.loads((work / "versions/v2/version.json").read_text())
     assert (record["parent"], record["task"], record["contains"], record["seed"]) == ("v1", "two", ["one", "two"], 0)
@@ -76,7 +76,7 @@ def test_the_record_says_where_a_version_comes_from(finished):
     assert {"gorp", "torch", "transformers", "peft"} <= set(record["packages"])
 
 
-def test_the_memory_is_orthonormal_and_says_what_it_is(finished):
+def test_the_protected_bases_are_orthonormal_and_their_header_describes_them(finished):
     path, work = finished
     file = work / "versions/v2/memory.safetensors"
     tensors, header = read_tensors(file)
@@ -96,7 +96,7 @@ def test_the_memory_is_orthonormal_and_says_what_it_is(finished):
         assert {key.removesuffix("::left").removesuffix("::right") for key in delta.keys()} <= set(shapes)
 
 
-def test_the_matrix_is_what_base_plus_delta_scores(finished):
+def test_the_matrix_equals_the_scores_of_base_plus_delta(finished):
     path, work = finished
     config = load_config(path)
     matrix = written_matrix(work)
@@ -112,7 +112,7 @@ def test_the_matrix_is_what_base_plus_delta_scores(finished):
             assert [json.loads(line) for line in lines] == score.samples
 
 
-def test_a_second_run_has_nothing_to_do(finished):
+def test_a_second_run_changes_nothing(finished):
     path, work = finished
     before = tree_hash(work)
     run_sequence(load_config(path), work)
@@ -131,7 +131,7 @@ def test_planning_writes_nothing(tmp_path):
 
 
 class Said(Progress):
-    """Keeps the lines."""
+    """Collects the lines that are printed."""
 
     def __init__(self):
         self.lines = []
@@ -140,7 +140,7 @@ class Said(Progress):
         self.lines.append(line)
 
 
-def test_planning_tells_of_the_rows(tmp_path):
+def test_planning_shows_the_number_of_rows_and_an_example(tmp_path):
     tasks = [task("one"), task("two", eval=None, labels=None, dev_rows=3)]
     path = make_project(tmp_path, tasks=tasks, encoding={"max_prompt_tokens": 40, "max_completion_tokens": 8})
     long = {"text": "green " * 30, "label": "true"}
@@ -149,11 +149,11 @@ def test_planning_tells_of_the_rows(tmp_path):
     said = Said()
     plan(load_config(path), tmp_path / "work", progress=said)
     text = "\n".join(said.lines)
-    assert "one: rows: 25 to train on, 6 to be scored on\n" in text
+    assert "one: 25 training rows, 6 eval rows\n" in text
     assert "one: 1 of 25 prompts of train exceed 40 tokens and lose their middle\n" in text
     assert "two: no eval given: " in text and "two: the label set was taken from train: false, true\n" in text
     first = load_task(load_config(path).tasks[0]).train[0]
-    assert f"one: for example {first['prompt']!r} → 'true'\n" in text
+    assert f"one: first training row: {first['prompt']!r} → 'true'\n" in text
 
 
 def test_a_task_that_did_not_get_better_is_named_with_its_answers(tmp_path):
@@ -165,8 +165,8 @@ def test_a_task_that_did_not_get_better_is_named_with_its_answers(tmp_path):
     assert matrix.R[1, 0] == matrix.R[0, 0] == 0
     answers = tmp_path / "work/eval/samples/v1-one.jsonl"
     assert answers.is_file() and said.lines[-1] == (
-        f"one scores 0.0, no better than before training; its answers are in {answers}; "
-        "more epochs or a higher learning rate?"
+        "one: the score 0.0 is not higher than before training. Try more epochs or a higher learning rate; the answers "
+        f"are in {answers}"
     )
 
 
@@ -187,7 +187,7 @@ def test_a_task_that_got_better_is_not_named(finished, tmp_path, monkeypatch):
     )
     said = Said()
     run_sequence(load_config(path), tmp_path / "work", progress=said)
-    assert not [line for line in said.lines if "no better" in line]
+    assert not [line for line in said.lines if "not higher than before" in line]
 
 
 def test_evaluating_a_version_again_gives_its_row_again(finished):
@@ -214,7 +214,7 @@ def test_status_reads_without_a_model(finished):
     assert [version["version"] for version in state["versions"]] == ["v0", "v1", "v2"]
 
 
-def test_status_says_of_each_task_how_much_is_protected_and_how_far_its_outputs_have_moved(finished):
+def test_status_shows_for_each_task_how_much_is_protected_and_how_far_its_outputs_have_moved(finished):
     _, work = finished
     state = status(work)
     told = [version["earlier"] and list(version["earlier"]) for version in state["versions"]]
@@ -228,7 +228,7 @@ def test_status_says_of_each_task_how_much_is_protected_and_how_far_its_outputs_
     assert last["one"]["output_change"] > 0.0 == last["two"]["output_change"]
 
 
-def test_status_of_a_workspace_from_before_there_were_these_numbers_shows_none(finished, monkeypatch):
+def test_status_of_an_older_workspace_without_these_numbers_shows_none(finished, monkeypatch):
     _, work = finished
 
     def as_then(path):
@@ -242,7 +242,7 @@ def test_status_of_a_workspace_from_before_there_were_these_numbers_shows_none(f
 
 @pytest.mark.parametrize("method", ["sequential_lora", "ewc", "olora", "sequential_full", "gorp"])
 def test_two_runs_of_one_task_end_as_one_run_of_both(tmp_path, method):
-    """The state on disk is all that the next task needs."""
+    """The next task needs nothing but the state on disk."""
     block = {"name": method} | ({"fisher_examples": 4} if method == "ewc" else {})
     path = make_project(tmp_path, family="llama" if method == "olora" else "t5", method=block)
     run_sequence(load_config(path), tmp_path / "whole")
@@ -254,7 +254,7 @@ def test_two_runs_of_one_task_end_as_one_run_of_both(tmp_path, method):
 
 
 class Stop(Exception):
-    """The process ends here."""
+    """Raised where the process is to end."""
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ class Stop(Exception):
         ("train_task", 2),
     ],
 )
-def test_wherever_a_run_ends_the_next_one_ends_the_same(finished, tmp_path, monkeypatch, where, call):
+def test_a_run_that_ended_anywhere_is_continued_to_the_same_result(finished, tmp_path, monkeypatch, where, call):
     path, whole = finished
     owner, name = (Workspace, where.split(".")[1]) if "." in where else (run_module, where)
     original, calls = getattr(owner, name), []
@@ -330,7 +330,7 @@ def test_a_joint_method_trains_once_on_all_tasks(tmp_path):
     assert status(tmp_path / "work")["measures"]["bwt"] is None
 
 
-def test_a_joint_method_starts_again_from_the_base_model_when_a_task_comes(tmp_path):
+def test_a_joint_method_starts_from_the_base_model_again_when_a_task_is_added(tmp_path):
     block = {"name": "multi_task"}
     run_sequence(load_config(make_project(tmp_path, method=block)), tmp_path / "whole")
     run_sequence(load_config(write_config(tmp_path, method=block, tasks=[task("one")])), tmp_path / "work")
@@ -352,17 +352,17 @@ def begun(tmp_path_factory):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, "seed is 1, but this workspace was made with 0"),
+        ({"seed": 1}, "seed is 1, but the learned tasks of this workspace were trained with 0"),
         ({"method": {"name": "gorp", "rank": 2, "refresh_every": 3}}, "method.rank is 2"),
         ({"method": {"name": "ewc"}}, "method.name is 'ewc'"),
         ({"lora": {"r": 2}}, "lora.r is 2"),
         ({"method": {"name": "gorp", "rank": 4, "refresh_every": 3, "mode": "paper"}}, "method.mode is 'paper'"),
         ({"model": {"path": "model", "dtype": "bfloat16"}}, "model.dtype is 'bfloat16'"),
-        ({"tasks": [task("two"), task("one")]}, "New tasks go behind the learned ones"),
+        ({"tasks": [task("two"), task("one")]}, "Add new tasks after the learned ones"),
         ({"tasks": [task("one", labels=["false", "true"])]}, "tasks[0].labels is ['false', 'true']"),
     ],
 )
-def test_a_workspace_goes_on_as_it_began(begun, changes, message):
+def test_a_setting_that_learned_tasks_depend_on_may_not_change(begun, changes, message):
     folder, work, before = begun
     path = write_config(folder, **({"tasks": [task("one"), task("two")]} | changes))
     with pytest.raises(ConfigError) as caught:
@@ -374,12 +374,12 @@ def test_a_workspace_goes_on_as_it_began(begun, changes, message):
 def test_another_base_model_is_refused(begun):
     folder, work, before = begun
     save_model(folder / "other", seed=1)
-    with pytest.raises(CheckpointError, match="made for another base model"):
+    with pytest.raises(CheckpointError, match="belongs to another base model"):
         run_sequence(load_config(write_config(folder, model={"path": "other"})), work)
     assert tree_hash(work) == before
 
 
-def test_eval_settings_may_change_and_only_what_they_touch_is_measured_again(tmp_path, monkeypatch):
+def test_eval_settings_may_change_and_only_affected_scores_are_measured_again(tmp_path, monkeypatch):
     path = make_project(tmp_path)
     run_sequence(load_config(path), tmp_path / "work")
     scored = []
@@ -391,8 +391,8 @@ def test_eval_settings_may_change_and_only_what_they_touch_is_measured_again(tmp
     assert status(tmp_path / "work")["matrix"]["rows"] == {"one": 3, "two": 3}
 
 
-def test_weights_that_are_not_finite_are_neither_kept_nor_folded(tmp_path):
-    """The loss of the last step is still finite; it is the step that is not."""
+def test_weights_that_are_not_finite_are_neither_saved_nor_added_to_the_delta(tmp_path):
+    """The loss of the last step is still finite, but its update is not."""
     hopeless = {"per_device_train_batch_size": 4, "learning_rate": 1e39, "max_steps": 1}
     method = {"name": "sequential_full"}
     for name, save in (("kept", {"save_steps": 1}), ("folded", {"save_strategy": "no"})):
@@ -430,7 +430,7 @@ def test_a_loss_that_is_not_finite_leaves_all_versions_whole(tmp_path):
         ({"tasks": [task("one"), task("three")]}, DataError, "three.jsonl"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, changes, kind, message):
+def test_invalid_input_is_refused_before_anything_is_written(tmp_path, changes, kind, message):
     path = make_project(tmp_path, **changes)
     before = tree_hash(tmp_path)
     with pytest.raises(GorpError) as caught:

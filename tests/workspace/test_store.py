@@ -1,4 +1,4 @@
-"""The workspace on disk: whole versions or none, a ledger that survives a torn line, damage that is named."""
+"""The workspace on disk: a version is complete or absent, an incomplete ledger line is ignored, damage is named."""
 
 import json
 
@@ -23,7 +23,7 @@ RECORD = {
 
 
 def publish(store: Workspace, name: str, **changes) -> None:
-    """A version with small files of the right kinds; v0 has none."""
+    """Publish a version with small files of the right kinds; v0 has none."""
     folder = store.prepared(name)
     if name != "v0":
         header = {"side": "input", "base_sha256": BASE}
@@ -41,25 +41,25 @@ def store(tmp_path) -> Workspace:
     return store
 
 
-def test_a_part_of_the_base_model_is_compared_where_the_record_names_it(store):
+def test_a_part_of_the_base_model_is_compared_if_the_record_has_its_digest(store):
     version = store.version("v1")
     version.check_base(
         {"path": "m", "config_sha256": "1", "generation_sha256": "2", "code_sha256": "3"}
-    )  # of an older record
+    )  # the record has no such digests, like an older one
     publish(store, "v2", parent="v1", base=RECORD["base"] | {"config_sha256": "1", "generation_sha256": "2"})
     version = store.version("v2")
     version.check_base({"path": "m", "config_sha256": "1", "generation_sha256": "2", "code_sha256": "3"})
-    with pytest.raises(CheckpointError, match=r"the base model's generation_config\.json is not what it was"):
+    with pytest.raises(CheckpointError, match=r"but its generation_config\.json has changed"):
         version.check_base({"path": "m", "config_sha256": "1", "generation_sha256": "9", "code_sha256": "3"})
 
 
-def test_opening_touches_nothing(tmp_path):
+def test_opening_a_workspace_writes_nothing(tmp_path):
     store = Workspace(tmp_path / "none")
     assert (store.exists(), store.versions(), store.ledger(), store.unsettled()) == (False, [], [], [])
     assert not store.root.exists()
 
 
-def test_a_version_exists_from_its_rename_on(store):
+def test_empty_and_unpublished_folders_are_not_versions(store):
     (store.root / "versions" / "v2").mkdir()
     (store.prepared("v3")).mkdir()
     assert [version.name for version in store.versions()] == ["v0", "v1"]
@@ -74,7 +74,7 @@ def test_versions_are_ordered_by_number(store):
     assert store.next_name() == "v12"
 
 
-def test_state_comes_back_as_it_was(store):
+def test_the_state_read_is_the_state_written(store):
     state = store.current().method_state(BASE)
     assert torch.equal(state["delta/w"], torch.ones(2, 2)) and int(state["step"]) == 1
     assert store.version("v0").method_state(BASE) == {}
@@ -124,24 +124,24 @@ def test_a_damaged_record_is_named(store, content):
         store.versions()
 
 
-def test_current_may_not_point_nowhere(store):
+def test_current_must_name_an_existing_version(store):
     (store.root / "CURRENT").write_text("v7\n")
     with pytest.raises(CheckpointError, match="CURRENT"):
         store.current()
 
 
-def test_an_unknown_version_is_answered_with_the_nearest(store):
+def test_an_unknown_version_gets_the_nearest_name_as_a_hint(store):
     with pytest.raises(ConfigError, match=r"no version `v11`; there are v0, v1\. Did you mean `v1`\?"):
         store.version("v11")
     with pytest.raises(ConfigError, match="no version"):
         store.version("../versions/v1")
 
 
-@pytest.mark.parametrize("torn", [b"", b"{", b'{"event": "version", "version": "v9"}', b"\xff"])
-def test_a_torn_last_line_of_the_ledger_is_no_event(store, torn):
+@pytest.mark.parametrize("incomplete", [b"", b"{", b'{"event": "version", "version": "v9"}', b"\xff"])
+def test_an_incomplete_last_line_of_the_ledger_is_ignored(store, incomplete):
     before = store.ledger()
     with open(store.root / "ledger.jsonl", "ab") as file:
-        file.write(torn)
+        file.write(incomplete)
     assert store.ledger() == before
     store.log("note", text="after")
     assert [event["event"] for event in store.ledger()] == ["prepared", "version", "prepared", "version", "note"]
@@ -172,7 +172,7 @@ def test_the_record_holds_the_digest_of_every_other_file(store):
     assert set(digests) == {DELTA, MEMORY, METHOD}
 
 
-def test_publishing_drops_the_checkpoints_of_the_task(store):
+def test_publishing_removes_the_checkpoints_of_the_task(store):
     write_json(store.run_folder("two") / "checkpoint-2" / "x.json", {})
     publish(store, "v2", parent="v1", task="two")
     assert not store.run_folder("two").exists()

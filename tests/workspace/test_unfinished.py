@@ -1,4 +1,4 @@
-"""An unfinished task: what stands before it now, what became of its folder, and how it is begun anew."""
+"""An unfinished task: another task put before it, a renamed or damaged folder, and how it is restarted."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from tests.workspace.project import make_project, task, tree_hash, weights, writ
 
 
 class Stop(Exception):
-    """The process ends here."""
+    """Raised where the process is to end."""
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +46,22 @@ def test_a_task_put_before_it_is_refused_before_anything_is_trained(project):
     path = write_config(project, tasks=[task("one"), task("zero"), task("two")])
     before = tree_hash(project)
     for command in (plan, run_sequence):
-        with pytest.raises(CheckpointError, match=r"unfinished training of task `two`, before which task `zero`"):
+        with pytest.raises(CheckpointError, match=r"unfinished training of task `two`, but `tasks:` now lists `zero`"):
             command(load_config(path), project / "work")
     assert tree_hash(project) == before
 
 
-def test_the_folder_of_a_renamed_task_is_told_of_and_left_alone(project):
+def test_the_folder_of_a_renamed_task_is_reported_and_left_alone(project):
     (project / "two.jsonl").rename(project / "zwei.jsonl")
     (project / "two_eval.jsonl").rename(project / "zwei_eval.jsonl")
     path = write_config(project, tasks=[task("one"), task("zwei")])
     session = run_module.prepare(load_config(path), Workspace(project / "work"), run_module.Progress())
     [line] = run_module.remarks(session)
-    assert "run/two: holds an unfinished training of a task that the configuration does not name" in line
+    assert "run/two: holds an unfinished training of a task that is not in the configuration" in line
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
-def test_damage_names_the_way_out(project, damage):
+def test_the_message_for_a_damaged_identity_file_gives_advice(project, damage):
     identity = project / "work/run/two/identity.json"
     content = identity.read_text()
     if damage == "gone":
@@ -73,7 +73,7 @@ def test_damage_names_the_way_out(project, damage):
 
 
 def test_a_restart_that_was_killed_in_the_middle_is_followed_by_a_plain_run(project, killed, monkeypatch):
-    """The folder is renamed before it is emptied, so that what is left of it is never taken for a training."""
+    """The folder is renamed before it is emptied, so that a partly deleted one is never continued."""
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(Stop))
         run_sequence(load_config(project / "run.yaml"), project / "work", restart=True)
@@ -84,10 +84,10 @@ def test_a_restart_that_was_killed_in_the_middle_is_followed_by_a_plain_run(proj
     assert weights(project / "work", "v2") == weights(project / "whole", "v2")
 
 
-def test_no_version_is_made_once_the_lock_was_taken_away(project, monkeypatch):
+def test_no_version_is_published_after_the_lock_file_was_removed(project, monkeypatch):
     lock = project / "work/gorp.lock"
     monkeypatch.setattr(run_module, "train_task", lambda *_, **__: lock.unlink())
-    with pytest.raises(CheckpointError, match=r"gorp\.lock: was removed while this process held it"):
+    with pytest.raises(CheckpointError, match=r"gorp\.lock: this lock file was removed while this process held it"):
         run_sequence(load_config(project / "run.yaml"), project / "work")
     assert [e["version"] for e in Workspace(project / "work").ledger() if e["event"] == "version"] == ["v0", "v1"]
     assert json.loads((project / "work/run/two/identity.json").read_text())["task"] == "two"

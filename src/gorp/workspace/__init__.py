@@ -1,30 +1,30 @@
-"""A folder that holds a sequence of tasks: its configuration, its versions, its scores.
+"""A workspace: the folder that holds the configuration, the versions and the scores of a sequence of tasks.
 
-yaml_file.py  a YAML, bounded before it is built
-config.py     the YAML, checked
-blocks.py     mappings to dataclasses, with the place of every error
-state.py      what a finished task leaves, as tensors
-mark.py       where a workspace may be; its mark
-lock.py       one writer a workspace
+yaml_file.py  read a YAML file, with limits on its size
+config.py     the checked configuration of a run
+blocks.py     convert mappings to dataclasses; errors name their place in the YAML
+state.py      the tensors of a version
+mark.py       the file that marks a folder as a workspace; which folders may become one
+lock.py       allow one writer at a time
 seal.py       a digest inside a JSON object
-ledger.py     what happened, each line bound to those before
-version.py    a version, checked where it is read
-accepted.py   the configuration that a run began with
-store.py      versions on disk, CURRENT
-scores.py     every score with what it was measured on; the matrix
-changes.py    what may change between two runs
-learned.py    what is needed of a learned task
-lengths.py    rows against the model's positions
-prepare.py    everything that can be refused before training
-preview.py    what a run would read, for the eye
-scoring.py    versions on tasks, cell by cell
-leaks.py      a task's change against what each earlier task protected
-record.py     what version.json says
-unfinished.py a training that ended early
-run.py        train what is pending, score, write the version
+ledger.py     the log of events, each line chained to the lines before
+version.py    a version and its checks
+accepted.py   the configuration of the last run, with relative paths
+store.py      the versions on disk, CURRENT
+scores.py     the scores, each with the conditions it was measured under; the score matrix
+changes.py    which settings may change between two runs
+learned.py    the eval rows of learned tasks
+lengths.py    check row lengths against the positions of the model
+prepare.py    load and check everything before training
+preview.py    number of rows and an example row of each task
+scoring.py    score versions on tasks
+leaks.py      the leak of a task against what each earlier task protected
+record.py     the content of version.json
+unfinished.py a training that was interrupted
+run.py        train the pending tasks, score, write versions
 evaluate.py   score a version again
-place.py      which workspace a command means
-status.py     what there is, for reading
+place.py      find the workspace that a command-line argument means
+status.py     read the state of a workspace
 """
 
 from importlib import import_module
@@ -58,7 +58,7 @@ _MODULES = dict.fromkeys(("RunConfig", "effective", "load_config", "parse_config
     "plan": "run",
     "run_sequence": "run",
 }
-"""Names whose modules need torch and transformers: imported when they are first asked for."""
+"""Names whose modules import torch and transformers; such a module is imported when its name is first used."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""The configuration that a run began with, kept so that the project may move: every path is relative to its YAML.
+"""The configuration of the last run, saved with paths relative to its YAML, so that the project folder may move.
 
-config.json stands in the workspace; it says where the YAML lies, seen from there.
+It is saved as config.json in the workspace, with the path of the YAML relative to the workspace.
 """
 
 import os
@@ -17,11 +17,11 @@ CONFIG = "config.json"
 
 
 def portable_path(path: str, folder: Path | None) -> str:
-    """An absolute path as it is seen from `folder`, beginning with a dot; unchanged where only the root is common.
+    """Return an absolute path relative to `folder`, with a leading dot; unchanged if they share only the root folder.
 
     Args:
-        path: Anything else than an absolute path, the id of a hub model for example, stays as it is.
-        folder: Of the YAML; None for a configuration that has none, whose paths stay.
+        path: A path; one that is not absolute, for example the id of a hub model, is returned unchanged.
+        folder: Folder of the YAML; None if there is no YAML, and then `path` is returned unchanged.
     """
     if folder is None or not os.path.isabs(path):
         return path
@@ -33,7 +33,7 @@ def portable_path(path: str, folder: Path | None) -> str:
 
 
 def portable(values: Mapping[str, Any], source: Path | None) -> dict[str, Any]:
-    """What `effective` gives of a configuration, its paths as they are seen from the YAML `source`."""
+    """Return the values of `effective` with paths relative to the folder of the YAML `source`."""
     folder = None if source is None else source.parent
     tasks = [
         task | {key: task[key] and portable_path(task[key], folder) for key in ("train", "eval")}
@@ -44,11 +44,11 @@ def portable(values: Mapping[str, Any], source: Path | None) -> dict[str, Any]:
 
 
 def keep_configuration(root: Path, values: Mapping[str, Any], source: Path | None) -> None:
-    """Keep a configuration, if it is not the one that is kept.
+    """Save a configuration, unless it is saved already.
 
     Args:
-        root: Of the workspace.
-        values: What `effective` gives.
+        root: Folder of the workspace.
+        values: The result of `effective`.
         source: The YAML that it was read from, if any.
     """
     where = None if source is None else os.path.relpath(os.path.realpath(source), os.path.realpath(root))
@@ -59,7 +59,7 @@ def keep_configuration(root: Path, values: Mapping[str, Any], source: Path | Non
 
 
 def kept_configuration(root: Path) -> tuple[dict[str, Any], Path | None] | None:
-    """What `keep_configuration` kept last: the configuration, and where its YAML lies; None where it kept nothing.
+    """Return the saved configuration and the path of its YAML; None if no configuration is saved.
 
     Raises:
         CheckpointError: If the file is damaged.
@@ -74,16 +74,16 @@ def kept_configuration(root: Path) -> tuple[dict[str, Any], Path | None] | None:
         or not isinstance(found.get("config"), dict)
         or not isinstance(found.get("source", 0), str | None)
     ):
-        raise CheckpointError(f"{path}: not the configuration that was kept. Remove it; `gorp train` writes it again.")
+        raise CheckpointError(f"{path}: damaged or changed. Remove it; `gorp train` writes it again.")
     place = Path(os.path.realpath(root))
     source = found["source"] and Path(os.path.normpath(place / found["source"]))
     if source and os.path.isabs(found["source"]) and (place.parent / source.name).is_file():
-        source = place.parent / source.name  # version 0.1.0 kept an absolute path; a copied project is not where it was
+        source = place.parent / source.name  # gorp 0.1.0 saved an absolute path, which is wrong in a copied project
     return found["config"], source
 
 
 def beside(root: Path) -> Path | None:
-    """The YAML that `gorp train` would make this workspace from without `--workspace`; None if there is none."""
+    """Return the YAML whose default workspace this is: beside it and of the same name; None if there is none."""
     place = Path(os.path.realpath(root))
     paths = [place.with_name(place.name + suffix) for suffix in (".yaml", ".yml")]
     return next((path for path in paths if path.is_file()), None)

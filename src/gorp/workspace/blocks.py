@@ -1,4 +1,4 @@
-"""From a mapping of a YAML file to a frozen dataclass: unknown keys, wrong types, and where in the file they stand."""
+"""Convert a mapping of a YAML file to a frozen dataclass; errors name the place of unknown keys and wrong types."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,34 +14,34 @@ T = TypeVar("T")
 
 
 def read_block(cls: type[T], block: Any, where: str) -> T:
-    """An instance of the dataclass `cls` from a mapping with its fields.
+    """Return an instance of the dataclass `cls` from a mapping with its fields.
 
     Args:
         cls: A dataclass with keyword arguments.
-        block: What the YAML holds there.
+        block: The value in the YAML.
         where: The path of the block in the YAML, for messages; empty for the whole file.
 
     Raises:
-        ConfigError: For an unknown key, with the nearest right one; a missing key; a value of a wrong type.
+        ConfigError: For an unknown key (with the nearest known key), a missing key, or a value of a wrong type.
     """
     prefix = f"{where}." if where else ""
     check_keys(block, [field.name for field in fields(cls)], where)  # pyright: ignore[reportArgumentType]
     for field in fields(cls):  # pyright: ignore[reportArgumentType]
         if field.name not in block and field.default is MISSING and field.default_factory is MISSING:
-            raise ConfigError(f"{prefix}{field.name} is missing; it has no default. Add it.")
+            raise ConfigError(f"{prefix}{field.name} is missing and has no default. Add it.")
     return read_value(cls, block, where)
 
 
 def read_value(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`; text that reads as a number becomes one where a number is wanted.
+    """Convert `value` to the type `kind`; text that reads as a number is accepted where a number is wanted.
 
     Raises:
-        ConfigError: With the path in the YAML.
+        ConfigError: If that fails; the message names the path in the YAML.
     """
     _refuse_booleans(kind, value, where)
     try:
         return TypeAdapter(kind).validate_python(value)
-    except ConfigError as error:  # of the dataclass itself, which does not know where it stands
+    except ConfigError as error:  # raised by the dataclass itself, which does not know its place in the YAML
         text = str(error)
         raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from None
     except ValidationError as error:
@@ -53,10 +53,9 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
 
 
 def check_keys(block: Any, known: list[str], where: str) -> None:
-    """Refuse what is no mapping, and keys that are not in `known`.
+    """Raise `ConfigError` if `block` is not a mapping or has a key that is not in `known`.
 
-    Raises:
-        ConfigError: With the nearest right key and the path in the YAML.
+    The message names the path in the YAML and the nearest known key.
     """
     name = where or "the file"
     if not isinstance(block, Mapping):
@@ -64,12 +63,12 @@ def check_keys(block: Any, known: list[str], where: str) -> None:
     for key in block:
         if key not in known:
             path = f"{where}.{key}" if where else str(key)
-            keys = f"known keys: {', '.join(known)}" if known else "it takes none"
+            keys = f"known keys: {', '.join(known)}" if known else "it takes no options"
             raise ConfigError(f"{shown(path)}: unknown key; {keys}.{nearest(str(key), known)}")
 
 
 def _is_place(step: Any) -> bool:
-    """Pydantic also names the branch of a union it tried; that is no place in the file."""
+    """Whether `step` is a key or an index; Pydantic also lists the type in a union that it tried."""
     return isinstance(step, int) or (step.isidentifier() and step not in {"str", "int", "float", "bool"})
 
 
@@ -78,13 +77,13 @@ def _is_scalar(value: Any) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """What a value of the YAML is, in words."""
+    """Return the kind of a YAML value in words."""
     names = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return "empty" if value is None else names.get(type(value), type(value).__name__)
 
 
 def show(value: Any) -> str:
-    """A value as a message quotes it, however large it is."""
+    """Return a short repr of `value` for an error message."""
     return shown(_BRIEF.repr(value), 200)
 
 
@@ -93,7 +92,7 @@ _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 2, 100, 100
 
 
 def _refuse_booleans(kind: Any, value: Any, where: str) -> None:
-    """Python and Pydantic take true for the number 1."""
+    """Raise `ConfigError` for true or false where a number is wanted: Python and Pydantic accept them as 1 and 0."""
     if is_dataclass(kind) and isinstance(value, Mapping):
         for name, hint in get_type_hints(kind).items():
             _refuse_booleans(hint, value.get(name), f"{where}.{name}" if where else name)

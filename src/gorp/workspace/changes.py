@@ -1,11 +1,11 @@
-"""What may change between two runs of one workspace.
+"""Which settings may change between two runs of one workspace.
 
-    nothing learned yet   everything but the weights of the base model
-    between two tasks     `training`, `encoding`, `eval`, the rows of learned tasks, tasks not learned yet (but not how
-                          many, where the method plans for that), and options that are marked `BETWEEN_TASKS`
-    within a task         only what does not decide its course: `eval`, paths, how often it is saved and logged
+    nothing learned yet   everything except the weights of the base model
+    between two tasks     `training`, `encoding`, `eval`, the rows of learned tasks, tasks not learned yet (but not
+                          their number, if the method needs it), and options that are marked `BETWEEN_TASKS`
+    within a task         only what does not influence the trained weights: `eval`, paths, how often to save and log
 
-Scores need no rule: each is kept with what it was measured on, and measured again when that changes.
+Scores need no rule: each is saved with its conditions, and measured again when these change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +20,14 @@ from gorp.workspace.store import Version
 
 
 FREE_TASK_FIELDS = ("train", "eval", "subset", "split", "dev_rows", "limit_train")
-"""Of a learned task: where its rows are, and what chose those that it was trained on. They are not read again."""
+"""Fields of a learned task that may change: they locate and select its training rows, which are not read again."""
 
 OBSERVING = ("logging_", "save_", "report_to", "disable_tqdm")
-"""Beginnings of keys of `training:` that do not decide a number."""
+"""Prefixes of keys of `training:` that do not influence the trained weights."""
 
 
 def course(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide the course of a task's training, by block."""
+    """Return the settings that influence the weights a task is trained to, by block."""
     values = effective(config)
     training = {key: value for key, value in values["training"].items() if not key.startswith(OBSERVING)}
     blocks = {name: values[name] for name in ("method", "lora", "encoding", "seed")}
@@ -36,10 +36,10 @@ def course(config: RunConfig) -> dict[str, Any]:
 
 
 def check_settings(config: RunConfig, current: Version) -> None:
-    """Refuse settings that the tasks learned so far do not allow to change; before the first, everything may.
+    """Check that no setting was changed that must stay once a task is learned.
 
     Raises:
-        ConfigError: It names the first field that differs.
+        ConfigError: If one was; the message names the first.
     """
     learned = current.contains
     if not learned:
@@ -48,8 +48,8 @@ def check_settings(config: RunConfig, current: Version) -> None:
     names = [task["name"] for task in new["tasks"]]
     if names[: len(learned)] != learned:
         raise ConfigError(
-            f"tasks: the workspace has learned {', '.join(learned)}, in this order, and the configuration begins with "
-            f"{', '.join(names[: len(learned)])}. New tasks go behind the learned ones."
+            f"tasks: the workspace has learned {', '.join(learned)}, in this order, but the configuration begins with "
+            f"{', '.join(names[: len(learned)])}. Add new tasks after the learned ones."
         )
     specs = {spec["name"]: spec for spec in old["tasks"]}
     for index, name in enumerate(learned):
@@ -58,8 +58,9 @@ def check_settings(config: RunConfig, current: Version) -> None:
     _compare(old["method"]["name"], new["method"]["name"], "method.name")
     if num_tasks(config) not in (None, len(old["tasks"])):
         raise ConfigError(
-            f"tasks: {len(names)} are listed, and the method `{config.method}` has planned for {len(old['tasks'])}. "
-            "List as many, or use a method that does not need to know how many will come (`gorp methods`)."
+            f"tasks: {len(names)} tasks are listed, but the method `{config.method}` was started with "
+            f"{len(old['tasks'])}. List that many, or use a method that does not need the number of tasks "
+            "(`gorp methods`)."
         )
     for block, options in free_options(config.method).items():
         before, now = (values[block] and _without(values[block], options) for values in (old, new))
@@ -69,12 +70,12 @@ def check_settings(config: RunConfig, current: Version) -> None:
 
 
 def free_options(method: str) -> dict[str, tuple[str, ...]]:
-    """The options that may change between two tasks, by block: those of the method's `Config`, and of its adapters."""
+    """Return the options that may change between two tasks, for the blocks `method` and `lora`."""
     return {"method": may_change(METHODS[method].Config), "lora": may_change(LoraSettings)}
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two nested mappings differ: the path of each field, what it was, what it is."""
+    """Yield each difference of two nested mappings: the path of the field, its old and its new value."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
@@ -86,9 +87,9 @@ def _compare(old: Any, new: Any, where: str, *, free: Sequence[str] = ()) -> Non
     for path, before, now in differences(old, new, where):
         options = ", ".join(f"`{where}.{name}`" for name in free)
         raise ConfigError(
-            f"{path} is {now!r}, but this workspace was made with {before!r}, and what it has learned depends on that. "
-            "Change it back, or use another workspace. What may change after the first task: `training`, `encoding`, "
-            f"`eval`, tasks not learned yet{options and ', '}{options}."
+            f"{path} is {now!r}, but the learned tasks of this workspace were trained with {before!r}. Change it back, "
+            "or use another workspace. After the first task these may change: `training`, `encoding`, `eval`, tasks "
+            f"not learned yet{options and ', '}{options}."
         )
 
 

@@ -1,4 +1,4 @@
-"""The YAML of a run: read, checked to the last key, and given back in full for the record.
+"""Read the YAML of a run, check every key, and return the effective configuration with all defaults filled in.
 
     model:    {path: gorp-tiny-t5}
     method:   {name: gorp, mode: strict}
@@ -11,7 +11,7 @@
     eval:     {batch_size: 32, limit: null}
     seed: 0
 
-Or, for a published order of the CL benchmark: `tasks: {order: order1, data: CL_Benchmark, limit_train: 1000}`.
+`tasks` can also name a published order of the CL benchmark: `tasks: {order: order1, data: CL_Benchmark}`.
 """
 
 import os
@@ -36,37 +36,37 @@ from gorp.workspace.yaml_file import read_yaml
 
 
 NOT_SHARED = ("name", "train", "eval", "format")
-"""Fields of a task that the short form for a published order sets itself."""
+"""Fields of a task that a published order sets itself, so that `tasks:` cannot set them for all tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All that decides a run. Paths are absolute."""
+    """Everything that determines the result of a run. Paths are absolute."""
 
     model: ModelConfig
     """The base model."""
     method: str
     """A name of `METHODS`."""
     options: MethodConfig
-    """The method's own configuration: what stands beside `name` in the `method:` block."""
+    """The method's own configuration: the other keys of the `method:` block."""
     lora: LoraSettings | None
     """None for methods without adapters."""
     training: Mapping[str, Any]
-    """The `training:` block; Hugging Face's names."""
+    """The `training:` block, with the names of `transformers.TrainingArguments`."""
     encoding: Encoding
-    """How long prompts and answers may be."""
+    """Token limits of prompts and completions."""
     tasks: tuple[TaskSpec, ...]
     """In the order of training."""
     eval: EvalConfig
     """How tasks are scored."""
     seed: int
-    """Decides fresh adapters, the order of rows, dropout. Which rows are cut for dev and eval does not depend on it."""
+    """Seed of new adapters, the order of rows and dropout; not of the split into train, dev and eval rows."""
     source: Path | None = None
-    """The YAML that it was read from, if any; it decides nothing."""
+    """The YAML it was read from, if any; it does not influence the result."""
 
 
 LONGEST_MESSAGE = 4000
-"""Characters of a message about a YAML, whatever the YAML holds."""
+"""Maximum length in characters of an error message about a YAML."""
 
 BLOCKS = ("model", "method", "lora", "training", "encoding", "tasks", "eval", "seed")
 
@@ -75,7 +75,7 @@ def load_config(path: Path) -> RunConfig:
     """Read and check a YAML file; paths in it are relative to its folder.
 
     Raises:
-        ConfigError: For anything that is not as it should be, with the path in the YAML.
+        ConfigError: If the YAML is not a valid configuration; the message names the key.
 
     Example:
         >>> from pathlib import Path
@@ -93,10 +93,10 @@ def load_config(path: Path) -> RunConfig:
 
 
 def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
-    """The same from a mapping; paths in it are relative to `folder`.
+    """Check a configuration given as a mapping; paths in it are relative to `folder`.
 
     Raises:
-        ConfigError: As `load_config`.
+        ConfigError: If it is not a valid configuration; the message names the key.
     """
     check_keys(block, list(BLOCKS), "")
     for key in ("model", "method", "tasks"):
@@ -117,12 +117,12 @@ def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
 
 
 def num_tasks(config: RunConfig) -> int | None:
-    """Tasks of the whole sequence: None, because another may be added at any time, unless the method plans for them."""
+    """Return the number of tasks if the method needs it; otherwise None, because tasks may be added at any time."""
     return len(config.tasks) if METHODS[config.method].needs_num_tasks else None
 
 
 def effective(config: RunConfig) -> dict[str, Any]:
-    """Everything that decides the run, defaults and what the mode decides filled in, as JSON values."""
+    """Return everything that determines the result as JSON values, with all defaults (also those of the mode)."""
     method = build_method(config.method, config.options, config.lora)
     return {
         "model": asdict(config.model),
@@ -137,26 +137,26 @@ def effective(config: RunConfig) -> dict[str, Any]:
 
 
 def _block(block: Mapping[str, Any], key: str) -> Any:
-    """What stands under `key`; nothing (null) is an empty mapping, but 0, false, "" and [] are mistakes."""
+    """Return the value of `key`; a missing or null block is an empty mapping, but 0, false, "" and [] are errors."""
     return {} if block.get(key) is None else block[key]
 
 
 def _path(text: str, folder: Path, where: str) -> Path:
-    """`text` as a path from `folder`.
+    """Return `text` as a path relative to `folder`.
 
     Raises:
-        ConfigError: For text that is blank, or that no system takes for a path.
+        ConfigError: If `text` is blank or not a valid path.
     """
     if not text.strip():
         raise ConfigError(f"{where} is empty; wanted a path or a hub id.")
     try:
         path = folder / Path(text).expanduser()
         path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, or the home of nobody
+    except (OSError, RuntimeError, ValueError) as error:  # too long, or "~" of an unknown user
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{where} is {show(text)}: {reason}. Wanted a path or a hub id.") from None
     if "\0" in text:
-        raise ConfigError(f"{where} is {show(text)}: a path holds no NUL.")
+        raise ConfigError(f"{where} is {show(text)}: a path cannot contain a NUL character.")
     return path
 
 
@@ -183,20 +183,20 @@ def _method(block: Any, lora: Any) -> tuple[str, MethodConfig, LoraSettings | No
     if METHODS[name].uses_lora:
         return name, options, read_block(LoraSettings, {} if lora is None else lora, "lora")
     if lora is not None:
-        raise ConfigError(f"lora: the method `{name}` trains no adapters, so the block would be ignored. Remove it.")
+        raise ConfigError(f"lora: the method `{name}` trains no adapters, so this block has no effect. Remove it.")
     return name, options, None
 
 
 def _training(block: Any) -> dict[str, Any]:
-    """Hugging Face does not check the types of its arguments; wrong ones fail hours later."""
+    """Check names and types of the `training:` block: Hugging Face does not, and a wrong type fails hours later."""
     if not isinstance(block, Mapping):
         raise ConfigError(f"training is {show(block)}; wanted a mapping with fields of transformers.TrainingArguments.")
     check_training_block(block)
     hints, checked = get_type_hints(TrainingArguments), {}
     for key, value in block.items():
         read = read_value(hints[key], value, f"training.{key}") if _is_simple(hints[key]) else value
-        checked[key] = read if isinstance(value, str) else value  # 200 stays 200 where Hugging Face says float
-    check_training_block(checked)  # once more: text may have been a number
+        checked[key] = read if isinstance(value, str) else value  # an int stays an int where the hint says float
+    check_training_block(checked)  # again, because text may have become a number
     return checked
 
 
@@ -238,7 +238,7 @@ def _published_order(block: Mapping[str, Any], folder: Path) -> tuple[TaskSpec, 
 
 
 def _source(text: str, folder: Path, where: str) -> str:
-    """An absolute path, links as they are, or the id of a hub data set as it is."""
+    """Return an absolute path (links are not resolved), or the id of a hub data set unchanged."""
     path = _path(text, folder, where)
     is_path = path.exists() or names_a_file(text) or text.startswith((".", "/", "~"))
     return os.path.abspath(path) if is_path else text
@@ -247,12 +247,12 @@ def _source(text: str, folder: Path, where: str) -> str:
 def _seed(value: Any) -> int:
     seed = read_value(int, value, "seed")
     if not 0 <= seed < 2_000_000:
-        raise ConfigError(f"seed is {seed}; wanted 0 to 1999999, because each task makes its own seed from it.")
+        raise ConfigError(f"seed is {seed}; wanted 0 to 1999999, because each task derives its own seed from it.")
     return seed
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
+    """Convert tuples to lists, so that the value equals what is read back from JSON."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

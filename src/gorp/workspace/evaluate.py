@@ -1,4 +1,4 @@
-"""Score a version again, as the configuration is now."""
+"""Score a version again with the current configuration."""
 
 import os
 from pathlib import Path
@@ -28,24 +28,24 @@ def evaluate_version(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a version again, whatever was measured before, and keep the scores.
+    """Score a version again, even if it was scored before, and save the scores.
 
     The tasks and the `eval:` block are those of `present_configuration`.
 
     Args:
-        workspace: Its folder.
-        version: CURRENT when None.
-        task: All tasks when None.
-        source: The YAML, where the user named one; None for the one that is found.
+        workspace: Folder of the workspace.
+        version: Name of the version; None for CURRENT.
+        task: The task to score; None for all tasks.
+        source: The YAML, if the user named one; None to find it.
         trust_remote_code: Whether Python code that comes with the model may run; see `present_configuration`.
-        progress: What to show.
+        progress: Receives the progress.
 
     Returns:
         `version`, and `scores`: task -> score, rows, metric.
 
     Raises:
         ConfigError: For an unknown version or task.
-        CheckpointError: If the version or its base model is not as it was.
+        CheckpointError: If the version is damaged or its base model has changed.
     """
     store, progress = Workspace(workspace), progress or Progress()
     chosen = store.current() if version is None else store.version(version)
@@ -74,28 +74,27 @@ def _score(session: Session, chosen: Version, task: str | None, progress: Progre
 def present_configuration(
     store: Workspace, progress: Progress, given: Path | None = None, *, trust_remote_code: bool = False
 ) -> RunConfig:
-    """The YAML of the workspace as it is now; where that is gone or fits no more, the configuration as it was then.
+    """Return the configuration in the current YAML, or the one of the last run if the YAML cannot be used.
 
-    It is the one that was given, or else the one beside the workspace and of its name, or else the one that `gorp
-    train` took last. It fits no more when it was made into the configuration of another workspace: another method,
-    another model.
+    The YAML is `given`, or else the file beside the workspace with its name, or else that of the last `gorp train`. It
+    cannot be used if it is missing, invalid, or does not fit the workspace, for example names another method or model.
 
     Args:
         store: The workspace.
-        progress: Told which file is read.
+        progress: Receives a line that names the file.
         given: The YAML that the user named, if any.
-        trust_remote_code: Whether Python code that comes with the model may run. A YAML that the user named says so
-            itself. The workspace cannot, nor can a YAML that was found through it: both may be somebody else's.
+        trust_remote_code: Whether Python code that comes with the model may run. A YAML that the user named may allow
+            it itself. The workspace may not, nor may a YAML that was found through it: both may be somebody else's.
 
     Raises:
-        ConfigError: If the model is configured to bring code of its own, and that is not trusted.
+        ConfigError: If the configuration asks to run code of the model, and that is not allowed.
         CheckpointError: If the workspace is damaged.
     """
     config, where = _found_configuration(store, progress, given)
     if config.model.trust_remote_code and not trust_remote_code and where != given:
         raise ConfigError(
-            f"{where}: model.trust_remote_code is true, but `gorp eval` found that file by itself. Code that comes "
-            "with a model runs only where you say so: name the YAML in place of the workspace, or give "
+            f"{where}: model.trust_remote_code is true, but you did not name this file. `gorp eval` runs code that "
+            "comes with a model only if you allow it: give the YAML instead of the workspace, or add "
             "--trust-remote-code."
         )
     return config
@@ -107,7 +106,7 @@ def _found_configuration(store: Workspace, progress: Progress, given: Path | Non
     accepted, kept_in = parse_config(block, folder), store.root / CONFIG
     source = given or beside(store.root) or recorded
     if source is None or not source.is_file():
-        progress.say(f"configuration: the one that `gorp train` accepted last ({kept_in})")
+        progress.say(f"configuration: that of the last `gorp train` ({kept_in})")
         return accepted, kept_in
     try:
         now = load_config(source)
@@ -115,14 +114,14 @@ def _found_configuration(store: Workspace, progress: Progress, given: Path | Non
             raise ConfigError(f"model.path is {now.model.path}, and was {accepted.model.path}.")
         check_settings(now, store.current())
     except ConfigError as error:
-        progress.say(f"not used, because it no longer fits this workspace: {error}")
-        progress.say(f"used instead: the configuration that `gorp train` accepted last ({kept_in})")
+        progress.say(f"the YAML is not used, because it no longer fits this workspace: {error}")
+        progress.say(f"configuration: that of the last `gorp train` ({kept_in})")
         return accepted, kept_in
     progress.say(f"configuration: {source}")
     return now, source
 
 
 def _is_base(store: Workspace, model: ModelConfig) -> bool:
-    """Whether a folder holds the weights that the workspace was made with, at whatever place."""
+    """Whether `model` is a folder with the base weights of the workspace, even at another path."""
     folder = Path(model.path)
     return folder.is_dir() and weights_sha256(folder) == store.current().record["base"]["sha256"]

@@ -1,7 +1,7 @@
-"""A task's change held against what each earlier task protected, from the files of the versions alone.
+"""Compute the leak of a task against what each earlier task protected, from the files of the versions alone.
 
-At the budget old directions make room. The leak against S as the task found it does not show that; the leak against S
-as it was after each earlier task does.
+At the budget, S loses old directions. The leak against S before the task does not show this; the leak against S as it
+was after each earlier task does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ from gorp.workspace.store import Version
 
 
 def earlier_leaks(lineage: Sequence[Version], folder: Path) -> dict[str, Mapping[str, float]]:
-    """‖ΔW Sⱼ‖ / ‖ΔW‖ of one task's change for each earlier task j, Sⱼ as it was after that task.
+    """Return ‖ΔW Sⱼ‖ / ‖ΔW‖ of one task's change ΔW for each earlier task j, with Sⱼ as it was after task j.
 
-    Weight by weight, so that no second model and no second memory is held.
+    Reads one weight at a time, so that no second model and no second memory is held.
 
     Args:
-        lineage: From v0 to the version that the task started from.
-        folder: Holds what the task left, `delta.safetensors`.
+        lineage: The versions from v0 to the one that the task started from.
+        folder: Folder with the `delta.safetensors` of the task.
 
     Returns:
-        By the name of the earlier task: the number of `weights` that it protected, the `worst` and the `median` leak.
+        Earlier task -> the number of `weights` compared, the `worst` and the `median` leak over them.
     """
     earlier = [version for version in lineage if version.record["task"] and (version.folder / MEMORY).is_file()]
     names = {version.name: set(tensor_names(version.folder / MEMORY)) for version in earlier}
@@ -49,6 +49,6 @@ def _weights(path: Path) -> list[str]:
 
 
 def _delta(path: Path, name: str) -> WeightDelta | None:
-    """One weight's delta; None where the file, or the weight in it, is missing, as for the base model."""
+    """Return the delta of one weight; None if the file (as for v0) or the weight in it is missing."""
     keys = {name, f"{name}::left", f"{name}::right"}
     return unpack_deltas(read_tensors(path, only=keys)[0]).get(name) if path.is_file() else None

@@ -1,10 +1,10 @@
-"""What a workspace needs of a learned task: the rows that the task is judged by, and none that it was trained on.
+"""Store the eval rows of tasks and load learned tasks, which need their eval rows but no training rows.
 
-    eval/rows/<task>.json     the eval rows as they were scored, rendered, with their fingerprint
+    eval/rows/<task>.json     the eval rows as they were scored, with templates applied, and their fingerprint
 
-A learned task is not trained again, so its `train` is not read: the file may be gone. Its eval rows are read again
-where `eval` is a file that is there, and may have grown; elsewhere (cut from train, a hub data set, a file that is
-gone) they are those kept here.
+A learned task is not trained again, so its `train` is not read and the file may be deleted. Its eval rows are read
+again if `eval` is an existing file, which may have grown; otherwise (split from train, a hub data set, a deleted file)
+the stored rows are used.
 """
 
 from dataclasses import replace
@@ -24,12 +24,12 @@ from gorp.workspace.store import Version, Workspace
 
 
 def kept_path(workspace: Workspace, task: str) -> Path:
-    """Where the eval rows of a task are kept."""
+    """Return the file of a task's stored eval rows."""
     return workspace.root / "eval" / "rows" / f"{task}.json"
 
 
 def keep(workspace: Workspace, task: Task) -> None:
-    """Write down the rows that `task` is judged by, unless they are there already."""
+    """Store the eval rows of `task`, unless the same rows are stored already."""
     path, fingerprint = kept_path(workspace, task.name), rows_fingerprint(task.eval)
     if path.is_file() and _is_whole(kept := read_json(path), task.name) and kept["fingerprint"] == fingerprint:
         return
@@ -47,32 +47,32 @@ def recall(
     date: str,
     progress: Progress,
 ) -> Task:
-    """A learned task, without its train rows.
+    """Load a learned task, without its training rows.
 
     Args:
-        spec: Its entry in `tasks:` as it is now.
-        workspace: Where its eval rows are kept.
-        version: One that has learned it; its record tells which train file that was.
+        spec: Its current entry in `tasks:`.
+        workspace: Holds its stored eval rows.
+        version: A version that has learned it; its record has the digest of the training file.
         tokenizer: The model's, for chat templates.
-        seed: Decides which rows the limits keep.
-        date: For chat templates; see `Encoding`.
-        progress: Told when the train file is gone or changed, and when the eval rows changed.
+        seed: Seed that selects the rows when a limit is set.
+        date: Date for chat templates; see `Encoding`.
+        progress: Receives a line if the training file is missing or changed, or the eval rows changed.
 
     Raises:
-        CheckpointError: If the kept rows are damaged and cannot be read anew.
+        CheckpointError: If the stored rows are damaged and cannot be read again from `eval`.
         DataError: If the rows of `eval` cannot be used.
     """
     path = kept_path(workspace, spec.name)
     readable = spec.eval is not None and Path(spec.eval).is_file()
-    if not path.is_file() and not readable:  # the kept rows are lost: they are read and cut as they once were
+    if not path.is_file() and not readable:  # the stored rows are lost: the same seed gives them again
         return replace(load_task(spec, tokenizer=tokenizer, seed=seed, date=date), train=None, dev=None)
     kept = read_json(path) if path.is_file() else None
-    _tell_of_train(spec, version, progress)
+    _report_train_file(spec, version, progress)
     if kept is not None and not _is_whole(kept, spec.name):
         if not readable:
             raise CheckpointError(
-                f"{path}: not the eval rows that were kept (their digest differs). Restore the file from a copy, "
-                f"or give task {spec.name} a file of eval rows (`eval:`)."
+                f"{path}: the stored eval rows are damaged or changed (their digest differs). Restore the file from a "
+                f"copy, or give task {spec.name} a file of eval rows (`eval:`)."
             )
         kept = None
     record = version.record["tasks"][spec.name]
@@ -84,13 +84,13 @@ def recall(
             notes, source = tuple(kept["notes"]), kept["source"]
         elif kept is not None:
             progress.say(
-                f"{spec.name}: its eval rows changed, {len(kept['rows'])} rows then and {len(rows)} now; every version "
+                f"{spec.name}: its eval rows changed ({len(kept['rows'])} rows before, {len(rows)} now); every version "
                 "is scored on them again"
             )
     else:
         assert kept is not None
         if spec.eval is not None and Path(spec.eval).suffix:
-            progress.say(f"{spec.name}: {spec.eval} is gone; the {len(kept['rows'])} rows that were kept are scored")
+            progress.say(f"{spec.name}: {spec.eval} no longer exists; the {len(kept['rows'])} stored rows are used")
         rows = from_list(kept["rows"])
         notes, source = tuple(kept["notes"]), kept["source"]
     return Task(
@@ -106,25 +106,25 @@ def recall(
 
 
 def train_file_sha256(spec: TaskSpec) -> str | None:
-    """SHA-256 of the file a task is trained on; None for a folder or a hub data set."""
+    """Return the SHA-256 of a task's training file; None for a folder or a hub data set."""
     return file_sha256(Path(spec.train)) if Path(spec.train).is_file() else None
 
 
-def _tell_of_train(spec: TaskSpec, version: Version, progress: Progress) -> None:
-    """One line where the train file is gone, or is another than the one that was learned."""
+def _report_train_file(spec: TaskSpec, version: Version, progress: Progress) -> None:
+    """Print a line if the training file is missing, or differs from the one that was learned."""
     then = version.record["tasks"][spec.name].get("train_sha256")
     if then is None:
         return
     now = train_file_sha256(spec)
     if now is None:
-        progress.say(f"{spec.name}: already learned, so its training rows are not needed ({spec.train} is gone)")
+        progress.say(f"{spec.name}: {spec.train} no longer exists; it is not needed, because the task is learned")
     elif now != then:
         progress.say(
-            f"{spec.name}: {spec.train} has changed since it was learned; a learned task is not trained again. Add new "
-            "rows as a task of another name"
+            f"{spec.name}: {spec.train} has changed since it was learned; a learned task is not trained again. Add the "
+            "new rows as another task"
         )
 
 
 def _is_whole(kept: Any, task: str) -> bool:
-    """Whether kept rows are as they were written, for this task."""
+    """Whether the stored rows are unchanged and belong to this task."""
     return isinstance(kept, dict) and SEAL in kept and is_whole(kept, task)

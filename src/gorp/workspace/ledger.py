@@ -1,11 +1,11 @@
-"""What happened in a workspace, one event a line, each line bound to all before it.
+"""The log of a workspace: one JSON event per line, each chained to all lines before it.
 
     {"time": ..., "event": "prepared", "version": "v1", "sha256": ..., "chain": ...}    before the rename of v1
     {"time": ..., "event": "version", "version": "v1", ..., "sha256": ..., "chain": ...}    after CURRENT names it
 
 `sha256` is that of the version's version.json, which holds those of its other files. `chain` is
-SHA-256(chain of the line before, this line without its chain): a changed, missing or exchanged line is noticed at the
-next one. Version 0.1.0 wrote lines without either; they may stand at the beginning.
+SHA-256(chain of the line before, this line without its chain), so a changed, missing or swapped line is detected at the
+next one. gorp 0.1.0 wrote lines without either; such lines may only come first.
 """
 
 import json
@@ -26,41 +26,41 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Ledger:
-    """The file `ledger.jsonl`; it need not exist.
+    """The file `ledger.jsonl`.
 
     Args:
-        path: Of the file.
+        path: The file; it need not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def events(self) -> list[dict[str, Any]]:
-        """All events, without their chains; a torn last line, which never was an event, is left out.
+        """Return all events without their chains; an incomplete last line is ignored.
 
         Raises:
-            CheckpointError: For a damaged line.
+            CheckpointError: If a line is damaged.
         """
         return [event for event, _ in self._read()]
 
     def entered(self) -> dict[str, str | None]:
-        """The versions that came to be, in order: name -> SHA-256 of version.json, None where it was not written."""
+        """Return the completed versions in order: name -> SHA-256 of version.json, None if the event has none."""
         return {e["version"]: e.get("sha256") for e in self.events() if e["event"] == "version"}
 
     def prepared(self) -> tuple[str, str] | None:
-        """Name and SHA-256 of the version whose making is the last event, so that it may or may not have come to be."""
+        """Return name and SHA-256 of the last event if it is a `prepared` event: its version may be complete or not."""
         last = (self.events() or [{"event": None}])[-1]
         return (last["version"], last["sha256"]) if last["event"] == "prepared" else None
 
     def is_chained(self) -> bool:
-        """Whether any line has a chain; one that version 0.1.0 wrote has none."""
+        """Whether any line has a chain; lines of gorp 0.1.0 have none."""
         return any(chained for _, chained in self._read())
 
     def append(self, event: str, **facts: Any) -> None:
-        """Enter an event and sync it; a torn last line makes room.
+        """Append an event and sync it to disk; an incomplete last line is removed first.
 
         Raises:
-            CheckpointError: If the disk refuses, or the file is damaged or a link.
+            CheckpointError: If the disk cannot be written, or the file is damaged or a symbolic link.
         """
         read = self._read()
         when = datetime.now(UTC).isoformat(timespec="seconds")
@@ -80,7 +80,7 @@ class Ledger:
                 os.fsync(file.fileno())
 
     def _read(self) -> list[tuple[dict[str, Any], bool]]:
-        """Events without their chains, and whether each had one."""
+        """Return the events without their chains, each with whether it had one."""
         try:
             lines = self.path.read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
@@ -96,13 +96,13 @@ class Ledger:
             except (ValueError, RecursionError) as error:
                 raise CheckpointError(f"{place} ({error}). Restore the file from a copy.") from None
             if not isinstance(event, dict):
-                raise CheckpointError(f"{place} (no event). Restore the file from a copy.")
+                raise CheckpointError(f"{place} (not an event). Restore the file from a copy.")
             found = event.pop("chain", None)
             chain = digest(chain, event)
             if found != chain and (found is not None or any(chained for _, chained in read)):
-                raise CheckpointError(f"{place} (it, or a line before it, was changed). Restore the file from a copy.")
+                raise CheckpointError(f"{place} (this line or one before was changed). Restore the file from a copy.")
             if not _is_event(event):
-                raise CheckpointError(f"{place} (no event). Restore the file from a copy.")
+                raise CheckpointError(f"{place} (not an event). Restore the file from a copy.")
             read.append((event, found is not None))
         return read
 

@@ -1,4 +1,4 @@
-"""Rows that are longer than the model can read are refused before anything runs."""
+"""Check before training that no row is longer than the model can read."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from gorp.models.positions import Positions, positions_of, trained_length
 
 @dataclass(frozen=True)
 class _Longest:
-    """The most tokens that a part of a task needs."""
+    """Token counts of the longest row in a part of a task."""
 
     where: str
     prompt: int
     answer: int
     shorter: str = "Lower encoding.max_completion_tokens and eval.max_new_tokens"
-    """What makes its answers shorter."""
+    """Advice that makes the answers shorter."""
 
 
 def check_lengths(
@@ -33,15 +33,15 @@ def check_lengths(
     encoding: Encoding,
     evaluation: EvalConfig,
 ) -> list[str]:
-    """Compare the longest rows there are with the positions of the model.
+    """Compare the longest rows with the number of positions of the model.
 
-    Rows are measured only where the budgets exceed the positions; what is within them passes unseen.
+    The rows are tokenized only if the limits in `encoding:` and `eval:` exceed the positions; otherwise all rows fit.
 
     Returns:
-        A line where rows are longer than those the model was trained with, and it can read them all the same.
+        A line if the model can read the rows, but was trained on shorter ones only.
 
     Raises:
-        ConfigError: If a row does not fit, with the setting that would make it fit.
+        ConfigError: If a row does not fit; the message names the setting that would make it fit.
     """
     together = not is_encoder_decoder(model)
     labels = [max(_labels(task, tokenizer, together)) for task in tasks if task.metric == "label_ranking"]
@@ -52,19 +52,19 @@ def check_lengths(
     if fits and (limits.answer is None or answer <= limits.answer) and (trained is None or longest <= trained):
         return []
     found = [item for task in tasks for item in _measured(task, tokenizer, together, encoding, evaluation)]
-    for item in sorted(found, key=lambda item: -item.answer):  # first what leaves a prompt the least room
+    for item in sorted(found, key=lambda item: -item.answer):  # longest answer first: it limits the prompt most
         _check(item, limits, together)
     most = max((item.prompt + item.answer * together for item in found), default=0)
     if limits.prompt is None and trained is not None and most > trained:
-        return [f"rows have up to {most} tokens, more than the {trained} that the model was trained to read"]
+        return [f"rows have up to {most} tokens, but the model was trained on at most {trained}"]
     return []
 
 
 def check_budgets(model: Module, encoding: Encoding) -> None:
-    """The same for the budgets of `encoding` alone, where there are no rows to measure.
+    """Compare the limits of `encoding` with the positions of `model`, where there are no rows to measure.
 
     Raises:
-        ConfigError: If they exceed the positions of `model`.
+        ConfigError: If the limits exceed the positions.
     """
     item = _Longest("the estimate", encoding.max_prompt_tokens, encoding.max_completion_tokens)
     _check(item, positions_of(model), not is_encoder_decoder(model))
@@ -78,7 +78,7 @@ def _check(item: _Longest, limits: Positions, together: bool) -> None:
         advice = f"Set encoding.max_prompt_tokens to {room}" if room > 0 else item.shorter
         raise ConfigError(
             f"{item.where}: the longest row has {longest} tokens{parts}, but the model has only {limits.prompt} "
-            f"positions. {advice}, or take a model that reads more."
+            f"positions. {advice}, or use a model with more positions."
         )
     if limits.answer is not None and item.answer > limits.answer:
         raise ConfigError(
@@ -109,7 +109,7 @@ def _measured(
 
 
 def _labels(task: Task, tokenizer: PreTrainedTokenizerBase, together: bool) -> list[int]:
-    """For each row to judge by, the tokens of the longest label: behind every prompt the model reads every label."""
+    """Return for each eval row the tokens of its longest label: every label is scored after every prompt."""
     prompts, _ = columns(task.eval)
     forms, labels = forms_of(task.eval), task.labels or ()
     keys = list(zip(forms, places(prompts, tokenizer, forms), strict=True))

@@ -1,9 +1,9 @@
-"""One writer a workspace: a lock on a file that says who holds it.
+"""Allow one writer per workspace: lock a file that also records who holds the lock.
 
-The lock itself is the operating system's (POSIX record lock, which network file systems know too): it is gone when its
-process is gone, in whatever way, so nothing is left behind by a kill. The file beside it names host, process, start and
-command. It decides only where the system's lock cannot: for a holder on another computer, whose file system may not
-pass locks on, and on file systems without locks.
+The lock is a POSIX record lock, which network file systems support too. The operating system releases it when the
+process ends for any reason, so a killed process leaves no lock behind. The content of the file (host, process, start
+time, command) decides only where the system's lock cannot: if the holder is on another computer, because not every
+network file system passes locks on, and on file systems without locks.
 """
 
 import errno
@@ -26,46 +26,46 @@ from gorp.errors import CheckpointError
 LOCK = "gorp.lock"
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
-"""What a file system answers that has no locks."""
+"""Error codes of a file system that does not support locks."""
 
 _held: set[str] = set()
-"""Folders that this process holds: record locks part processes, not threads."""
+"""Folders that this process has locked: record locks exclude other processes, not other threads of this one."""
 
 
 class Held:
-    """A lock that is held.
+    """A lock that this process holds.
 
     Args:
-        path: Of the lock's file.
-        descriptor: On which it is held.
+        path: The lock file.
+        descriptor: File descriptor of the locked file.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor = path, descriptor
 
     def check(self) -> None:
-        """See that nobody took the lock away.
+        """Check that this process still holds the lock.
 
         Raises:
-            CheckpointError: If its file was removed or replaced: another process may write now.
+            CheckpointError: If the lock file was removed or replaced, so that another process may write now.
         """
         if not _is_at(self.descriptor, self.path):
             raise CheckpointError(
-                f"{self.path}: was removed while this process held it, so that another may write here. This one stops; "
-                "what was written before is whole. Let the other one end."
+                f"{self.path}: this lock file was removed while this process held it, so another process may write "
+                "here. This process stops; everything it wrote before is complete. Wait until the other one ends."
             )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Held]:
-    """Hold the lock of `folder`, which exists, while the block runs.
+    """Hold the lock of the existing folder `folder` while the block runs.
 
     Raises:
-        CheckpointError: If another process holds it; the message says which, and what to do.
+        CheckpointError: If another process holds it; the message names the process and what to do.
     """
     path, key = folder / LOCK, os.path.realpath(folder)
     if key in _held:
-        raise CheckpointError(f"{folder}: this process is writing there already. Let the other run end first.")
+        raise CheckpointError(f"{folder}: this process is already writing there. Wait until the other run ends.")
     with disk_errors(path):
         descriptor, answer = _acquire(path)
     _held.add(key)
@@ -88,10 +88,10 @@ def locked(folder: Path) -> Iterator[Held]:
 
 @contextmanager
 def briefly(path: Path) -> Iterator[None]:
-    """Hold the lock on the file at `path`, for as long as a few files take; wait for a process that holds it.
+    """Hold a lock on the file `path` for a short operation; wait if another process holds it.
 
     Raises:
-        CheckpointError: If the disk refuses.
+        CheckpointError: If the disk cannot be written.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def briefly(path: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path, *, wait: bool = False) -> tuple[int, str]:
-    """The lock's file, open, and the system's answer: `granted`, `held` (by another), or `none` (it has no locks)."""
+    """Open and lock the file; return its descriptor and `granted`, `held` (by another process) or `none` (no locks)."""
     while True:
         descriptor, answer = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "granted"
         try:
@@ -130,7 +130,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _read(descriptor: int) -> dict[str, Any]:
-    """Who wrote the file last; empty where nobody did, or not to the end."""
+    """Return the holder recorded in the file; empty if there is none or the record is incomplete."""
     try:
         holder = json.loads(os.pread(descriptor, 65536, 0))
     except ValueError:
@@ -139,7 +139,7 @@ def _read(descriptor: int) -> dict[str, Any]:
 
 
 def _write(descriptor: int) -> None:
-    about = {
+    holder = {
         "host": socket.gethostname(),
         "boot": _boot(),
         "pid": os.getpid(),
@@ -148,20 +148,20 @@ def _write(descriptor: int) -> None:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000],
     }
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(about) + "\n").encode(), 0)
+    os.pwrite(descriptor, (json.dumps(holder) + "\n").encode(), 0)
     os.fsync(descriptor)
 
 
 def _is_gone(holder: dict[str, Any], *, by_system: bool) -> bool:
-    """Whether the process that wrote the file is no more.
+    """Whether the process recorded in the file has ended.
 
     Args:
-        holder: What the file says.
-        by_system: The system gave us the lock, which it does not while a process of this computer holds it.
+        holder: The record.
+        by_system: Whether the system granted us the lock; it does not while another process of this computer holds it.
     """
     here = holder.get("boot") == _boot() if holder.get("boot") else holder.get("host") == socket.gethostname()
     if not here:
-        return holder.get("host") == socket.gethostname()  # this computer, before it was started anew
+        return holder.get("host") == socket.gethostname()  # this computer, before its last restart
     if by_system:
         return True
     pid = holder.get("pid")
@@ -171,15 +171,15 @@ def _is_gone(holder: dict[str, Any], *, by_system: bool) -> bool:
 def _refusal(folder: Path, path: Path, holder: dict[str, Any]) -> str:
     who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}: `{holder.get('command')}`"
     if holder.get("host") == socket.gethostname() or not holder:
-        return f"{folder}: another gorp writes there ({who if holder else 'it has just begun'}). Wait until it ends."
+        return f"{folder}: another gorp process writes there ({who if holder else 'just started'}). Wait until it ends."
     return (
-        f"{folder}: another gorp writes there ({who}). From here it cannot be seen whether it still runs. If it does "
-        f"not, remove {path} and give the command again."
+        f"{folder}: another gorp process writes there ({who}). It is on another computer, so it is unknown whether it "
+        f"still runs. If it does not, remove {path} and run the command again."
     )
 
 
 def _boot() -> str | None:
-    """Names this computer since it was started, the same in all its containers; None where the system has no such."""
+    """Return an id of this computer since its last restart, the same in all containers; None if there is no such id."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -187,7 +187,7 @@ def _boot() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this computer was started, in whatever unit; None where there is no such process."""
+    """Return when a process of this computer started, in the system's own unit; None if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
@@ -196,6 +196,6 @@ def _started(pid: int) -> str | None:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except OSError:  # another user's
+    except OSError:  # it belongs to another user
         pass
     return "alive"

@@ -1,7 +1,7 @@
-"""Where a workspace may be: a folder that is new, empty, or marked as one. Anything else there is somebody's.
+"""Which folder may be a workspace: one that is new, empty, or has the mark file. Other folders are never written to.
 
-The mark is a file, written before all others. A workspace of version 0.1.0 has none; it is known by its base version
-and what stands beside it, and is marked when it is next written to.
+The mark file is written before all others. A workspace of gorp 0.1.0 has none: it is recognized by its base version and
+the files beside it, and is marked at the next write.
 """
 
 import os
@@ -20,25 +20,25 @@ from gorp.workspace.lock import LOCK, Held, locked
 
 MARK = "gorp-workspace.json"
 FORMAT = 1
-"""Of what is on disk; a workspace of a later format is left to a later gorp."""
+"""Version of the format on disk; a workspace with a later format is refused."""
 
 FOLDERS = ("versions", "run", "eval")
-"""What a workspace has beside its files."""
+"""The folders in a workspace."""
 
 GONE = ".gone-"
-"""Begins the name that a folder has while it is being removed: it is gone at once, or not at all."""
+"""Prefix of the name that a folder gets before its files are deleted, so that none is ever partly deleted in place."""
 
 
 def check_place(root: Path, sources: Iterable[Path] = ()) -> None:
-    """Refuse a folder that cannot become a workspace, or is something else. Nothing is written.
+    """Check that a folder is a workspace or can become one. Nothing is written.
 
     Args:
         root: The folder; it need not exist.
-        sources: Files and folders that are read: the model, the rows. A workspace that held them would be no place
-            for them, since it removes what lies in its way.
+        sources: Files and folders that are read: the model, the rows. They must not be inside the workspace, which
+            removes files it does not need.
 
     Raises:
-        ConfigError: It says what is there, and what to do.
+        ConfigError: If the folder cannot be a workspace; the message says what is in it and what to do.
         CheckpointError: For a damaged mark, a workspace of a later format, or a link that leads out of the workspace.
     """
     _check_path(root)
@@ -46,8 +46,8 @@ def check_place(root: Path, sources: Iterable[Path] = ()) -> None:
     for source in sources:
         if Path(os.path.realpath(source)).is_relative_to(resolved):
             raise ConfigError(
-                f"{root}: cannot be the workspace, because {source} lies there and is read. Give another folder with "
-                "--workspace."
+                f"{root}: cannot be the workspace, because it contains {source}, which is an input. Give another "
+                "folder with --workspace."
             )
     others = (
         [name for name in os.listdir(root) if name != LOCK and not LEFTOVER.fullmatch(name)] if root.is_dir() else []
@@ -55,17 +55,17 @@ def check_place(root: Path, sources: Iterable[Path] = ()) -> None:
     if root.is_dir() and not is_workspace(root) and (found := sorted(others)):
         some = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
         raise ConfigError(
-            f"{root}: holds other files than a workspace's ({some}). Nothing was written there. A workspace is made in "
-            "a new or an empty folder: give one with --workspace."
+            f"{root}: this folder is not a workspace and holds other files ({some}). Nothing was written there. Give a "
+            "new or empty folder with --workspace."
         )
     for link in _links(root):
         raise CheckpointError(
-            f"{link}: a link to another folder, and gorp writes only within a workspace. Put the folder itself there."
+            f"{link}: this is a link, but gorp writes only inside the workspace folder. Replace it by a real folder."
         )
 
 
 def is_workspace(root: Path) -> bool:
-    """Whether the folder has the mark of a workspace, or is one that version 0.1.0 wrote.
+    """Whether the folder has the mark of a workspace, or is one that gorp 0.1.0 wrote.
 
     Raises:
         CheckpointError: For a damaged mark, or that of a later format.
@@ -76,20 +76,23 @@ def is_workspace(root: Path) -> bool:
     mark = read_json(path)
     found = mark.get("format") if isinstance(mark, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise CheckpointError(f"{root}: a workspace of format {found}; this gorp knows {FORMAT}. Install a newer gorp.")
+        raise CheckpointError(
+            f"{root}: the workspace has format {found}, but this gorp reads only {FORMAT}. Install a newer gorp."
+        )
     if found != FORMAT:
-        raise CheckpointError(f"{path}: not the mark of a workspace. Restore it from a copy.")
+        raise CheckpointError(f"{path}: damaged: not the mark of a workspace. Restore it from a copy.")
     return True
 
 
 @contextmanager
 def writing(root: Path, sources: Iterable[Path] = ()) -> Iterator[Held]:
-    """Be the one that writes into a workspace, while the block runs; the folder is made and marked if it is new.
+    """Hold the lock of a workspace while the block runs; a new folder is created and marked.
 
-    What a block that fails left of a new workspace, a mark alone, is taken away again.
+    If the block wrote nothing into a new workspace, because it failed, the mark and the folder are removed again.
 
     Raises:
-        ConfigError, CheckpointError: As `check_place`, and if another process writes there.
+        ConfigError: As `check_place`.
+        CheckpointError: As `check_place`, and if another process writes there.
     """
     check_place(root, sources)
     made = [path for path in (root, *root.parents) if not path.exists()]
@@ -97,7 +100,7 @@ def writing(root: Path, sources: Iterable[Path] = ()) -> Iterator[Held]:
         root.mkdir(parents=True, exist_ok=True)
     try:
         with locked(root) as held:
-            check_place(root, sources)  # what was there before the lock may have changed
+            check_place(root, sources)  # again, because the folder may have changed before the lock was granted
             for folder in (root, root / "versions"):
                 remove_leftovers(folder)
             for path in root.glob(f"{GONE}*"):
@@ -110,25 +113,25 @@ def writing(root: Path, sources: Iterable[Path] = ()) -> Iterator[Held]:
             finally:
                 if not marked and set(os.listdir(root)) <= {MARK, LOCK}:
                     (root / MARK).unlink()
-            if not marked and older:  # now that nothing was refused
+            if not marked and older:  # only now, when the block has succeeded
                 _write_mark(root)
     finally:
-        for path in made:  # the folder, then those above it
+        for path in made:  # the folder, then its new parents
             try:
                 path.rmdir()
-            except OSError:  # it is in use
+            except OSError:  # not empty: the workspace was created
                 break
 
 
 def remove_folder(root: Path, folder: Path) -> None:
-    """Remove a folder of `run` or `versions`, whatever it holds; it need not exist.
+    """Remove a folder directly inside `run` or `versions` with everything in it; it need not exist.
 
     Raises:
-        ValueError: If it lies elsewhere.
-        CheckpointError: If the disk refuses.
+        ValueError: If it is elsewhere.
+        CheckpointError: If the disk cannot be written.
     """
     if folder.parent not in (root / "run", root / "versions") or folder.name in ("", ".", ".."):
-        raise ValueError(f"{folder}: no folder of {root / 'run'} or {root / 'versions'}")
+        raise ValueError(f"{folder}: not a folder directly inside {root / 'run'} or {root / 'versions'}")
     with disk_errors(folder):
         if folder.is_symlink() or folder.is_file():
             folder.unlink()
@@ -147,17 +150,17 @@ def _check_path(root: Path) -> None:
         place = root
         while not place.exists() and place != place.parent:
             if place.is_symlink():
-                raise ConfigError(f"{place}: a link that leads nowhere; wanted a folder for the workspace.")
+                raise ConfigError(f"{place}: this link has no target; wanted a folder for the workspace.")
             place = place.parent
         if not place.is_dir():
-            what = "is a file" if place == root else f"cannot be made, because {place} is a file"
+            what = "is a file" if place == root else f"cannot be created, because {place} is a file"
             raise ConfigError(f"{root}: {what}; wanted a folder for the workspace. Give one with --workspace.")
     except OSError as error:
         raise ConfigError(f"{root}: cannot be a workspace ({error.strerror}). Give one with --workspace.") from None
 
 
 def _is_older(root: Path) -> bool:
-    """Whether version 0.1.0 made this workspace: it has a base version, and a configuration or a ledger of ours."""
+    """Whether gorp 0.1.0 made this workspace: it has a base version, and a configuration or a ledger of gorp."""
     if not (root / "versions/v0/version.json").is_file():
         return False
     base, kept = _json(root / "versions/v0/version.json"), _json(root / "config.json")
@@ -173,7 +176,7 @@ def _json(path: Path) -> Any:
 
 
 def _links(root: Path) -> Iterator[Path]:
-    """Links in the place of folders that a workspace writes into or empties."""
+    """Yield the links inside the folders that gorp writes to or empties."""
     for name in FOLDERS:
         if (root / name).is_symlink():
             yield root / name

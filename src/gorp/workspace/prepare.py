@@ -1,4 +1,4 @@
-"""Everything that can be refused is refused here, before the first step of training and before anything is written."""
+"""Load everything a run needs and check everything that can fail, before the first training step or write."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ from gorp.workspace.store import Version, Workspace
 
 
 CUT_SEED = 0
-"""Decides which rows are cut for dev and eval. It is not the run's seed: scores of two seeds must compare."""
+"""Seed of the split into train, dev and eval rows. Not the run's seed, so that scores of two seeds are comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a run works with: checked, loaded, the method as it was after the current version."""
+    """Everything a run works with, loaded and checked; the method has the state of the current version."""
 
     config: RunConfig
     workspace: Workspace
@@ -39,36 +39,36 @@ class Session:
     model: PreTrainedModel
     method: Method
     base: Mapping[str, Any]
-    """`path` and `revision` of the base model, and the digests of what it consists of."""
+    """`path` and `revision` of the base model, and the digests of its parts."""
     lineage: list[Version]
-    """Of the workspace as it is, from v0 to CURRENT; empty for a new one."""
+    """The versions from v0 to CURRENT; empty for a new workspace."""
     train_files: Mapping[str, str | None]
-    """SHA-256 of the file that each task's training rows were read from; None for a folder or a hub data set."""
+    """Task -> SHA-256 of its training file; None for a folder or a hub data set."""
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """The fingerprint of the rows that every task is judged by."""
+        """Task -> fingerprint of its eval rows."""
         return {task.name: rows_fingerprint(task.eval) for task in self.tasks}
 
 
 def prepare(
     config: RunConfig, workspace: Workspace, progress: Progress, *, scored: Collection[str] | None = None
 ) -> Session:
-    """Load the tasks and the model and check all that can be checked. Nothing is written.
+    """Load the tasks and the model, and check everything that can be checked. Nothing is written.
 
     Args:
-        config: What to do.
-        workspace: Where.
-        progress: Told what is read, and what was noticed.
-        scored: To score only: the tasks that are wanted. One that is not learned yet and cannot be read is left out,
-            unless it is the only one.
+        config: The configuration.
+        workspace: The workspace; it need not exist.
+        progress: Receives a line for what is read and for every note on the data.
+        scored: Only for scoring: the tasks to score. A task that is not learned yet and cannot be read is left out,
+            unless it is the only one. None for training.
 
     Raises:
-        DataError: Wrong rows, labels outside the set, an answer longer than its budget.
-        ConfigError: Arguments that Hugging Face refuses; a configuration that the workspace was not made with; a method
-            that can learn nothing more.
-        ModelError: A model that cannot be used, or a target pattern that matches none of its layers.
-        CheckpointError: A damaged version, or one of another base model.
+        DataError: For invalid rows, labels outside the set, or an answer longer than its budget.
+        ConfigError: For arguments that Hugging Face refuses, settings that differ from those of the workspace, or a
+            method that cannot learn another task.
+        ModelError: For a model that cannot be used, or a target pattern that matches none of its layers.
+        CheckpointError: For a damaged version, or one of another base model.
     """
     lineage = workspace.lineage() if workspace.exists() else []
     if lineage:
@@ -110,7 +110,7 @@ def prepare(
     if state:
         method.load_state_dict(state)
     if scored is None and lineage and len(lineage[-1].contains) < len(tasks):
-        method.warnings(len(lineage[-1].contains))  # refuses a method that can learn nothing more
+        method.warnings(len(lineage[-1].contains))  # raises if the method cannot learn another task
     return Session(
         config=config,
         workspace=workspace,
@@ -133,9 +133,9 @@ def _tasks(
     scored: Collection[str] | None,
     train_files: dict[str, str | None],
 ) -> list[Task]:
-    """Every task: whole where it is to be trained, and what it is judged by where it is learned.
+    """Load every task: with its training rows if it is to be trained, with its eval rows alone if it is learned.
 
-    `train_files` gets the digest of each file of training rows, taken before it is read.
+    `train_files` receives the digest of each training file, taken before the file is read.
     """
     learned = lineage[-1].contains if lineage else []
     together = METHODS[config.method].joint and len(learned) < len(config.tasks) and scored is None
@@ -152,33 +152,33 @@ def _tasks(
                 task = load_task(spec, **asked)
             except DataError as error:
                 if scored is not None and len(scored) > 1:
-                    progress.say(f"{spec.name}: not learned yet, and not scored: {error}")
+                    progress.say(f"{spec.name}: not learned yet, and not scored, because it cannot be read: {error}")
                     continue
                 if spec.name not in learned:
                     raise
                 raise DataError(
-                    f"{error} The method `{config.method}` trains on the rows of all tasks together, so those of "
-                    "learned tasks must still be there."
+                    f"{error} The method `{config.method}` trains on the rows of all tasks together, so the training "
+                    "rows of learned tasks must still exist."
                 ) from error
         tasks.append(task)
     return tasks
 
 
 def device_for(config: RunConfig) -> str:
-    """The GPU where there is one, unless `training.use_cpu` says no."""
+    """Return "cuda" if there is a GPU and `training.use_cpu` is not set, else "cpu"."""
     return "cuda" if torch.cuda.is_available() and not config.training.get("use_cpu") else "cpu"
 
 
 def check_training(
     config: RunConfig, workspace: Workspace, architecture: PreTrainedConfig, tasks: Sequence[Task]
 ) -> tuple[type, dict[str, Any]]:
-    """Make the arguments of training once, and what the Trainer makes from them for the rows of each task.
+    """Build the training arguments, and from them the optimizer and scheduler for every task, to find errors now.
 
     Returns:
-        The optimizer's class, and what it is made with.
+        The optimizer's class and its arguments.
 
     Raises:
-        ConfigError: If Hugging Face refuses them, or something that they name is not there or cannot be made.
+        ConfigError: If Hugging Face refuses the arguments, or if something they name cannot be built.
     """
     dtype = architecture.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     process = ProcessAsFound()

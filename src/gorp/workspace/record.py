@@ -1,4 +1,4 @@
-"""What version.json says of a version."""
+"""Build the content of version.json."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from gorp.workspace.store import Version
 
 
 TRAINED_ON = ("train_fingerprint", "train_sha256", "train_rows")
-"""What is kept of the rows that a task was trained on; the second is of the file, None for a folder or hub data set."""
+"""Keys on the training rows of a task. `train_sha256` is of the file; None for a folder or a hub data set."""
 
 PACKAGES = ("accelerate", "datasets", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -31,15 +31,15 @@ def version_record(
     scores: dict[str, dict[str, Any]],
     training: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything but the name and the digests, as JSON values.
+    """Return the content of version.json without the version's name and the digests of its files, as JSON values.
 
     Args:
         session: The run.
-        lineage: From v0 to the parent; empty for v0 itself.
+        lineage: The versions from v0 to the parent; empty for v0 itself.
         task: The task learned last; None for v0.
-        contains: All tasks learned.
-        scores: Its row of the matrix.
-        training: What training.json says; empty for v0.
+        contains: All learned tasks.
+        scores: The version's row of the score matrix.
+        training: Content of training.json; empty for v0.
     """
     facts = training.get("facts", {})
     return {
@@ -64,12 +64,12 @@ def version_record(
 
 
 def _folder(session: Session) -> Path | None:
-    """Of the YAML, from where paths are seen."""
+    """Folder of the YAML; paths in the record are relative to it."""
     return session.config.source and session.config.source.parent
 
 
 def _task(session: Session, task: Task, lineage: Sequence[Version]) -> dict[str, Any]:
-    """A task's rows; of one learned before, what its version says of those it was trained on."""
+    """Describe a task's rows; for a task learned before, the training rows are taken from the parent's record."""
     if task.train is None or (lineage and task.name in lineage[-1].contains):
         before = (lineage or session.lineage)[-1].record["tasks"][task.name]
         trained = tuple(before.get(key) for key in TRAINED_ON)

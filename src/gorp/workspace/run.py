@@ -1,8 +1,8 @@
-"""Train what is pending, one task after another; score every task after each; lose nothing when interrupted.
+"""Train the pending tasks one after another and score every task after each; a killed run can be continued.
 
-For each task, in this order: checkpoints in run/<task>; the finished task's tensors and training.json in
-versions/.tmp-vN; its scores, one by one; version.json and the rename; CURRENT; the ledger. A run that is killed goes
-on from the last of these that is whole, and ends with the same weights.
+For each task these are written, in this order: checkpoints in run/<task>; the tensors and training.json of the finished
+training in versions/.tmp-vN; its scores, one by one; version.json, and the rename to versions/vN; CURRENT; the ledger.
+The next run continues from the last of these that is complete, and ends with the same weights.
 """
 
 import os
@@ -42,24 +42,24 @@ def run_sequence(
     """Train all tasks that the workspace has not learned, and score every task after each.
 
     Args:
-        config: What to do; see `load_config`.
-        workspace: Its folder; made when it does not exist.
-        restart: Forget the unfinished training of a task, instead of going on with it.
-        progress: What to show.
+        config: The configuration; see `load_config`.
+        workspace: Folder of the workspace; created if it does not exist.
+        restart: Discard the unfinished training of a task instead of continuing it.
+        progress: Receives the progress of the run.
 
     Returns:
-        The accuracy matrix, (T + 1) x T.
+        The score matrix R, (T + 1) x T.
 
     Raises:
-        GorpError: As `prepare`, and for a folder that is something else or that another process writes to, before
-            anything is written; `CheckpointError` when the disk refuses and `TrainingError` for a loss that is not
-            finite, after which all earlier versions are whole.
+        GorpError: As `prepare`, and for a folder that is not a workspace or that another process writes to; nothing is
+            written then. `CheckpointError` if the disk cannot be written and `TrainingError` for a loss that is not
+            finite; all earlier versions stay complete then.
     """
     progress = progress or Progress()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "a workspace has one writer, and this is one of several ranks. Run `gorp train` without torchrun; with "
-            "several ranks use `gorp.training.train_task`."
+            "WORLD_SIZE is greater than 1, but only one process can write to a workspace. Run `gorp train` without "
+            "torchrun, or use `gorp.training.train_task` to train with several processes."
         )
     store = Workspace(workspace)
     with store.writing(sources(config)):
@@ -69,11 +69,11 @@ def run_sequence(
         for line in [*remarks(session), *_notes(session)]:
             progress.say(line)
         with disk_errors(store.root):
-            return _go_on(session, restart, progress)
+            return _run_pending(session, restart, progress)
 
 
-def _go_on(session: Session, restart: bool, progress: Progress) -> AccuracyMatrix:
-    """Write what is pending into the workspace, which is checked and held."""
+def _run_pending(session: Session, restart: bool, progress: Progress) -> AccuracyMatrix:
+    """Train and score the pending tasks; the workspace is checked and locked by the caller."""
     store = session.workspace
     keep_configuration(store.root, effective(session.config), session.config.source)
     for version in store.unsettled():
@@ -94,9 +94,9 @@ def _go_on(session: Session, restart: bool, progress: Progress) -> AccuracyMatri
 def plan(
     config: RunConfig, workspace: Path, *, restart: bool = False, progress: Progress | None = None
 ) -> tuple[list[str], list[Treatment], int]:
-    """What `run_sequence` would do: the pending tasks, the weights it would train, the model's parameters.
+    """Return what `run_sequence` would do: the pending tasks, the weights it would train, the model's parameter count.
 
-    Everything is checked; nothing is written, and nothing is trained. `progress` hears of the rows of each task.
+    Everything is checked; nothing is trained or written. `progress` receives a preview of the rows of each task.
 
     Example:
         >>> from pathlib import Path
@@ -115,7 +115,7 @@ def plan(
     total = sum(p.numel() for p in session.model.parameters())
     contains = session.lineage[-1].contains if session.lineage else []
     pending = [task.name for task in session.tasks if task.name not in contains]
-    nothing = TaskContext(
+    no_rows = TaskContext(
         name="plan",
         index=1,
         seed=config.seed,
@@ -126,32 +126,36 @@ def plan(
     if pending:
         for line in session.method.warnings(len(contains)):
             progress.say(line)
-    session.method.begin_task(session.model, nothing)
+    session.method.begin_task(session.model, no_rows)  # adds adapters and cores, so that they can be counted
     return pending, treatments(session.model), total
 
 
 def _notes(session: Session) -> list[str]:
-    """What a user should know of this model and method before anything is trained."""
+    """Return lines on this model and method that a user should read before training."""
     notes = session.method.notes(session.model)
     if not can_be_padded(session.model, session.tokenizer):
-        notes.append("this model reads its padding, so rows are scored in batches of equal length")
+        notes.append("this model does not ignore padding, so only rows of equal length are scored in one batch")
     method = session.method
     if method.stores_data:
         notes.append(
-            f"`{method.name}` keeps training rows of learned tasks in the workspace, as token ids: deleting a task's "
-            "file does not delete them"
+            f"`{method.name}` stores training rows of learned tasks in the workspace, as token ids; deleting the "
+            "training file of a task does not delete them"
         )
     if not method.mergeable:
-        asks = ", and it must be told the task of every question" if method.needs_task_id else ""
-        notes.append(f"what `{method.name}` learns is no one plain model{asks}; `gorp eval` scores it as it answers")
+        task_id = ", and every prompt needs the name of its task" if method.needs_task_id else ""
+        notes.append(
+            f"the result of `{method.name}` cannot be merged into one plain model{task_id}; `gorp eval` scores it "
+            "with the method's own inference"
+        )
     return notes
 
 
 def check_unfinished(session: Session) -> None:
-    """Refuse to go on with a training that was begun under other conditions, or that would have to wait for another.
+    """Check that an unfinished training can be continued.
 
     Raises:
-        CheckpointError: It names what differs, and what to do.
+        CheckpointError: If it was started under other settings or with other rows, or if another task now comes before
+            it; the message names what differs and what to do.
     """
     lineage = session.lineage
     pending = _stages(session, lineage[-1].contains if lineage else [])
@@ -161,33 +165,33 @@ def check_unfinished(session: Session) -> None:
         folder = session.workspace.run_folder(stage.name)
         if last_complete(folder) is not None:
             raise CheckpointError(
-                f"{folder}: holds an unfinished training of task `{stage.name}`, before which task `{pending[0].name}` "
-                f"would be learned now. Put `{stage.name}` first again, or begin it anew when its turn comes: "
-                "`gorp train` with --restart."
+                f"{folder}: holds an unfinished training of task `{stage.name}`, but `tasks:` now lists "
+                f"`{pending[0].name}` before it. Put `{stage.name}` first again to continue it, or discard that "
+                "training: `gorp train` with --restart."
             )
 
 
 def remarks(session: Session) -> list[str]:
-    """What is unusual in the workspace and stops nothing, a sentence each."""
+    """Return a sentence for everything in the workspace that is unusual but allowed."""
     store, names = session.workspace, {JOINT, *(task.name for task in session.tasks)}
     lines = store.remarks() if session.lineage else []
     folders = sorted(path.parent for path in (store.root / "run").glob("*/checkpoint-*"))
     return lines + [
-        f"{folder}: holds an unfinished training of a task that the configuration does not name; it is left alone. "
-        "Give the task its name again to go on with it, or remove the folder."
+        f"{folder}: holds an unfinished training of a task that is not in the configuration; it is left as it is. "
+        "Add a task of that name to continue it, or remove the folder."
         for folder in dict.fromkeys(folders)
         if folder.name not in names
     ]
 
 
 def sources(config: RunConfig) -> list[Path]:
-    """The files and folders that a configuration reads: the model, the rows."""
+    """Return the existing local files and folders that a configuration reads: the model and the rows."""
     named = [config.model.path, *(path for task in config.tasks for path in (task.train, task.eval) if path)]
     return [Path(path) for path in named if Path(path).is_absolute() and Path(path).exists()]
 
 
 def _measure_versions(session: Session, progress: Progress) -> None:
-    """Make v0 if there is none; fill the cells that older versions lack, for example a new task's column."""
+    """Create v0 if there is none; measure missing scores of older versions, for example on a new task."""
     store = session.workspace
     if not store.exists():
         scores = score_row(session, "v0", BASE_WEIGHTS, progress)
@@ -203,12 +207,12 @@ def _measure_versions(session: Session, progress: Progress) -> None:
 
 
 def _stages(session: Session, learned: list[str]) -> list[Stage[Task]]:
-    """The trainings that are pending when the tasks `learned` are."""
+    """Return the trainings that are pending after the tasks `learned`."""
     return stages(session.tasks, joint=session.method.joint, seed=session.config.seed, learned=learned)
 
 
 def _unfinished(session: Session, stage: Stage[Task], lineage: list[Version]) -> Unfinished:
-    """The training of `stage`, as it would begin after `lineage`; a joint method begins at the base model."""
+    """Return the training of `stage` that starts from the end of `lineage`, or from v0 for a joint method."""
     parent = "v0" if session.method.joint or not lineage else lineage[-1].name
     version = session.workspace.next_name() if lineage else "v1"
     rows = {task.name: rows_fingerprint(task.train) for task in stage.tasks if task.train is not None}
@@ -216,9 +220,9 @@ def _unfinished(session: Session, stage: Stage[Task], lineage: list[Version]) ->
 
 
 def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart: bool, progress: Progress) -> None:
-    """Train one stage, or go on with it; score; publish the version."""
+    """Train one stage or continue its training; score it; publish the version."""
     store = session.workspace
-    if session.method.joint:  # always from the base model
+    if session.method.joint:  # joint methods always start from the base model
         lineage = lineage[:1]
         enter(session, lineage[0])
     work = _unfinished(session, stage, lineage)
@@ -230,7 +234,7 @@ def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart
     if training is None:
         training = _train(session, stage, work, lineage, progress)
     else:
-        progress.say(f"task {stage.name} was trained to its end before; what is left is to score it")
+        progress.say(f"task {stage.name} was already trained; only the scores are missing")
         session.method.load_state_dict(read_state(work.folder, session.base["sha256"]))
     for task in stage.tasks:
         keep(store, task)
@@ -240,7 +244,7 @@ def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart
         session, lineage=lineage, task=stage.name, contains=stage.contains, scores=scores, training=training
     )
     store.publish(name, record)
-    progress.say(f"{name} is written: {stage.name}")
+    progress.say(f"task {stage.name} is saved as version {name}")
     for line in not_learned(session, name, scores, set(stage.contains) - set(lineage[-1].contains)):
         progress.say(line)
 
@@ -248,9 +252,11 @@ def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart
 def _train(
     session: Session, stage: Stage[Task], work: Unfinished, lineage: list[Version], progress: Progress
 ) -> dict[str, Any]:
-    """Train, and write what the task leaves into the folder of its version; training.json last."""
+    """Train and write the resulting tensors into the folder of the version; training.json is written last."""
     if work.begin():
-        progress.say(f"{stage.name} begins anew: it was begun otherwise, and nothing of that had been saved")
+        progress.say(
+            f"task {stage.name} starts from the beginning: it was started under other settings, without a checkpoint"
+        )
     total = sum(p.numel() for p in session.model.parameters())
     with progress.training(stage.name) as callback:
         result = train_task(

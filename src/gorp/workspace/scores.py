@@ -1,4 +1,4 @@
-"""Scores of a workspace: each with what it was measured on, so that none is measured twice and none is mixed up."""
+"""The scores of a workspace, each with the conditions it was measured under, so that a valid score is reused."""
 
 import hashlib
 import json
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 KEYS = ("score", "rows", "metric", "key", "conditions", "samples")
-"""Of a cell, besides its seal; version 0.1.0 kept neither the last two nor a seal."""
+"""Keys of a score's entry, besides its digest; gorp 0.1.0 wrote neither the last two nor a digest."""
 
 
 class Scores:
-    """`eval/scores.json`: version -> task -> score, rows, metric, key, conditions, digest of the samples, seal.
+    """`eval/scores.json`: version -> task -> score, rows, metric, key, conditions, SHA-256 of the samples, digest.
 
-    The key is of the weights and the conditions (rows, how they are asked, how numbers are computed). Scores of two
-    versions compare where their conditions are the same.
+    `conditions` is a digest of the rows, the prompts and limits, and the numeric precision; `key` is a digest of the
+    conditions and the weights. Two scores are comparable if their conditions are equal.
 
-    Several processes may write: a cell is entered into the table as it is on disk at that moment.
+    Several processes may write: an entry is added to the table as it is on disk at that moment.
 
     Args:
         folder: The `eval` folder of a workspace; it need not exist.
@@ -47,15 +47,15 @@ class Scores:
         self.cells: dict[str, dict[str, dict[str, Any]]] = self._read()
 
     def find(self, version: str, task: str, key: str) -> dict[str, Any] | None:
-        """The score of `version` on `task`, if it was measured under `key`."""
+        """Return the score of `version` on `task` if it was measured under `key`, else None."""
         cell = self.cells.get(version, {}).get(task)
         return cell if cell is not None and cell["key"] == key else None
 
     def enter(self, version: str, score: "TaskScore", key: str, conditions: str) -> dict[str, Any]:
-        """Keep a score and its answers on disk.
+        """Save a score and its answers.
 
         Raises:
-            CheckpointError: If the disk refuses, or the file on it is damaged.
+            CheckpointError: If the disk cannot be written, or the file on it is damaged.
         """
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in score.samples).encode()
         cell = {"score": score.score, "rows": score.rows, "metric": score.metric, "key": key, "conditions": conditions}
@@ -69,14 +69,14 @@ class Scores:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the one that writes into the folder, while the block runs; others wait."""
+        """Lock the folder while the block runs; other processes wait."""
         with briefly(self.folder / "scores.lock"):
             for folder in (self.folder, self.folder / "samples"):
                 remove_leftovers(folder)
             yield
 
     def changed(self) -> list[Path]:
-        """The files of answers that are not as they were written. One that was removed is not among them."""
+        """Return the files of answers that were changed after they were written; removed files are not included."""
         paths = {
             self.samples(version, task): cell["samples"]
             for version, row in self.cells.items()
@@ -86,13 +86,13 @@ class Scores:
         return [path for path, digest in paths.items() if path.is_file() and file_sha256(path) != digest]
 
     def samples(self, version: str, task: str) -> Path:
-        """The file of the answers that `version` gave on `task`."""
+        """Return the file of the answers of `version` on `task`."""
         return self.folder / "samples" / f"{version}-{task}.jsonl"
 
     def matrix(self, lineage: Sequence[Version], tasks: Sequence[str]) -> AccuracyMatrix:
-        """R of a line of versions: the row of a version is the number of tasks it has learned.
+        """Return the score matrix R of a lineage; a version's row is the number of tasks it has learned.
 
-        Of a column only the scores that were measured under the conditions of the newest one: others do not compare.
+        A column has only the scores with the same conditions as its newest one; the others are not comparable.
         """
         matrix = AccuracyMatrix(tasks)
         for task in tasks:
@@ -102,17 +102,17 @@ class Scores:
         return matrix
 
     def left_out(self, lineage: Sequence[Version], tasks: Sequence[str]) -> list[str]:
-        """A line for each task of which `matrix` leaves out scores that do not compare with the newest."""
+        """Return a line for each task of which `matrix` leaves out scores."""
         others = {task: self._column(lineage, task)[1] for task in tasks}
         return [
-            f"{task}: the scores of {', '.join(names)} were measured on other rows or in another way than the newest, "
-            "and are left out; `gorp train` measures them again"
+            f"{task}: the scores of {', '.join(names)} are left out, because they were measured on other rows or with "
+            "other settings than the newest score; `gorp train` measures them again"
             for task, names in others.items()
             if names
         ]
 
     def _column(self, lineage: Sequence[Version], task: str) -> tuple[list[tuple[Version, dict[str, Any]]], list[str]]:
-        """The cells of a task that compare with the newest one; the names of the versions whose cells do not."""
+        """Return the entries of a task that are comparable with the newest, and the versions whose entries are not."""
         cells = [(version, cell) for version in lineage if (cell := self.cells.get(version.name, {}).get(task))]
         newest = cells[-1][1].get("conditions") if cells else None
         alike = [(version, cell) for version, cell in cells if cell.get("conditions") == newest]
@@ -123,20 +123,22 @@ class Scores:
         return self.folder / "scores.json"
 
     def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
-        again = "Restore it from a copy, or remove it: `gorp train` measures again."
+        advice = "Restore it from a copy, or remove it: `gorp train` measures all scores again."
         table = read_json(self._path) if self._path.exists() else {}
         if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
-            raise CheckpointError(f"{self._path}: not a table of scores. {again}")
+            raise CheckpointError(f"{self._path}: damaged: not a table of scores. {advice}")
         for version, row in table.items():
             for task, cell in row.items():
                 named = VERSION_NAME.fullmatch(version) and TASK_NAME.fullmatch(task)
                 if not named or not _is_cell(cell) or not is_whole(cell, version, task):
-                    raise CheckpointError(f"{self._path}: the score of {version} on {task} was changed. {again}")
+                    raise CheckpointError(
+                        f"{self._path}: the score of {version} on {task} is damaged or changed. {advice}"
+                    )
         return table
 
 
 def _is_cell(cell: Any) -> bool:
-    """Whether it has the keys of a cell and a number for a score."""
+    """Whether `cell` has the keys of an entry, and numbers for score and rows."""
     if not isinstance(cell, dict) or set(cell) not in ({*KEYS, SEAL}, {*KEYS[:4]}):
         return False
     numbers = (cell["score"], cell["rows"])
@@ -144,12 +146,12 @@ def _is_cell(cell: Any) -> bool:
 
 
 def cell_key(*parts: Any) -> str:
-    """SHA-256 of everything that decides a score."""
+    """Return the SHA-256 of the JSON values `parts`."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def learned_part(matrix: AccuracyMatrix, count: int) -> AccuracyMatrix | None:
-    """R of the first `count` tasks alone, for the measures of a sequence that is not at its end; None for no task."""
+    """Return R of the first `count` tasks alone, for the measures of an unfinished sequence; None if `count` is 0."""
     if count == 0:
         return None
     part = AccuracyMatrix(matrix.tasks[:count])

@@ -1,4 +1,4 @@
-"""Score versions on tasks, cell by cell of the matrix; what was measured under the same conditions is found again."""
+"""Score versions on tasks; a score that was measured under the same conditions is reused."""
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
@@ -18,21 +18,21 @@ from gorp.workspace.store import Version
 
 
 BASE_WEIGHTS = "base"
-"""Stands for the digest of a delta where there is none."""
+"""Used instead of the digest of a delta for the base model, which has no delta."""
 
 
 def score_row(
     session: Session, version: str, digest: str, progress: Progress, *, tasks: Sequence[Task] = (), fresh: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The scores of one row of the matrix, written to disk one by one.
+    """Return the scores of one row of the score matrix; each is saved as soon as it is measured.
 
     Args:
-        session: Its method holds the version's state.
+        session: The run; its method holds the version's state.
         version: The version's name.
-        digest: `learned_digest` of it, or `BASE_WEIGHTS`.
-        progress: What to show.
-        tasks: All tasks when empty.
-        fresh: Measure again what was measured before.
+        digest: Its `learned_digest`, or `BASE_WEIGHTS`.
+        progress: Receives the progress.
+        tasks: The tasks to score; all tasks when empty.
+        fresh: Measure again even if a valid score exists.
 
     Returns:
         Task -> score, rows, metric.
@@ -63,22 +63,22 @@ def score_row(
 def not_learned(
     session: Session, version: str, cells: Mapping[str, Mapping[str, Any]], tasks: Container[str]
 ) -> list[str]:
-    """A line for each of `tasks`, just learned, on which `version` is no better than the base model was.
+    """Return a line for each of the just learned `tasks` on which `version` scores no higher than the base model.
 
-    A task on which the base model was always right is left out: there was nothing to learn.
+    A task on which the base model scores 100 is left out: there was nothing to learn.
     """
     scores = _scores(session)
     before = scores.cells.get("v0", {})
     return [
-        f"{task} scores {cell['score']:.1f}, no better than before training; its answers are in "
-        f"{scores.samples(version, task)}; more epochs or a higher learning rate?"
+        f"{task}: the score {cell['score']:.1f} is not higher than before training. Try more epochs or a higher "
+        f"learning rate; the answers are in {scores.samples(version, task)}"
         for task, cell in cells.items()
         if task in tasks and task in before and cell["score"] <= before[task]["score"] < 100
     ]
 
 
 def enter(session: Session, version: Version) -> None:
-    """Make the method what it was after `version`; v0 is the method before its first task."""
+    """Load into the method the state that it had after `version`; for v0, the state before its first task."""
     state, config = version.method_state(session.base["sha256"]), session.config
     session.method.load_state_dict(state or build_method(config.method, config.options, config.lora).state_dict())
 
@@ -91,18 +91,18 @@ def is_scored(session: Session, version: Version) -> bool:
 
 
 def learned_digest(session: Session, digests: Mapping[str, str]) -> str:
-    """What stands for all that a version has learned, in the key of a score.
+    """Return a digest of everything a version has learned, for the key of a score.
 
     Args:
-        session: Its method says whether that is the delta alone.
-        digests: SHA-256 of the version's files; none for the base model.
+        session: The run; its method says whether the delta alone determines the answers.
+        digests: File -> SHA-256 of the version; empty for the base model.
     """
     delta = digests.get(DELTA, BASE_WEIGHTS)
     return delta if session.method.mergeable or METHOD not in digests else cell_key(delta, digests[METHOD])
 
 
 def write_matrix(session: Session, lineage: Sequence[Version]) -> AccuracyMatrix:
-    """The matrix of a line of versions, and eval/matrix.csv made from it."""
+    """Return the score matrix of a lineage, and write it to eval/matrix.csv."""
     scores, tasks = _scores(session), [spec.name for spec in session.config.tasks]
     with scores.writing():
         matrix = _scores(session).matrix(lineage, tasks)
@@ -113,7 +113,7 @@ def write_matrix(session: Session, lineage: Sequence[Version]) -> AccuracyMatrix
 def measures_after(
     session: Session, lineage: Sequence[Version], contains: Sequence[str], cells: dict[str, dict[str, Any]]
 ) -> dict[str, float | None]:
-    """AP and its companions over the tasks learned so far, of a row that follows on `lineage`."""
+    """Return AP and the other measures over the tasks learned so far, with `cells` as the row after `lineage`."""
     matrix = _scores(session).matrix(lineage, [task.name for task in session.tasks])
     for name, cell in cells.items():
         matrix.set(len(contains), name, cell["score"], cell["rows"])
@@ -122,12 +122,12 @@ def measures_after(
 
 
 def _key(session: Session, digest: str, conditions: str) -> str:
-    """The weights, and the conditions that they are scored under."""
+    """Return the key of a score: a digest of the weights and the conditions."""
     return cell_key(session.base["sha256"], digest, conditions)
 
 
 def _conditions(session: Session, task: Task) -> str:
-    """The rows, how they are asked, and how numbers are computed. Batch size changes the speed alone."""
+    """Return a digest of rows, prompts, limits and precision, not of the batch size: that changes only the speed."""
     config = session.config
     tokens = answer_limit(config.encoding, config.eval)
     asked = {

@@ -1,4 +1,4 @@
-"""A digest inside a JSON object, so that a value that was damaged or edited is noticed where it is read."""
+"""Store a digest inside a JSON object, so that damage or an edit is detected when the object is read."""
 
 import hashlib
 import json
@@ -7,20 +7,20 @@ from typing import Any
 
 
 SEAL = "digest"
-"""The key that a sealed object has besides its own."""
+"""The key of the digest in a sealed object."""
 
 
 def digest(*values: Any) -> str:
-    """SHA-256 of JSON values, in whatever order their keys are."""
+    """Return the SHA-256 of JSON values; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def sealed(value: Mapping[str, Any], *where: str) -> dict[str, Any]:
-    """`value` with a digest of it and of `where` it stands, so that it cannot be moved elsewhere either."""
+    """Return `value` with a digest of it and of its place `where`, so that moving it elsewhere is detected too."""
     return {**value, SEAL: digest(*where, value)}
 
 
 def is_whole(value: Mapping[str, Any], *where: str) -> bool:
-    """Whether `value` is as it was sealed. One without a seal is whole: version 0.1.0 wrote none."""
+    """Whether `value` is unchanged since it was sealed at `where`. True without a digest: gorp 0.1.0 wrote none."""
     rest = {key: item for key, item in value.items() if key != SEAL}
     return SEAL not in value or value[SEAL] == digest(*where, rest)

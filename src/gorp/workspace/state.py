@@ -1,4 +1,4 @@
-"""What a finished task leaves, in three safetensors files, and how it is read back."""
+"""Write and read the state of a finished task: three safetensors files."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from gorp.errors import CheckpointError
 from gorp.storage import read_tensors, write_tensors
 
 
-if TYPE_CHECKING:  # torch is imported with the first tensor, not by `gorp status`
+if TYPE_CHECKING:  # so that `gorp status`, which reads no tensor, does not import torch
     from torch import Tensor
 
     from gorp.methods.base import Method
@@ -17,14 +17,14 @@ if TYPE_CHECKING:  # torch is imported with the first tensor, not by `gorp statu
 
 DELTA, MEMORY, METHOD = "delta.safetensors", "memory.safetensors", "method.safetensors"
 SIDE = "input"
-"""Which side of a weight the memory protects: S has n rows for a weight of n inputs."""
+"""The side of a weight that the memory protects. For a weight m x n, S is n x s: it spans input directions."""
 
 
 def write_state(folder: Path, method: "Method", base_sha256: str) -> None:
-    """Write what a finished task leaves into three safetensors files of `folder`.
+    """Write the state of `method` after a finished task into three safetensors files of `folder`.
 
-    Deltas and bases are in the method's state too, under `delta/` and `memory/`, and are not written twice: what the
-    two contract files say is what the next task protects.
+    `state_dict` also holds the deltas and bases, under `delta/` and `memory/`. They are written only into
+    delta.safetensors and memory.safetensors, so that the next task protects exactly what these two files hold.
     """
     from gorp.core.state import prefixed
     from gorp.weights.delta import pack_deltas
@@ -42,10 +42,10 @@ def write_state(folder: Path, method: "Method", base_sha256: str) -> None:
 
 
 def read_state(folder: Path, base_sha256: str) -> "dict[str, Tensor]":
-    """The inverse of `write_state`: what `Method.load_state_dict` takes.
+    """Return the state that `write_state` wrote, as `Method.load_state_dict` takes it.
 
     Raises:
-        CheckpointError: If the memory is another model's, or of the other side of the weights.
+        CheckpointError: If the memory belongs to another model or to the other side of the weights.
     """
     from gorp.core.state import prefixed
 
@@ -53,8 +53,8 @@ def read_state(folder: Path, base_sha256: str) -> "dict[str, Tensor]":
     if header.get("side") != SIDE or header.get("base_sha256") != base_sha256:
         what = "another model" if header.get("side") == SIDE else f"the {header.get('side')} side of the weights"
         raise CheckpointError(
-            f"{folder / MEMORY}: the memory was made for {what}; wanted the {SIDE} side of the base model "
-            f"{base_sha256[:12]}…. Restore the file, or use the model it was made with."
+            f"{folder / MEMORY}: the protected subspace was computed for {what}; wanted the {SIDE} side of the base "
+            f"model {base_sha256[:12]}…. Restore the file, or use the model it was computed for."
         )
     deltas, _ = read_tensors(folder / DELTA)
     rest, _ = read_tensors(folder / METHOD)
@@ -62,13 +62,13 @@ def read_state(folder: Path, base_sha256: str) -> "dict[str, Tensor]":
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file.
+    """Return the SHA-256 of a file.
 
     Raises:
-        CheckpointError: If it is missing.
+        CheckpointError: If the file is missing.
     """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file, but its version has one. Restore it from a copy.") from None
+        raise CheckpointError(f"{path}: missing, but its version was saved with it. Restore it from a copy.") from None

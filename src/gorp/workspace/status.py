@@ -1,4 +1,4 @@
-"""What a workspace holds, read without loading a model or a task: JSON files, and the YAML as it is now."""
+"""Read the state of a workspace from its JSON files and the current YAML, without loading a model or rows."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,27 +18,28 @@ PROMISE = (
     *("rank_capacity_mean", "rank_capacity_max"),
     *("released", "released_energy", "left_out", "left_out_energy", "earlier"),
 )
-"""What a version's record says of protected directions, from the method's facts; None where it has none."""
+"""Keys of a version's record on protected directions, from the method's facts; None where the method has none."""
 
 SHOWN = ("parent", "task", "contains", "created", *PROMISE, "leak_earlier", "footprint_bytes", "seconds")
-"""What is told of each version, from its record."""
+"""Keys of a version's record that `status` returns."""
 
 
 def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
-    """The state of a workspace as JSON values.
+    """Return the state of a workspace as JSON values.
 
     Args:
         folder: The workspace.
-        config: The YAML it is trained from; None for the one that `gorp train` took last.
+        config: The YAML it is trained from; None for that of the last `gorp train`.
 
     Returns:
-        `current`; `tasks` of the YAML as it is now, those `pending`, and those whose training was `begun` but not
-        finished; `matrix`; `measures` over the tasks learned so far; `remarks` on what is unusual in the workspace;
-        `notes` on the rows; `warnings` of the current version on what is protected; `versions`, each with what `SHOWN`
-        names; `config`, the YAML that the tasks were read from, and `problem`, why it was not, if so.
+        `current`; the `tasks` of the current YAML, those `pending`, and those whose training was `begun` but not
+        finished; `matrix`; `measures` over the tasks learned so far; `remarks` on unusual files in the workspace;
+        `notes` on the data; `warnings` of the current version about protected directions; `versions`, each with the
+        keys of `SHOWN`; `config`, the YAML that the tasks were read from; and `problem`, the reason if it could not be
+        used, else None.
 
     Raises:
-        CheckpointError: If `folder` is no workspace or is damaged.
+        CheckpointError: If `folder` is not a workspace or is damaged.
     """
     store = Workspace(folder)
     lineage = store.lineage()
@@ -65,7 +66,7 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         "remarks": [
             *store.remarks(),
             *scores.left_out(lineage, tasks),
-            *(f"{path} is not as it was written; `gorp eval` writes it anew" for path in scores.changed()),
+            *(f"{path} was changed after it was written; `gorp eval` writes it again" for path in scores.changed()),
         ],
         "notes": {name: task["notes"] for name, task in current.record["tasks"].items() if task["notes"]},
         "warnings": [*filter(None, [current.record.get("leak_unmeasured")]), *current.record.get("warnings", [])],
@@ -76,12 +77,12 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
 
 
 def _tasks(path: Path | None, accepted: Mapping[str, Any], learned: Sequence[str]) -> tuple[list[str], str | None]:
-    """The tasks of the YAML as it is now; those accepted last, and why, where the YAML cannot be used."""
+    """Return the tasks of the current YAML and None; if it cannot be used, those of the last run and the reason."""
     names = [task["name"] for task in accepted["tasks"]]
     if path is None:
         return names, None
     if not path.is_file():
-        return names, f"{path} is no longer there"
+        return names, f"{path} no longer exists"
     try:
         block = read_yaml(path)
         now = _names(block)
@@ -97,18 +98,18 @@ def _tasks(path: Path | None, accepted: Mapping[str, Any], learned: Sequence[str
 
 
 def _check_options(path: Path, block: Mapping[str, Any], accepted: Mapping[str, Any]) -> None:
-    """Refuse what stands in the YAML and differs from what the learned tasks were learned with.
+    """Check that no option in the YAML differs from the one that the learned tasks were trained with.
 
-    It sees what is written there, not what a default became; `gorp train --dry-run` compares all of it.
+    Only options written in the YAML are compared, not defaults; `gorp train --dry-run` compares everything.
 
     Raises:
-        ConfigError: It names the first option.
+        ConfigError: If one differs; the message names the first.
     """
     for name in ("method", "lora"):
         written, before = block.get(name) or {}, accepted.get(name) or {}
         for key, value in written.items() if isinstance(written, Mapping) else ():
             if key in before and value is not None and value != before[key]:
-                from gorp.workspace.changes import free_options  # it loads torch: only where something differs
+                from gorp.workspace.changes import free_options  # imports torch, so only if an option differs
 
                 if key in free_options(accepted["method"]["name"])[name]:
                     continue
@@ -118,7 +119,7 @@ def _check_options(path: Path, block: Mapping[str, Any], accepted: Mapping[str, 
 
 
 def _names(block: Mapping[str, Any]) -> list[str]:
-    """The names of the tasks, in order; whether the rest of them is right, `gorp train --dry-run` says."""
+    """Return the names of the tasks, in order; only `gorp train --dry-run` checks the rest of the entries."""
     tasks = block.get("tasks")
     if isinstance(tasks, Mapping):  # the short form for a published order
         from gorp.data import ORDERS
@@ -127,5 +128,5 @@ def _names(block: Mapping[str, Any]) -> list[str]:
     entries = [task for task in tasks if isinstance(task, Mapping)] if isinstance(tasks, list) else []
     names: list[Any] = [task.get("name") for task in entries]
     if not names or len(names) != len(set(map(str, names))) or not all(isinstance(name, str) for name in names):
-        raise ConfigError("tasks: wanted a list of tasks, each with a `name:` of its own")
+        raise ConfigError("tasks: wanted a list of tasks, each with a different `name:`")
     return names

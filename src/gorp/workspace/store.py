@@ -1,21 +1,21 @@
-"""A workspace on disk: versions that are whole or absent, the scores, the ledger.
+"""A workspace on disk: the versions, each complete or absent; the scores; the ledger.
 
-    gorp-workspace.json               the mark: written first, a folder without it is not touched
-    gorp.lock                         while a process writes
+    gorp-workspace.json               the mark: written first; gorp writes to no folder without it
+    gorp.lock                         exists while a process writes
     versions/vN/delta.safetensors     what training added to each touched weight since the base model
     versions/vN/memory.safetensors    the protected directions S of each weight
     versions/vN/method.safetensors    the rest of the method's state, for the next task
-    versions/vN/training.json         what the task's training cost and reported, and the SHA-256 of the three
-    versions/vN/version.json          written last, with the SHA-256 of the others
-    eval/scores.json                  every score with what it was measured on; matrix.csv is made from it
+    versions/vN/training.json         cost and report of the task's training, and the SHA-256 of the three files above
+    versions/vN/version.json          written last, with the SHA-256 of the other files
+    eval/scores.json                  every score with its conditions; matrix.csv is made from it
     eval/samples/vN-<task>.jsonl      every answer
-    run/<task>/checkpoint-*           of a task in training
-    config.json                       the configuration that `gorp train` accepted last, and the YAML it came from
-    ledger.jsonl                      what happened, one event a line, with the SHA-256 of every version.json
+    run/<task>/checkpoint-*           checkpoints of an unfinished training
+    config.json                       the configuration of the last `gorp train`, and the path of its YAML
+    ledger.jsonl                      log of events, one per line, with the SHA-256 of every version.json
     CURRENT                           the version that the next task starts from, and the SHA-256 of its version.json
 
-v0 is the base model: a version.json alone. A version is what the ledger names; a folder that was copied to `versions`
-is none.
+v0 is the base model: it has only a version.json. Only the ledger makes a folder a version; a folder that was copied
+into `versions` is not one.
 """
 
 import os
@@ -36,7 +36,7 @@ from gorp.workspace.version import FILES, RECORD, Version, check_prepared, read_
 
 
 class Workspace:
-    """The folder of a sequence of tasks. Making one of these touches nothing.
+    """The folder of a sequence of tasks. Creating this object reads and writes nothing.
 
     Args:
         root: The folder; it need not exist.
@@ -45,12 +45,12 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.held: Held | None = None
-        """The lock, while this object writes."""
+        """The lock, while this object may write."""
         self._ledger = Ledger(self.root / "ledger.jsonl")
 
     @contextmanager
     def writing(self, sources: Iterable[Path] = ()) -> Iterator[None]:
-        """Be the one that writes here, while the block runs; see `mark.writing`."""
+        """Hold the lock of the workspace while the block runs; see `mark.writing`."""
         with writing(self.root, sources) as self.held:
             try:
                 yield
@@ -58,87 +58,89 @@ class Workspace:
                 self.held = None
 
     def check_held(self) -> None:
-        """See that the lock is still ours; before what other processes must not mix with theirs is written.
+        """Check, before writing a version, that this process still holds the lock.
 
         Raises:
-            CheckpointError: If somebody took it away, so that another process may write here.
+            CheckpointError: If the lock file was removed, so that another process may write here.
         """
         if self.held is not None:
             self.held.check()
 
     def exists(self) -> bool:
-        """Whether the sequence has begun: there is a base version, or something that came after one."""
+        """Whether there is any version, or CURRENT, or a version in the ledger."""
         there = (self.root / "versions").glob(f"v*/{RECORD}")
         return bool(self._ledger.entered()) or (self.root / "CURRENT").exists() or any(there)
 
     def versions(self) -> list[Version]:
-        """All complete versions, by number; whatever was interrupted is not among them.
+        """Return all complete versions, by number.
 
         Raises:
-            CheckpointError: For a damaged version.json, or a ledger that is gone.
+            CheckpointError: If a version.json is damaged or the ledger is missing.
         """
         known = self._known()
         return [self._read(name, known) for name in sorted(known, key=_number) if self._is_complete(name)]
 
     def version(self, name: str) -> Version:
-        """The version called `name`.
+        """Return the version called `name`.
 
         Raises:
-            ConfigError: If there is none, with the nearest name.
+            ConfigError: If there is none; the message gives the nearest name.
         """
         known = self._known()
         if name in known and self._is_complete(name):
             return self._read(name, known)
         names = [each for each in sorted(known, key=_number) if self._is_complete(each)]
         copied = VERSION_NAME.fullmatch(name) and self._is_complete(name)
-        there = f"; versions/{name} was not made here: ledger.jsonl does not name it" if copied else ""
+        note = f"; versions/{name} was not created by this workspace (not in ledger.jsonl)" if copied else ""
         raise ConfigError(
-            f"{self.root}: no version `{name}`; there are {', '.join(names) or 'none'}{there}.{nearest(name, names)}"
+            f"{self.root}: no version `{name}`; there are {', '.join(names) or 'none'}{note}.{nearest(name, names)}"
         )
 
     def current(self) -> Version:
-        """The version that CURRENT names, or one so new that the process ended before CURRENT could name it.
+        """Return the version that CURRENT names, or a newer one if the process ended before it updated CURRENT.
 
         Raises:
-            CheckpointError: If the workspace has none, or CURRENT names a version that is not there.
+            CheckpointError: If this is not a workspace, or CURRENT names a version that does not exist.
         """
         if unsettled := self.unsettled():
             return unsettled[-1]
         path = self.root / "CURRENT"
         if not path.is_file():
-            what = "a file; wanted the folder of a workspace" if self.root.is_file() else "no gorp workspace"
-            raise CheckpointError(f"{self.root}: {what} (no file CURRENT). `gorp train` makes one.")
+            what = "a file; wanted the folder of a workspace" if self.root.is_file() else "not a gorp workspace"
+            raise CheckpointError(f"{self.root}: {what} (no file CURRENT). `gorp train` creates one.")
         try:
             name, *digest = path.read_text(encoding="utf-8").split() or [""]
             version = self.version(name)
         except (ConfigError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}: names no complete version ({error}). Write the name of one.") from None
+            raise CheckpointError(
+                f"{path}: does not name a complete version ({error}). Write the name of a version into this file."
+            ) from None
         if digest and digest != [version.sha256]:
             raise CheckpointError(
-                f"{path}: damaged: it names {name} with the SHA-256 of another version. Write the name of the version "
-                "that you want, alone."
+                f"{path}: damaged: it names {name} with the SHA-256 of another version. Write only the name of the "
+                "version that you want into this file."
             )
         return version
 
     def lineage(self) -> list[Version]:
-        """From the base model to CURRENT, each the parent of the next.
+        """Return the versions from v0 to CURRENT, each the parent of the next.
 
         Raises:
-            CheckpointError: As `current`, and if one of them is gone.
+            CheckpointError: As `current`, and if one of them is missing.
         """
         chain = [self.current()]
-        while (parent := chain[0].record["parent"]) is not None:  # always one of a smaller number
+        while (parent := chain[0].record["parent"]) is not None:  # ends: a parent has a smaller number
             try:
                 chain.insert(0, self.version(parent))
             except ConfigError as error:
                 raise CheckpointError(
-                    f"{self.root / 'versions' / parent}: is gone, and {chain[0].name} was made from it ({error}) "
-                    "Restore it from a copy; nothing is trained before that."
+                    f"{self.root / 'versions' / parent}: missing, but {chain[0].name} was trained from it ({error}) "
+                    "Restore it from a copy; without it no task can be trained."
                 ) from None
         return chain
 
     def remarks(self) -> list[str]:
-        """What is unusual and allowed, a sentence each: CURRENT was written by hand, or a version was copied here."""
+        """Return a sentence for each unusual but allowed state: CURRENT edited by hand, or a version copied here."""
         known, current = self._known(), self.current()
         names, lines = [version.name for version in self.versions()], []
         path = self.root / "CURRENT"
@@ -146,33 +148,35 @@ class Workspace:
             lines.append(f"CURRENT was set to {current.name} by hand; the newest version is {names[-1]}")
         copied = [path.parent.name for path in sorted((self.root / "versions").glob(f"v*/{RECORD}"))]
         lines += [
-            f"versions/{name} was not made here (ledger.jsonl does not name it), and is left alone"
+            f"versions/{name} was not created by this workspace (not in ledger.jsonl) and is ignored"
             for name in copied
             if name not in known
         ]
         return lines
 
     def accepted(self) -> tuple[dict[str, Any], Path | None]:
-        """The configuration that a run began with last; where none is kept, the one that CURRENT was made with.
+        """Return the configuration of the last run and the path of its YAML, if known.
+
+        If config.json is missing, it is the configuration that the current version was trained with.
 
         Raises:
-            CheckpointError: If this is no workspace, or the file is damaged.
+            CheckpointError: If this is not a workspace, or the file is damaged.
         """
         current = self.current()
         return kept_configuration(self.root) or (current.record["config"], None)
 
     def next_name(self) -> str:
-        """The name of the version to be made next; numbers are never used again."""
+        """Return the name of the next version; a number is never used twice."""
         folders = [path for path in (self.root / "versions").glob("v*") if VERSION_NAME.fullmatch(path.name)]
-        there = [path.name for path in folders if not path.is_dir() or any(path.iterdir())]
-        return f"v{max(map(_number, {*there, *self._ledger.entered()}), default=-1) + 1}"
+        used = [path.name for path in folders if not path.is_dir() or any(path.iterdir())]
+        return f"v{max(map(_number, {*used, *self._ledger.entered()}), default=-1) + 1}"
 
     def prepared(self, name: str) -> Path:
-        """The folder in which version `name` is put together."""
+        """Return the folder in which the files of version `name` are collected until it is published."""
         return self.root / "versions" / f".tmp-{name}"
 
     def run_folder(self, task: str) -> Path:
-        """Where the checkpoints of a task in training lie."""
+        """Return the folder of the checkpoints of an unfinished training."""
         return self.root / "run" / task
 
     def remove(self, folder: Path) -> None:
@@ -180,16 +184,18 @@ class Workspace:
         remove_folder(self.root, folder)
 
     def publish(self, name: str, record: Mapping[str, Any]) -> Version:
-        """Make a prepared version exist: version.json with the digests of its files, then one rename.
+        """Publish a prepared version: write version.json with the digests of its files, then rename its folder.
 
-        Between the two the ledger hears of it: after a kill, that is how the version is known to be one of its own.
+        A `prepared` event is written to the ledger between the two. If the process is killed after the rename, this
+        event tells the next run that the version was created by this workspace.
 
         Args:
-            name: Of the version; its other files lie in `prepared(name)`.
-            record: What version.json says besides the digests.
+            name: Name of the version; its other files are in `prepared(name)`.
+            record: Content of version.json besides the digests.
 
         Raises:
-            CheckpointError: If a file is not as training wrote it, the disk refuses, or another process writes here.
+            CheckpointError: If a file changed since training wrote it, the disk cannot be written, or this process no
+                longer holds the lock.
         """
         folder, target = self.prepared(name), self.root / "versions" / name
         with disk_errors(folder):
@@ -210,7 +216,7 @@ class Workspace:
         return version
 
     def settle(self, version: Version) -> None:
-        """Make a version CURRENT, enter it into the ledger, and drop the checkpoints that led to it."""
+        """Make a version CURRENT, remove the checkpoints of its task, and enter it into the ledger."""
         write_atomic(self.root / "CURRENT", f"{version.name} {version.sha256}\n".encode())
         task = version.record["task"]
         if task is not None:
@@ -218,9 +224,9 @@ class Workspace:
         self.log("version", version=version.name, parent=version.record["parent"], task=task, sha256=version.sha256)
 
     def unsettled(self) -> list[Version]:
-        """A version that is complete but not in the ledger: the process ended between the two.
+        """Return a version that is complete but has no `version` event yet, because the process ended too early.
 
-        It is the one whose making is the ledger's last word, and has the version.json that was written then.
+        The last event of the ledger must be its `prepared` event, with the digest of its version.json.
         """
         entered = self._ledger.entered()
         if prepared := self._ledger.prepared():
@@ -229,32 +235,32 @@ class Workspace:
                 return []
             return [read_version(self.root / "versions" / name, sha256)]
         name = f"v{max(map(_number, entered), default=-1) + 1}"
-        there = {path.parent.name for path in (self.root / "versions").glob(f"v*/{RECORD}")}
-        later = there - {*entered, name}
+        complete = {path.parent.name for path in (self.root / "versions").glob(f"v*/{RECORD}")}
+        later = complete - {*entered, name}
         if self._ledger.is_chained() or later or not self._is_complete(name):
             return []
-        version = read_version(self.root / "versions" / name, None)  # version 0.1.0 did not say what it was about to do
+        version = read_version(self.root / "versions" / name, None)  # gorp 0.1.0 wrote no `prepared` events
         newest = list(entered)[-1] if entered else None
         return [version] if version.record["parent"] in (newest, "v0") or newest is None else []
 
     def log(self, event: str, **facts: Any) -> None:
-        """Append an event to the ledger; a torn last line, which never was an event, makes room."""
+        """Append an event to the ledger; an incomplete last line is removed first."""
         self._ledger.append(event, **facts)
 
     def ledger(self) -> list[dict[str, Any]]:
-        """All events; a torn last line is left out.
+        """Return all events; an incomplete last line is ignored.
 
         Raises:
-            CheckpointError: For a damaged line.
+            CheckpointError: If a line is damaged.
         """
         return self._ledger.events()
 
     def _known(self) -> dict[str, str | None]:
-        """The versions that were made here: name -> SHA-256 of version.json."""
+        """Return the versions that this workspace created: name -> SHA-256 of version.json."""
         known = self._ledger.entered() | {version.name: version.sha256 for version in self.unsettled()}
         if not known and (self.root / "CURRENT").is_file() and (self.root / "versions").is_dir():
             raise CheckpointError(
-                f"{self._ledger.path}: is gone or empty, though there are versions. Restore it from a copy."
+                f"{self._ledger.path}: missing or empty, although there are versions. Restore it from a copy."
             )
         return known
 

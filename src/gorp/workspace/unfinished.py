@@ -1,8 +1,8 @@
-"""A training that ended early: what it was begun with, and whether it may be gone on with.
+"""A training that was interrupted: what it was started with, and whether it can be continued.
 
-Its identity is the task, the version it starts from, the rows, and every setting that decides its course. A training
-is gone on with when all of that is as it was. When something differs and work was saved, that is the user's to decide;
-when nothing was saved, the task begins anew.
+Its identity is the task, the version it starts from, the rows, and every setting that influences the result. A training
+is continued if its identity is unchanged. If it differs and a checkpoint exists, the user must decide (`--restart`); if
+there is no checkpoint, the task is started again.
 """
 
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from gorp.workspace.version import TRAINING, check_prepared
 
 
 IDENTITY = "identity.json"
-ANEW = "begin the task anew: `gorp train` with --restart."
+RESTART = "restart the task: `gorp train` with --restart."
 
 
 class Unfinished:
-    """The training of one task: its folder of checkpoints, the folder of the version it leads to, its identity.
+    """The training of one task: its folder of checkpoints, the folder of the resulting version, its identity.
 
     Args:
         session: The run.
-        task: What is trained.
-        rows: The fingerprint of the rows of every task that it is trained on.
+        task: Name of the task.
+        rows: Task -> fingerprint of its training rows, for every task that is trained on.
         parent: Name of the version it starts from.
-        version: Name of the version it leads to.
+        version: Name of the resulting version.
     """
 
     def __init__(self, session: Session, *, task: str, rows: Mapping[str, str], parent: str, version: str) -> None:
@@ -45,10 +45,10 @@ class Unfinished:
         }
 
     def saved(self) -> dict[str, Any] | None:
-        """The identity of what was saved: a finished training, or a checkpoint; None where nothing would be lost.
+        """Return the identity of a saved training, finished or with a checkpoint; None if nothing was saved.
 
         Raises:
-            CheckpointError: If a file of it is damaged or missing.
+            CheckpointError: If one of its files is damaged or missing.
         """
         if (self.folder / TRAINING).is_file():
             check_prepared(self.folder)
@@ -56,36 +56,36 @@ class Unfinished:
         return None if last_complete(self.run) is None else self._written()
 
     def check(self) -> None:
-        """Refuse to go on under other conditions than those it was begun under, or from damaged checkpoints.
+        """Check that a saved training, if any, can be continued.
 
         Raises:
-            CheckpointError: It names what differs or is damaged, and what to do.
+            CheckpointError: If its identity differs or a checkpoint is damaged; the message says what, and what to do.
         """
         saved = self.saved()
         if saved is None:
             return
         if saved == self.identity:
             if not (self.folder / TRAINING).is_file():
-                last_whole(self.run)  # a damaged checkpoint is refused now, not when the training begins
+                last_whole(self.run)  # raises for a damaged checkpoint now, not when the training starts
             return
         if saved.get("task") != self.task:
-            what = f"task `{saved.get('task')}`, which is not the next one now"
+            what = f"task `{saved.get('task')}`, which is not the next task now"
         elif saved.get("rows") != self.identity["rows"]:
             what = f"task `{self.task}`, with other rows"
         elif saved.get("parent") != self.identity["parent"]:
             now = self.identity["parent"]
-            what = f"task `{self.task}`, from version {saved.get('parent')}; it would start from {now}"
+            what = f"task `{self.task}`, from version {saved.get('parent')} (now {now})"
         else:
             found = differences(saved.get("settings", {}), self.identity["settings"])
             changed = ", ".join(f"{key} = {old!r} (now {new!r})" for key, old, new in found)
             what = f"task `{self.task}`, with {changed}"
         raise CheckpointError(
-            f"{self.run}: holds an unfinished training of {what}. Change that back to go on with it, or begin the task "
-            "anew as the configuration is now: `gorp train` with --restart."
+            f"{self.run}: holds an unfinished training of {what}. Change that back to continue it, or restart the task "
+            "with the current configuration: `gorp train` with --restart."
         )
 
     def finished(self) -> dict[str, Any] | None:
-        """What training.json says, where the training itself had ended under the same conditions."""
+        """Return the content of training.json if this training is finished with the same identity, else None."""
         if not (self.folder / TRAINING).is_file():
             return None
         check_prepared(self.folder)
@@ -93,13 +93,13 @@ class Unfinished:
         return training if training["identity"] == self.identity else None
 
     def begin(self) -> bool:
-        """Keep checkpoints of the same identity, remove all else, and write the identity down.
+        """Write the identity file; keep checkpoints of the same identity and remove everything else.
 
         Returns:
-            Whether a training that had been begun otherwise, and of which nothing was saved, made room.
+            Whether a training with another identity, of which nothing was saved, was removed.
         """
         path = self.run / IDENTITY
-        changed = path.is_file() and self._is_begun_otherwise()
+        changed = path.is_file() and self._identity_differs()
         if self.saved() != self.identity:
             self.forget()
         self.store.remove(self.folder)
@@ -107,24 +107,24 @@ class Unfinished:
         return changed
 
     def forget(self) -> None:
-        """Remove whatever is there."""
+        """Remove the checkpoints and the files of the resulting version."""
         for path in (self.run, self.folder):
             self.store.remove(path)
 
     def _written(self) -> dict[str, Any]:
-        """What identity.json says."""
+        """Return the content of identity.json."""
         path = self.run / IDENTITY
         if not path.is_file():
-            raise CheckpointError(f"{self.run}: lacks {IDENTITY}, so nobody knows how it was begun. As it is, {ANEW}")
+            raise CheckpointError(f"{path}: missing, so this training cannot be continued. Restore it, or {RESTART}")
         try:
             found = read_json(path)
         except CheckpointError as error:
-            raise CheckpointError(f"{str(error).rstrip('.')}, or {ANEW}") from None
+            raise CheckpointError(f"{str(error).rstrip('.')}, or {RESTART}") from None
         if not isinstance(found, dict) or not is_whole(found):
-            raise CheckpointError(f"{path}: not the file that was written. Restore it from a copy, or {ANEW}")
+            raise CheckpointError(f"{path}: damaged or changed. Restore it from a copy, or {RESTART}")
         return {key: value for key, value in found.items() if key != SEAL}
 
-    def _is_begun_otherwise(self) -> bool:
+    def _identity_differs(self) -> bool:
         try:
             return self._written() != self.identity
         except CheckpointError:
