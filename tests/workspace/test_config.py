@@ -129,7 +129,7 @@ def test_a_model_folder_beside_the_yaml_wins_over_a_hub_id(tmp_path):
         ({"tasks": [{"name": "a", "train": "x", "eval": ""}]}, "tasks[0].eval is empty"),
         ({"tasks": [{"name": "a", "train": "x" * 9999}]}, "tasks[0].train is 'xxx"),
         ({"tasks": [{"name": "a", "train": "x\0.jsonl"}]}, "a path cannot contain a NUL"),
-        ({"tasks": [{"name": "a" * 101, "train": "x"}]}, "it becomes a file name and may have 100 characters"),
+        ({"tasks": [{"name": "a" * 101, "train": "x"}]}, "so it may have at most 100 characters"),
         ({"tasks": []}, "at least one task"),
         ({"tasks": {"order": "order9", "data": "x"}}, "unknown order `order9`"),
         ({"tasks": {"order": "order1"}}, "tasks.data is None"),
