@@ -1,7 +1,7 @@
-"""A sequence of tasks: the trainings that it consists of, and the loop that runs them and scores the tasks after each.
+"""A sequence of tasks as stages of training, and the loop that trains each stage and scores the tasks after it.
 
-The demo and the benchmark run `learn_sequence`. A workspace runs the same stages through its own loop, since there a
-stage may be half done, or trained and not yet scored, and ends with a version on disk.
+The demo and the benchmark run `learn_sequence`. A workspace has its own loop over the same stages, because there a
+stage may be interrupted, or trained but not yet scored, and it ends with a version on disk.
 """
 
 import tempfile
@@ -21,20 +21,20 @@ from gorp.training import TaskResult
 
 
 JOINT = "joint"
-"""What the one training of a method on all tasks together is called."""
+"""Name of the single stage of a method that trains on all tasks together."""
 
 
 class Learnable(Protocol):
-    """What the loop must know of a task; the rest is for the functions that train and score it."""
+    """What the loop needs of a task; the functions that train and score it may use more."""
 
     @property
     def name(self) -> str:
-        """In the matrix, and in messages."""
+        """Name in the score matrix and in messages."""
         ...
 
     @property
     def train(self) -> Dataset | None:
-        """Its training rows, in the form that the training function takes; None only where it is learned already."""
+        """Training rows, in the form that the training function expects; None only if the task is already learned."""
         ...
 
 
@@ -43,42 +43,42 @@ T = TypeVar("T", bound=Learnable)
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[T]):
-    """One training: a task, or all of them for a joint method."""
+    """One run of training: on one task, or on all tasks for a joint method."""
 
     name: str
-    """The task's, or `JOINT`."""
+    """Name of the task, or `JOINT`."""
     index: int
-    """Of the training, counted from 1."""
+    """Number of the stage, from 1."""
     contains: list[str]
-    """What is learned after it; their number is its row of the matrix."""
+    """Names of the tasks that are learned after it; their number is the stage's row of the score matrix."""
     tasks: list[T]
-    """What it is trained on."""
+    """The tasks that it trains on."""
     rows: Dataset
-    """Their rows together."""
+    """The training rows of these tasks together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What a sequence gave and cost."""
+    """Result and cost of a sequence."""
 
     matrix: AccuracyMatrix
-    """R, (T + 1) x T, where it was asked for."""
+    """The score matrix R, (T + 1) x T, filled in the cells that were scored."""
     results: list[TaskResult]
-    """Of each stage."""
+    """The result of each stage."""
     seconds: float
-    """Wall-clock time of training and of scoring after each stage; scoring the base model is not in it."""
+    """Wall-clock time of training and of scoring after each stage, without scoring the base model."""
     scoring_seconds: float
-    """Wall-clock time of all scoring, the base model's included."""
+    """Wall-clock time of all scoring, including that of the base model."""
 
 
 def stages(tasks: Sequence[T], *, joint: bool, seed: int, learned: Sequence[str] = ()) -> list[Stage[T]]:
-    """The trainings that are pending when `learned` are: a task each, or one on the union of all for a joint method.
+    """Return the stages that remain: one for each task, or one on the rows of all tasks for a joint method.
 
     Args:
-        tasks: All, in the order of training; those that are pending with their rows.
+        tasks: All tasks in the order of training; those that are not learned must have rows.
         joint: Whether the method trains on all tasks at once.
-        seed: Shuffles the union.
-        learned: Names of the first of `tasks`.
+        seed: Seed that shuffles the rows of all tasks for a joint method.
+        learned: Names of the tasks that are learned, the first of `tasks`.
     """
     names = [task.name for task in tasks]
     if list(learned) == names:
@@ -104,35 +104,36 @@ def learn_sequence(
     seed: int,
     progress: Progress | None = None,
 ) -> Learned:
-    """Learn all tasks from the base model on, one stage after another, and score those that are wanted after each.
+    """Train all stages one after another, starting from the base model, and score tasks before and after each.
 
     Args:
-        method: New, before its `setup`.
-        model: The base model, untouched by any method.
-        tasks: In the order of training, all with rows.
-        train: Called with the stage, `folder` for checkpoints, which is removed afterwards, `callbacks` of the Trainer,
-            and `num_tasks`.
-        score: From the model as it serves, a task and the row of the matrix to percent right and rows behind it.
-        columns: From a row of the matrix (0: the base model) to the tasks to score in it, counted from 0.
-        seed: Shuffles the union that a joint method trains on.
-        progress: What to show.
+        method: A new method, before its `setup`.
+        model: The base model, not changed by any method.
+        tasks: The tasks in the order of training, all with rows.
+        train: Called with the stage, `folder` for checkpoints (removed afterwards), `callbacks` for the Trainer, and
+            `num_tasks`. Returns the stage's result.
+        score: Called with the model as it serves, a task, and the row of the score matrix. Returns the score in percent
+            and the number of rows that were scored.
+        columns: Called with a row of the score matrix (0: the base model). Returns the indices of the tasks to score.
+        seed: Seed that shuffles the rows of all tasks for a joint method.
+        progress: Shows progress; None shows nothing.
 
     Raises:
-        GorpError: Whatever `method.setup`, `train` and `score` raise.
+        GorpError: What `method.setup`, `train` and `score` raise.
     """
     progress = progress or Progress()
     method.setup(model)
     matrix, results, scoring = AccuracyMatrix([task.name for task in tasks]), [], 0.0
 
-    def fill(row: int) -> None:
+    def score_row(row: int) -> None:
         nonlocal scoring
-        began = time.perf_counter()
+        start = time.perf_counter()
         for task in (tasks[column] for column in columns(row)):
             with method.serving(model, task.name) as served:
                 matrix.set(row, task.name, *score(served, task, row))
-        scoring += time.perf_counter() - began
+        scoring += time.perf_counter() - start
 
-    fill(0)
+    score_row(0)
     started = time.perf_counter()
     for stage in stages(tasks, joint=method.joint, seed=seed):
         with (
@@ -140,11 +141,11 @@ def learn_sequence(
             progress.training(f"{method.name} on {stage.name}") as callback,
         ):
             results.append(train(stage, folder=Path(folder), callbacks=(callback,), num_tasks=len(tasks)))
-        fill(len(stage.contains))
+        score_row(len(stage.contains))
         progress.matrix(matrix)
     return Learned(matrix=matrix, results=results, seconds=time.perf_counter() - started, scoring_seconds=scoring)
 
 
 def _rows(task: Learnable) -> Dataset:
-    assert task.train is not None, f"task {task.name} is to be trained and has no rows"
+    assert task.train is not None, f"task {task.name} must be trained but has no rows"
     return task.train

@@ -379,7 +379,7 @@ def test_a_run_that_was_interrupted_and_killed_ends_with_the_same_bits_as_an_unb
             )
             assert left, error
         else:
-            assert f"task one goes on from step {left[1]} of 192\n" in error
+            assert f"task one resumes from step {left[1]} of 192\n" in error
             assert "task two starts from the beginning: 192 steps\n" in error
     last = start("train", path, "--workspace", tmp_path / "work", "--json")
     again, stderr = last.communicate()

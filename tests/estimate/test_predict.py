@@ -118,12 +118,12 @@ def test_shapes_are_refused_where_the_model_would_be(project, tmp_path, number):
         (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | values))
 
     spoil, message = [
-        (lambda: (folder / "adapter_config.json").write_text("{}"), "this is a LoRA adapter"),
+        (lambda: (folder / "adapter_config.json").write_text("{}"), "it contains a LoRA adapter"),
         (lambda: (folder / "config.json").unlink(), "model: no config.json"),
         (lambda: change(quantization_config={"quant_method": "gptq", "bits": 4}), "its weights are quantized (gptq)"),
         (lambda: change(vocab_size=-1), "no model can be made from its config.json"),
-        (lambda: shutil.rmtree(folder), "model: no such folder, and no hub id either"),
-        (lambda: folder.rename(tmp_path / "modle") and folder.write_text(""), "no such folder, and no hub id either"),
+        (lambda: shutil.rmtree(folder), "there is no such folder, and it is not a hub id either"),
+        (lambda: folder.rename(tmp_path / "modle") and folder.write_text(""), "such folder, and it is not a hub id"),
     ][number]
     spoil()
     with pytest.raises(ModelError, match=re.escape(message)):

@@ -38,7 +38,7 @@ class PerTaskLora(LoraMethod):
             self.weights.base(name)
             self.learned[task.name][f"{name}::left"] = (pair.scale * pair.up.detach()).cpu().clone()
             self.learned[task.name][f"{name}::right"] = pair.down.detach().mT.cpu().clone()
-        self._finish(model)
+        self._remove_pairs(model)
 
     @override
     @contextmanager

@@ -206,7 +206,7 @@ class TestAfterAnError:
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of luck"):
             patch.setattr(type(method), "end_task", Unlucky())
             train(model, method, 1, tmp_path)
-        with pytest.raises(TrainingError, match=r"an error came while it was taking in task `task1`.*load_state_dict"):
+        with pytest.raises(TrainingError, match=r"an error occurred at the end of task `task1`.*load_state_dict"):
             train(model, method, 1, tmp_path)
         method.load_state_dict(before)
         assert train(model, method, 1, tmp_path, num_train_epochs=0.25).steps == 1

@@ -42,7 +42,7 @@ def test_switched_off_it_is_the_model_before_the_task_and_gradients_are_unharmed
 
 def test_the_term_is_lambda_tau_squared_times_the_mean_divergence():
     method = fresh("lwf", tiny("llama"), strength=0.5, temperature=3.0)
-    method._first = False
+    method._is_first_task = False
     generator = torch.Generator().manual_seed(0)
     new, old = (torch.randn(4, 7, generator=generator, dtype=torch.float32) for _ in range(2))
     labels = torch.zeros(4, dtype=torch.long)

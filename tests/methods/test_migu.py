@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from gorp.methods.migu import small
+from gorp.methods.migu import smallest
 from tests.runs import fresh, rows, tiny, train
 
 
 def test_the_smallest_are_chosen_and_one_is_left():
-    assert small(torch.tensor([3.0, 1.0, 2.0, 5.0]), 0.5).tolist() == [False, True, True, False]
-    assert small(torch.tensor([3.0, 1.0, 2.0]), 0.7).tolist() == [False, True, True]
-    assert small(torch.tensor([1.0]), 0.99).tolist() == [False]
-    assert not small(torch.ones(4), 0.0).any()
+    assert smallest(torch.tensor([3.0, 1.0, 2.0, 5.0]), 0.5).tolist() == [False, True, True, False]
+    assert smallest(torch.tensor([3.0, 1.0, 2.0]), 0.7).tolist() == [False, True, True]
+    assert smallest(torch.tensor([1.0]), 0.99).tolist() == [False]
+    assert not smallest(torch.ones(4), 0.0).any()
 
 
 def moving(masked, folder, index=2, **options):
@@ -71,7 +71,7 @@ def test_padding_decides_nothing(family, tmp_path):
         sums.append({})
 
         def keep(model, optimizer, method=method, edit=edit, seen=sums[-1]):
-            seen.update(method._sizes)
+            seen.update(method._magnitudes)
             edit(model, optimizer)
 
         method.edit_gradients = keep

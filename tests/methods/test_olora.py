@@ -12,7 +12,7 @@ from tests.runs import fresh, tiny, train
 
 def with_rows(earlier, now, **options):
     method = OLora(OLoraConfig(**options))
-    method.rows = method._beside = {"w": torch.tensor(earlier)}
+    method.rows = method._device_rows = {"w": torch.tensor(earlier)}
     method.pairs = {"w": SimpleNamespace(down=nn.Parameter(torch.tensor(now)))}
     return method
 

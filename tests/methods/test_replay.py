@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gorp.core.outputs import IGNORED
-from gorp.methods.replay import packed, together, unpacked
+from gorp.methods.replay import pack_rows, padded_batch, unpack_rows
 from tests.runs import assert_equal, fresh, rows, tiny, train
 
 
@@ -21,14 +21,14 @@ ROWS = [
 
 
 def test_rows_are_packed_and_unpacked_and_make_a_padded_batch():
-    for row, again in zip(ROWS, unpacked(packed(ROWS)), strict=True):
+    for row, again in zip(ROWS, unpack_rows(pack_rows(ROWS)), strict=True):
         assert_equal(again, row)
-    batch = together(ROWS)
+    batch = padded_batch(ROWS)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [2, 4]
     lists = [{"labels": torch.tensor([1, 2])}, {"labels": torch.tensor([3])}]
-    assert together(lists)["labels"].tolist() == [[1, 2], [3, IGNORED]]
+    assert padded_batch(lists)["labels"].tolist() == [[1, 2], [3, IGNORED]]
 
 
 def test_each_task_has_an_equal_share_of_the_memory(tmp_path):
@@ -45,7 +45,7 @@ def test_each_task_has_an_equal_share_of_the_memory(tmp_path):
 def test_a_step_draws_the_same_rows_however_it_is_cut_and_every_row_as_often():
     method = fresh("replay", tiny("llama"), ratio=0.75)
     method.rows = [[{"labels": torch.tensor(i)} for i in range(10)]]
-    method._all, method._seed = method.rows[0], 3
+    method._memory, method._seed = method.rows[0], 3
     counts = Counter()
     for step in range(400):
         method.step = step

@@ -80,11 +80,11 @@ def test_a_shipped_name_is_found_in_the_package_or_said_to_be_missing(tmp_path, 
 
 def test_a_name_that_is_nothing_is_answered_with_the_nearest_that_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr("gorp.models.load.SHIPPED_FOLDER", tmp_path)
-    refused("gorp-tiny-t6", "not the shipped model (there is none), and cannot be fetched")
+    refused("gorp-tiny-t6", "not the shipped model (there is none), and cannot be downloaded")
     (tmp_path / "gorp-tiny-t5").mkdir()
-    refused("gorp-tiny-lama", "not the shipped model (gorp-tiny-t5), and cannot be fetched")
+    refused("gorp-tiny-lama", "not the shipped model (gorp-tiny-t5), and cannot be downloaded")
     refused("gorp-tiny-t6", "Did you mean `gorp-tiny-t5`?")
-    refused(tmp_path / "none", "no such folder, and no hub id either")
+    refused(tmp_path / "none", "there is no such folder, and it is not a hub id either")
 
 
 def test_a_folder_without_model_is_refused(tmp_path):
@@ -112,16 +112,18 @@ def change_config(folder, **changes) -> None:
 
 def test_an_encoder_is_refused(tmp_path):
     save_bert(tmp_path, BertForMaskedLM)
-    refused(tmp_path, "`bert` (BertForMaskedLM) generates no text")
+    refused(tmp_path, "`bert` (BertForMaskedLM) does not generate text")
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers advises `is_decoder`
 def test_an_encoder_under_a_decoders_name_is_refused_by_what_it_does(tmp_path):
     save_bert(tmp_path / "a", BertLMHeadModel)
-    refused(tmp_path / "a", "`bert` (BertLMHeadModel) generates no text: what it says of a token depends on the tokens")
+    refused(
+        tmp_path / "a", "`bert` (BertLMHeadModel) does not generate text: its logits at a token depend on later tokens"
+    )
     save_bert(tmp_path / "b", BertForMaskedLM)
     change_config(tmp_path / "b", architectures=None)
-    refused(tmp_path / "b", "generates no text: what it says of a token depends on the tokens")
+    refused(tmp_path / "b", "does not generate text: its logits at a token depend on later tokens")
     save_bert(tmp_path / "c", BertLMHeadModel, is_decoder=True)
     load_model(ModelConfig(path=str(tmp_path / "c")), "cpu")
 
@@ -133,7 +135,7 @@ def test_an_encoder_under_a_decoders_name_is_refused_by_what_it_does(tmp_path):
         ({"model_type": None}, "config.json: names no `model_type`"),
         ({"num_layers": 1, "num_decoder_layers": 1}, "weights that have no place in T5ForConditionalGeneration"),
         ({"num_layers": 3}, "they would be random"),
-        ({"d_ff": 40}, "has shape (48, 32) in the files, and (40, 32) by config.json"),
+        ({"d_ff": 40}, "has shape (48, 32) in the files, but (40, 32) by config.json"),
         ({"quantization_config": {"load_in_4bit": True}}, "its weights are quantized (bitsandbytes)"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are quantized (gptq)"),
         ({"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}, "comes with Python code of its own (`auto_map`)"),
@@ -169,7 +171,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     model.decoder.block[1].layer[2].DenseReluDense.wo.weight.data[3, 4] = value
     model.save_pretrained(tmp_path)
     t5_tokenizer().save_pretrained(tmp_path)
-    refused(tmp_path, "the weight `decoder.block.1.layer.2.DenseReluDense.wo.weight` holds values that are not finite")
+    refused(tmp_path, "the weight `decoder.block.1.layer.2.DenseReluDense.wo.weight` has values that are not finite")
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT asks for what transformers renamed
@@ -179,28 +181,31 @@ def test_an_adapter_is_refused_alone_and_beside_the_weights(tmp_path):
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
     for name in ("adapter", "model"):
         adapted.save_pretrained(tmp_path / name)
-        refused(tmp_path / name, "this is a LoRA adapter (PEFT), alone or beside the weights. Merge it into its base")
+        refused(
+            tmp_path / name,
+            "it contains a LoRA adapter (PEFT), with or without the base weights. Merge it into its",
+        )
 
 
 def test_a_link_to_nowhere_is_refused(tmp_path):
     save_model(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").symlink_to("blobs/gone")
-    refused(tmp_path, "model.safetensors: a link to `blobs/gone`, which is not there")
+    refused(tmp_path, "model.safetensors: a link to `blobs/gone`, which does not exist")
 
 
 def test_weights_of_another_name_are_refused(tmp_path):
     save_model(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
-    refused(tmp_path, "holds `weights.safetensors`, but weights are looked for in `model.safetensors`")
+    refused(tmp_path, "holds `weights.safetensors`, but weights are read only from `model.safetensors`")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("../one.safetensors", "names `../one.safetensors`; wanted *.safetensors of the same folder"),
-        ("one.bin", "names `one.bin`; wanted *.safetensors of the same folder"),
-        ("two.safetensors", "names `two.safetensors`, which is not there"),
+        ("../one.safetensors", "names `../one.safetensors`; it must be a *.safetensors file of the same folder"),
+        ("one.bin", "names `one.bin`; it must be a *.safetensors file of the same folder"),
+        ("two.safetensors", "names `two.safetensors`, which is missing"),
     ],
 )
 def test_an_index_names_files_of_its_folder_that_are_there(tmp_path, name, message):

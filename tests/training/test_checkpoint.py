@@ -65,7 +65,11 @@ def test_damage_is_named_and_the_older_checkpoint_is_taken(checkpoints, name, da
     DAMAGE[damage](checkpoints / "checkpoint-3" / name)
     said = []
     assert last_whole(checkpoints, say=said.append).name == "checkpoint-2"
-    assert len(said) == 1 and f"checkpoint-3/{name}" in said[0] and said[0].endswith("is taken: checkpoint-2")
+    assert (
+        len(said) == 1
+        and f"checkpoint-3/{name}" in said[0]
+        and said[0].endswith("an older checkpoint, which is whole: checkpoint-2")
+    )
     DAMAGE[damage](checkpoints / "checkpoint-2" / name)
     with pytest.raises(CheckpointError, match=rf"checkpoint-3/{name}: .*--restart"):
         last_whole(checkpoints)
@@ -80,7 +84,7 @@ def test_without_digests_nothing_is_read(checkpoints, content):
 
 
 def test_as_many_processes_go_on_as_wrote_it(begun):
-    with pytest.raises(CheckpointError, match="written by 1 processes, and 2 would go on from it"):
+    with pytest.raises(CheckpointError, match="written by 1 processes, and 2 would resume from it"):
         last_whole(begun, ranks=2)
 
 

@@ -22,9 +22,9 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"num_train_epochs": 0}, "num_train_epochs is 0; wanted a finite number, above 0"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0; it must be a finite number, above 0"),
         ({"num_train_epochs": 1e300}, "num_train_epochs"),
-        ({"max_steps": 0}, "max_steps is 0; wanted at least 1, or -1"),
+        ({"max_steps": 0}, "max_steps is 0; it must be at least 1, or -1"),
         ({"max_steps": -5}, "max_steps is -5"),
         ({"max_steps": True}, "max_steps is True"),
         ({"per_device_train_batch_size": 10**12}, "per_device_train_batch_size is 1000000000000; .* at most 100000"),
@@ -32,7 +32,7 @@ NAN, INF = float("nan"), float("inf")
         ({"weight_decay": NAN}, "weight_decay is nan"),
         ({"max_grad_norm": NAN}, "max_grad_norm is nan"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1"),
-        ({"adam_beta1": 2.0}, "adam_beta1 is 2.0; wanted a finite number, at least 0 and below 1"),
+        ({"adam_beta1": 2.0}, "adam_beta1 is 2.0; it must be a finite number, at least 0 and below 1"),
         ({"adam_epsilon": NAN}, "adam_epsilon is nan"),
         ({"adam_epsilon": 0.0}, "adam_epsilon is 0.0; .* above 0"),
         ({"label_smoothing_factor": 7}, "label_smoothing_factor is 7"),
@@ -74,7 +74,7 @@ def test_a_token_is_refused_and_not_repeated(key):
         ({"optim": "bogus"}, "Hugging Face refuses"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"bogus": 1}}, "lr_scheduler_kwargs .*bogus"),
         ({"lr_scheduler_kwargs": {"bogus": 1}}, "lr_scheduler_kwargs: the schedule `constant` takes none"),
-        ({"warmup_steps": 5}, "warmup_steps: the schedule `constant` ignores it"),
+        ({"warmup_steps": 5}, "warmup_steps: the schedule `constant` has no warmup"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "requires an eval strategy"),
         ({"save_strategy": "best"}, "save_strategy is `best`"),
         ({"save_strategy": "bogus"}, "Hugging Face refuses"),
@@ -88,7 +88,7 @@ def test_is_refused_when_it_is_made(block, message, tmp_path):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without a GPU")
 def test_fp16_needs_a_gpu(tmp_path):
-    with pytest.raises(ConfigError, match=r"training\.fp16 is on, but this is a CPU"):
+    with pytest.raises(ConfigError, match=r"training\.fp16 is on, but a CPU trains only"):
         training_arguments({"fp16": True}, folder=tmp_path, seed=0, encoder_decoder=False)
 
 

@@ -211,7 +211,7 @@ class TestSettings:
 )  # fmt: skip
 def test_numbers_that_fail_only_when_training_has_begun_are_refused(tmp_path, block):
     (key,) = block
-    with pytest.raises(ConfigError, match=rf"training\.{key} is .*; wanted a finite number"):
+    with pytest.raises(ConfigError, match=rf"training\.{key} is .*; it must be a finite number"):
         training_arguments(block, folder=tmp_path, seed=0, encoder_decoder=False)
 
 
@@ -255,7 +255,7 @@ class Planner(Spy):
 def test_a_method_that_plans_for_the_number_of_tasks_is_not_begun_without_it(tmp_path):
     model, planner = tiny("llama"), Planner()
     planner.setup(model)
-    with pytest.raises(ConfigError, match=r"`planner` plans for the number of tasks.*Pass num_tasks to train_task"):
+    with pytest.raises(ConfigError, match=r"`planner` needs the number of tasks.*Pass num_tasks to train_task"):
         train(model, planner, 1, tmp_path, optim="sgd")
     assert planner.calls == []
     train(model, planner, 1, tmp_path, optim="sgd", num_tasks=5, max_steps=1)
@@ -291,5 +291,5 @@ def test_a_method_may_bring_its_own_optimizer_which_resumes_bit_for_bit(tmp_path
 def test_an_optimizer_that_a_method_would_ignore_is_refused(tmp_path):
     model, method = tiny("llama"), Momentum()
     method.setup(model)
-    with pytest.raises(ConfigError, match=r"training\.optim is `sgd`, and the method `momentum` brings an optimizer"):
+    with pytest.raises(ConfigError, match=r"training\.optim is `sgd`, but the method `momentum` uses its own"):
         train(model, method, 1, tmp_path, optim="sgd")

@@ -1,4 +1,4 @@
-"""Every method by the name the command line knows it by. Adding a method adds one line here."""
+"""All methods by their names on the command line. A new method needs one line here."""
 
 from gorp.layers.lora import LoraSettings
 from gorp.methods.base import Method, MethodConfig
@@ -33,12 +33,12 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build_method(name: str, config: MethodConfig | None = None, lora: LoraSettings | None = None) -> Method:
-    """A new method, before its `setup`.
+    """Return a new method object; its `setup` has not been called.
 
     Args:
         name: A key of `METHODS`.
-        config: Of that method's `Config`; its defaults when None.
-        lora: The adapters; defaults when None. Methods without adapters ignore it.
+        config: An instance of the method's `Config`; None for the defaults.
+        lora: Settings of the LoRA pairs; None for the defaults. Methods without LoRA ignore it.
 
     Example:
         >>> from gorp import GorpConfig, LoraSettings, build_method

@@ -175,7 +175,7 @@ class Method:
         self.broken = ""
         """Why this object cannot train any more: an error in `end_task` left its state half changed. Empty if all is
         well; `load_state_dict` clears it."""
-        self._step_before = 0
+        self._step_at_start = 0
 
     def setup(self, model: nn.Module) -> None:
         """Choose the weights to train and check them. Called once, before anything in `model` is changed.
@@ -204,7 +204,7 @@ class Method:
             TrainingError: If the model or the method is not as the previous task left it: an earlier task ended in an
                 error and was not abandoned.
         """
-        self._step_before = self.step
+        self._step_at_start = self.step
         if self.broken:
             raise TrainingError(
                 f"this {self.name} object cannot train another task: {self.broken}. Load a saved state into it "
@@ -283,7 +283,7 @@ class Method:
         added to the model, drop what they hold for the running task, and call this method last.
         """
         model.zero_grad(set_to_none=True)
-        self.step = self._step_before
+        self.step = self._step_at_start
         self.weights.load(self.deltas)
         model.requires_grad_(False)
 

@@ -4,9 +4,9 @@
     Fᵢ   = E_(x, y) [ (∂ log p(y | x) / ∂θᵢ)² ]  at θ*, one example at a time, after the task
     F    ← γ F + F_t                                                                            (online EWC, eq. 9)
 
-θ are the factors A and B of one LoRA adapter shared by all tasks. F is the empirical Fisher information: y is the
-example's own answer, not drawn from the model. The examples are random rows of the task, shared out among ranks. Each
-task's F is scaled to mean 1, so that λ means the same for every model, length of answer and task.
+θ are the factors A and B of one LoRA pair per weight, shared by all tasks. F is the empirical Fisher information: y is
+the example's own answer, not one drawn from the model. The examples are random rows of the task, divided among the
+ranks. Each task's F is scaled to mean 1, so that λ has the same effect for every model, answer length and task.
 """
 
 from collections.abc import Mapping
@@ -32,44 +32,45 @@ class EwcConfig(MethodConfig):
     """Options of EWC."""
 
     strength: Annotated[float, NOT_NEGATIVE, BETWEEN_TASKS] = 0.1
-    """λ, for a Fisher information of mean 1. 0.1 was the best of 0.1, 1 and 100 on development rows."""
+    """λ: weight of the penalty, for a Fisher information of mean 1. 0.1 was the best of 0.1, 1 and 100 on development
+    rows."""
     decay: Annotated[float, FRACTION, BETWEEN_TASKS] = 1.0
-    """γ: how much of the earlier tasks' Fisher information is kept."""
+    """γ: factor on the earlier tasks' Fisher information when a task is added."""
     fisher_examples: Annotated[int, COUNT, BETWEEN_TASKS] = 200
-    """Training examples that the Fisher information is estimated from, drawn at random."""
+    """Number of training examples, drawn at random, from which the Fisher information is estimated."""
 
 
 @final
 class Ewc(SharedLoraMethod):
-    """A quadratic pull towards the last task's solution, strongest where the old tasks' likelihood is steep."""
+    """One LoRA adapter with a quadratic penalty around the last task's solution, weighted by Fisher information."""
 
     name = "ewc"
-    title = "one LoRA adapter, held by an online Fisher penalty"
+    title = "one LoRA adapter for all tasks, with a quadratic penalty weighted by the Fisher information"
     paper = "Kirkpatrick et al. 2017, arXiv:1612.00796"
-    keeps = "F and θ*, twice the adapter: constant"
+    keeps = "F and θ*, each the size of the adapter; it does not grow"
     Config = EwcConfig
 
     def __init__(self, config: EwcConfig | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__(config, lora)
         self.fisher: dict[str, Tensor] = {}
-        """F of each factor, in main memory; θ* are the factors as the last task left them."""
-        self._pull: dict[str, tuple[Tensor, Tensor]] = {}  # F and θ* of each factor, beside it while a task runs
+        """F of each factor, in CPU memory. θ* are the factors as the last task left them (`factors`)."""
+        self._penalized: dict[str, tuple[Tensor, Tensor]] = {}  # F, θ* of each factor, on its device; empty in task 1
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
-        self._pull = {
-            key: (self.fisher[key].to(p.device), p.detach().clone())  # the pair starts where the last task left it
+        self._penalized = {
+            key: (self.fisher[key].to(p.device), p.detach().clone())  # θ*: the pair starts as the last task left it
             for key, p in self._parameters().items()
             if key in self.fisher
         }
 
     @override
     def extra_loss(self, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor | None:
-        if not self._pull:
+        if not self._penalized:
             return None
         now = self._parameters()
-        terms = [(fisher * (now[key] - anchor).square()).sum() for key, (fisher, anchor) in self._pull.items()]
+        terms = [(fisher * (now[key] - anchor).square()).sum() for key, (fisher, anchor) in self._penalized.items()]
         return 0.5 * self.config.strength * torch.stack(terms).sum()
 
     @override
@@ -83,7 +84,7 @@ class Ewc(SharedLoraMethod):
                 continue
             model.zero_grad()
             num_tokens = (example["labels"] != -100).sum()
-            (model(**example).loss * num_tokens).backward()  # -log p(y | x): the loss is a mean over answer tokens
+            (model(**example).loss * num_tokens).backward()  # -log p(y | x); the model's loss is its mean over tokens
             for key, p in parameters.items():
                 new[key] += p.grad.square() if p.grad is not None else 0.0
         model.zero_grad()
@@ -93,7 +94,7 @@ class Ewc(SharedLoraMethod):
         for key, f in new.items():
             old = self.fisher.get(key, torch.zeros_like(f).cpu())
             self.fisher[key] = self.config.decay * old + (f / mean.clamp(min=1e-30)).cpu()
-        self._pull = {}
+        self._penalized = {}
         super().end_task(model, optimizer, task)
 
     @override
@@ -108,7 +109,7 @@ class Ewc(SharedLoraMethod):
 
     @override
     def abandon(self, model: nn.Module) -> None:
-        self._pull = {}
+        self._penalized = {}
         super().abandon(model)
 
     @override

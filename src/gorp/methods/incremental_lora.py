@@ -1,4 +1,4 @@
-"""Incremental LoRA: a fresh pair for each task, folded into the weights at its end. O-LoRA without its penalty.
+"""Incremental LoRA: a new pair for each task, merged into the weights at its end. It is O-LoRA without the penalty.
 
 W x + s Bₜ Aₜ x,   W ← W + s Bₜ Aₜ after task t                       (Wang et al. 2023, arXiv:2310.14152, IncLoRA)
 """
@@ -10,8 +10,8 @@ from gorp.methods.lora import LoraMethod
 
 @final
 class IncrementalLora(LoraMethod):
-    """No constraint but the small rank of each task's change."""
+    """A new LoRA pair per task, with no constraint except the rank."""
 
     name = "incremental_lora"
-    title = "a fresh LoRA pair per task, folded at its end"
+    title = "a new LoRA pair per task, merged into the weights at the task's end"
     paper = "Wang et al. 2023, arXiv:2310.14152 (IncLoRA)"

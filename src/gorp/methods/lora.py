@@ -1,4 +1,4 @@
-"""What the methods that train LoRA pairs and nothing else have in common: two bases, fresh pairs or one pair."""
+"""Base classes of the methods that train only LoRA pairs: a new pair for each task, or one pair for all tasks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,10 @@ from gorp.weights.delta import WeightDelta
 
 
 class LoraMethod(Method):
-    """A fresh LoRA pair for every task, folded at its end: W₀ x + Σᵢ s Bᵢ Aᵢ x, only the last pair trainable."""
+    """Trains a new LoRA pair for each task and merges it into the weights at the task's end.
+
+    The layer computes W₀ x + Σᵢ s Bᵢ Aᵢ x; only the last pair is trainable.
+    """
 
     uses_lora = True
 
@@ -27,14 +30,14 @@ class LoraMethod(Method):
         super().__init__(config)
         self.lora = lora or LoraSettings()
         self.pairs: dict[str, LoraPair] = {}
-        """The trainable pair of each weight, while a task runs."""
+        """Name of a weight -> its trainable pair; empty between tasks."""
 
     @override
     def choose(self, model: nn.Module) -> list[str]:
         self.layers: list[str] = resolve(model, self.lora.target_modules, role="lora")
         if not self.layers:
             raise ConfigError(
-                f"{self.name} has nothing to train: lora.target_modules is `none`. Name layers, or `auto`."
+                f"{self.name} has nothing to train: lora.target_modules is `none`. Set it to layer names or `auto`."
             )
         check_rank(model, self.layers, self.lora.r, "lora.r")
         return self.layers
@@ -52,7 +55,7 @@ class LoraMethod(Method):
     def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
         for name, pair in self.pairs.items():
             self.deltas.setdefault(name, WeightDelta(self.weights.base(name).shape)).add(pair.delta().to("cpu"))
-        self._finish(model)
+        self._remove_pairs(model)
 
     @override
     def abandon(self, model: nn.Module) -> None:
@@ -67,44 +70,44 @@ class LoraMethod(Method):
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
-        """While it is open, the model answers as before this task: its teacher, or its anchor.
+        """Inside this context the model computes what it computed before the task, for example as a teacher.
 
-        The values of the factors are exchanged and not written over, so a forward pass that was made before goes on
-        having its backward pass.
+        The factors' tensors are swapped, not overwritten, so the backward pass of an earlier forward pass still works.
         """
-        mine = [(factor, factor.data) for pair in self.pairs.values() for factor in (pair.down, pair.up)]
-        torch.clear_autocast_cache()  # or a copy of a factor in bfloat16 would stand for its other value
+        current = [(factor, factor.data) for pair in self.pairs.values() for factor in (pair.down, pair.up)]
+        torch.clear_autocast_cache()  # it may hold a bfloat16 copy of a factor's previous value
         try:
             for name, pair in self.pairs.items():
-                pair.down.data, pair.up.data = self._before(name, pair)
+                pair.down.data, pair.up.data = self._factors_before_task(name, pair)
             yield
         finally:
-            for factor, data in mine:
+            for factor, data in current:
                 factor.data = data
             torch.clear_autocast_cache()
 
-    def _before(self, name: str, pair: LoraPair) -> tuple[Tensor, Tensor]:
-        """The factors that answer as before the task: without B the pair adds nothing."""
+    def _factors_before_task(self, name: str, pair: LoraPair) -> tuple[Tensor, Tensor]:
+        """Return A and B with which the model computes what it did before the task: B = 0, so the pair adds nothing."""
         return pair.down.data, torch.zeros_like(pair.up.data)
 
-    def _finish(self, model: nn.Module) -> None:
+    def _remove_pairs(self, model: nn.Module) -> None:
+        """Remove the pairs from the model, and load the deltas, which now include them, into the weights."""
         remove_lora(model)
         self.pairs = {}
         self.weights.load(self.deltas)
 
 
 class SharedLoraMethod(LoraMethod):
-    """One LoRA pair for all tasks: W₀ x + s B A x, the same A and B from the first task to the last."""
+    """Trains one LoRA pair on all tasks: W₀ x + s B A x, with the same A and B from the first task to the last."""
 
     def __init__(self, config: MethodConfig | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__(config, lora)
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
-        """A and B as the last task left them, by weight."""
+        """Name of a weight -> A and B as the last task left them, in CPU memory."""
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
-        self.weights.load({})  # the pair itself holds what earlier tasks added
+        self.weights.load({})  # W₀ only: the pair holds what earlier tasks added
         for name, factors in self.factors.items():
             self.pairs[name].load(*factors)
 
@@ -114,7 +117,7 @@ class SharedLoraMethod(LoraMethod):
             self.weights.base(name)
             self.deltas[name] = pair.delta().to("cpu")
             self.factors[name] = (pair.down.detach().cpu().clone(), pair.up.detach().cpu().clone())
-        self._finish(model)
+        self._remove_pairs(model)
 
     @override
     def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
@@ -125,9 +128,9 @@ class SharedLoraMethod(LoraMethod):
             self.factors[name] = factors
 
     @override
-    def _before(self, name: str, pair: LoraPair) -> tuple[Tensor, Tensor]:
+    def _factors_before_task(self, name: str, pair: LoraPair) -> tuple[Tensor, Tensor]:
         if name not in self.factors:
-            return super()._before(name, pair)
+            return super()._factors_before_task(name, pair)
         down, up = self.factors[name]
         return down.to(pair.down), up.to(pair.up)
 

@@ -1,11 +1,11 @@
-"""MIGU: only outputs of large magnitude are trained. Du et al. 2024, arXiv:2406.17245.
+"""MIGU: train only the rows whose outputs have a large magnitude. Du et al. 2024, arXiv:2406.17245.
 
-    aⱼ = Σ_tokens |yⱼ|                  of each linear layer, over the tokens of one optimizer step
-    G ← diag(a ≥ q-quantile of a) G     the rows of A by A x, r numbers; the rows of B by the layer's outputs, m numbers
+    aⱼ = Σ_tokens |yⱼ|                  for output j of a linear layer, over the tokens of one optimizer step
+    G ← diag(a ≥ q-quantile of a) G     for A, a is that of A x (r numbers); for B, that of the layer's output (m)
 
-from the second task on. Different tasks have different large outputs, so their updates part. The paper divides a by its
-sum, which alters no rank. Momentum and weight decay would go on moving a row whose gradient is masked; `masked: update`
-puts such rows back after the step, so that they are bit for bit as before it.
+from the second task on. Different tasks have different large outputs, so they train different rows. The paper divides
+a by its sum, which does not change the order. Momentum and weight decay still move a row whose gradient is masked;
+`masked: update` restores such rows after the step, so that they are bit for bit as before it.
 """
 
 from dataclasses import dataclass
@@ -30,18 +30,18 @@ class MiguConfig(MethodConfig):
     """Options of MIGU."""
 
     quantile: Annotated[float, BELOW_ONE, BETWEEN_TASKS] = 0.7
-    """q: share of the rows that stand still in a step. (Paper: 0.7.)"""
+    """q: share of the rows that are masked in a step. (Paper: 0.7.)"""
     masked: Literal["update", "gradient"] = "update"
-    """What a row of small outputs loses: its whole step, or its gradient alone (the paper), so that momentum and weight
-    decay still move it."""
+    """What is masked in a row with small outputs: its whole update, or only its gradient (the paper), so that momentum
+    and weight decay still move it."""
 
 
 @final
 class Migu(LoraMethod):
-    """Masks the rows of both factors by the magnitude of their outputs."""
+    """Masks the rows of both LoRA factors by the magnitude of their outputs."""
 
     name = "migu"
-    title = "a fresh LoRA pair per task, trained where a layer's outputs are large"
+    title = "a new LoRA pair per task; only the rows with large outputs are trained"
     paper = "Du et al. 2024, arXiv:2406.17245"
     Config = MiguConfig
 
@@ -49,61 +49,62 @@ class Migu(LoraMethod):
         super().__init__(config, lora)
         # While a task runs:
         self._watch: ForwardWatch | None = None
-        self._sizes: dict[str, tuple[Tensor, Tensor]] = {}  # a of A x and of the layer, by the weight's name
-        self._still: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # factor, which rows stand still, the factor before
+        self._magnitudes: dict[str, tuple[Tensor, Tensor]] = {}  # weight -> a of A x (r), a of the layer's output (m)
+        self._frozen_rows: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # factor, mask of its rows, copy before step
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
         if task.index > 1:
-            self._watch = ForwardWatch(model, layers_of(model, self.pairs), self._see)
+            self._watch = ForwardWatch(model, layers_of(model, self.pairs), self._record)
 
-    def _see(self, name: str, x: Tensor, y: Tensor) -> None:
-        if not torch.is_grad_enabled():  # nobody trains on it
+    def _record(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add Σ |A x| and Σ |y| over the tokens of one forward pass; x is N x n, y is N x m."""
+        if not torch.is_grad_enabled():  # not a training pass
             return
         with torch.no_grad():
             inner = x.to(self.pairs[name].down.dtype) @ self.pairs[name].down.mT  # (N, n) @ (n, r)
             new = inner.abs().sum(dim=0), y.abs().sum(dim=0, dtype=inner.dtype)
-            old = self._sizes.get(name)
-            self._sizes[name] = new if old is None else (old[0] + new[0], old[1] + new[1])
+            old = self._magnitudes.get(name)
+            self._magnitudes[name] = new if old is None else (old[0] + new[0], old[1] + new[1])
 
     @override
     def edit_gradients(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self._still = []
+        self._frozen_rows = []
         for name, pair in self.pairs.items():
-            for factor, sizes in zip((pair.down, pair.up), self._sizes.get(name, ()), strict=False):
-                still = small(sum_over_ranks(sizes), self.config.quantile)
+            for factor, magnitudes in zip((pair.down, pair.up), self._magnitudes.get(name, ()), strict=False):
+                frozen = smallest(sum_over_ranks(magnitudes), self.config.quantile)
                 if factor.grad is not None:
-                    factor.grad[still] = 0.0
+                    factor.grad[frozen] = 0.0
                 if self.config.masked == "update":
-                    self._still.append((factor, still, factor.detach().clone()))
-        self._sizes = {}
+                    self._frozen_rows.append((factor, frozen, factor.detach().clone()))
+        self._magnitudes = {}
 
     @override
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         super().after_step(model, optimizer)
-        for factor, still, before in self._still:
-            factor.data[still] = before[still]
-        self._still = []
+        for factor, frozen, before in self._frozen_rows:
+            factor.data[frozen] = before[frozen]
+        self._frozen_rows = []
 
     @override
-    def _finish(self, model: nn.Module) -> None:
-        self._let_go()
-        super()._finish(model)
+    def _remove_pairs(self, model: nn.Module) -> None:
+        self._stop_watching()
+        super()._remove_pairs(model)
 
     @override
     def abandon(self, model: nn.Module) -> None:
-        self._let_go()
+        self._stop_watching()
         super().abandon(model)
 
-    def _let_go(self) -> None:
+    def _stop_watching(self) -> None:
         if self._watch is not None:
             self._watch.remove()
-        self._watch, self._sizes, self._still = None, {}, []
+        self._watch, self._magnitudes, self._frozen_rows = None, {}, []
 
 
-def small(sizes: Tensor, quantile: float) -> Tensor:
-    """Which entries are among the smallest: ⌊q·len⌋ of them, so that one at least is not."""
-    still = torch.zeros_like(sizes, dtype=torch.bool)
-    still[sizes.argsort(stable=True)[: int(quantile * len(sizes))]] = True
-    return still
+def smallest(magnitudes: Tensor, quantile: float) -> Tensor:
+    """Return a mask of the ⌊quantile·len⌋ smallest entries; since quantile < 1, at least one is not masked."""
+    frozen = torch.zeros_like(magnitudes, dtype=torch.bool)
+    frozen[magnitudes.argsort(stable=True)[: int(quantile * len(magnitudes))]] = True
+    return frozen

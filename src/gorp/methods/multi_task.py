@@ -1,4 +1,4 @@
-"""Joint LoRA: one LoRA run on the union of all tasks. Not continual: it needs the data of every task."""
+"""Joint LoRA: one LoRA run on the rows of all tasks together. It is not continual: it needs the data of every task."""
 
 from typing import final
 
@@ -7,7 +7,7 @@ from gorp.methods.lora import LoraMethod
 
 @final
 class MultiTask(LoraMethod):
-    """All tasks at once, shuffled together, the same number of epochs."""
+    """Trains on the shuffled rows of all tasks at once, for the same number of epochs."""
 
     name = "multi_task"
     title = "joint LoRA: one adapter trained on all tasks together"

@@ -1,9 +1,10 @@
-"""N-LoRA: adapters whose changes are sparse, so that few entries of two tasks collide. Yang et al. 2024, 2410.10179.
+"""N-LoRA: an L1 penalty makes each task's change sparse, so that few entries of two tasks overlap. Yang et al. 2024.
 
     L = L_task + λ Σ_layers ‖ΔW‖₁,    ΔW = s Bₜ Aₜ
 
-A fresh pair for each task, folded into the weights at its end. The released code multiplies the factors in the other
-order, A B, which is r x r and exists only where m = n; here it is the change of the weight, as the paper writes it.
+(arXiv:2410.10179.) Each task trains a new pair, which is merged into the weights at the task's end. The released code
+multiplies the factors in the other order, A B, which is r x r and defined only if m = n; here the norm is that of the
+change of the weight, as the paper writes it.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from gorp.ranges import BETWEEN_TASKS, NOT_NEGATIVE
 
 
 BLOCK = 2**22
-"""Entries of ΔW that exist at a time."""
+"""Largest number of entries of ΔW that are in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +30,29 @@ class NLoraConfig(MethodConfig):
     """Options of N-LoRA."""
 
     strength: Annotated[float, NOT_NEGATIVE, BETWEEN_TASKS] = 1e-4
-    """λ: weight of the absolute values of all entries that the task adds. Not tuned; the paper's values belong to
-    another norm."""
+    """λ: weight of the L1 norm of the task's change. Not tuned; the released code's values belong to another norm."""
 
 
 @final
 class NLora(LoraMethod):
-    """Sparse changes, so that tasks keep out of each other's entries."""
+    """Adds an L1 penalty on the change, so that tasks change different entries of a weight."""
 
     name = "nlora"
-    title = "a fresh LoRA pair per task, its product pushed to be sparse"
+    title = "a new LoRA pair per task, with a penalty that makes its product sparse"
     paper = "Yang et al. 2024, arXiv:2410.10179"
     Config = NLoraConfig
 
     @override
     def extra_loss(self, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor | None:
-        sizes = [pair.scale * L1OfProduct.apply(pair.up, pair.down) for pair in self.pairs.values()]
-        return self.config.strength * torch.stack(sizes).sum()
+        norms = [pair.scale * L1OfProduct.apply(pair.up, pair.down) for pair in self.pairs.values()]
+        return self.config.strength * torch.stack(norms).sum()
 
 
 class L1OfProduct(torch.autograd.Function):
-    """`L1OfProduct.apply(b, a)`: ‖B A‖₁, B m x r and A r x n.
+    """`L1OfProduct.apply(b, a)` returns ‖B A‖₁ for B, m x r, and A, r x n.
 
-    The gradients, sign(B A) Aᵀ and Bᵀ sign(B A), are made with the value, from blocks of rows, and only they are kept:
-    no m x n matrix is held until the backward pass. sign(0) = 0, as in torch.
+    The forward pass also computes the gradients, sign(B A) Aᵀ and Bᵀ sign(B A), block by block of rows, and saves only
+    them: no m x n matrix is kept for the backward pass. sign(0) = 0, as in torch.
     """
 
     @staticmethod

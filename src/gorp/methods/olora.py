@@ -2,9 +2,9 @@
 
     L = L_task + λ Σ_{i<t} Σ_layers ‖Aᵢ Aₜᵀ‖²                                                   (eq. 7 and 8)
 
-A fresh pair for each task; the rows of its A are pushed to be orthogonal to those of every earlier A. Finished pairs
-are folded into the weights (the same function); their A rows are kept for the penalty. The released code takes the sum
-of absolute values instead of squares; `penalty: absolute` is that.
+Each task trains a new pair. The penalty makes the rows of its A orthogonal to the rows of every earlier A. Finished
+pairs are merged into the weights, which computes the same function; their rows of A are kept for the penalty. The
+released code sums absolute values instead of squares: `penalty: absolute`.
 """
 
 from collections.abc import Mapping
@@ -29,37 +29,37 @@ class OLoraConfig(MethodConfig):
     """Options of O-LoRA."""
 
     strength: Annotated[float, NOT_NEGATIVE, BETWEEN_TASKS] = 0.5
-    """λ: weight of the overlap with earlier adapters. (Released code: 0.5.)"""
+    """λ: weight of the overlap with earlier pairs. (Released code: 0.5.)"""
     penalty: Literal["squared", "absolute"] = "squared"
-    """Squares of the entries of Aᵢ Aₜᵀ (the paper), or their absolute values (the released code)."""
+    """What is summed over the entries of Aᵢ Aₜᵀ: squares (the paper) or absolute values (the released code)."""
 
 
 @final
 class OLora(LoraMethod):
-    """Soft orthogonality between the adapters of different tasks."""
+    """Adds a penalty on the overlap between the rows of A of different tasks."""
 
     name = "olora"
-    title = "a fresh LoRA pair per task, pushed orthogonal to the earlier ones"
+    title = "a new LoRA pair per task, with a penalty that makes it orthogonal to the earlier ones"
     paper = "Wang et al. 2023, arXiv:2310.14152"
-    keeps = "the A rows of every task: r x n a weight and task"
+    keeps = "the A rows of every task: r x n floats per weight and task"
     Config = OLoraConfig
 
     def __init__(self, config: OLoraConfig | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__(config, lora)
         self.rows: dict[str, Tensor] = {}
-        """All earlier A of each weight, one below the other: r·(t - 1) x n, in main memory."""
-        self._beside: dict[str, Tensor] = {}  # the same, on the devices of the pairs while a task runs
+        """The A of all earlier tasks of each weight, stacked: r·(t - 1) x n, in CPU memory."""
+        self._device_rows: dict[str, Tensor] = {}  # the same on the devices of the pairs, while a task runs
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
-        self._beside = {name: rows.to(self.pairs[name].down.device) for name, rows in self.rows.items()}
+        self._device_rows = {name: rows.to(self.pairs[name].down.device) for name, rows in self.rows.items()}
 
     @override
     def extra_loss(self, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor | None:
-        if not self._beside:
+        if not self._device_rows:
             return None
-        overlaps = [rows @ self.pairs[name].down.mT for name, rows in self._beside.items()]
+        overlaps = [rows @ self.pairs[name].down.mT for name, rows in self._device_rows.items()]  # (rt, n) @ (n, r)
         square = self.config.penalty == "squared"
         return self.config.strength * torch.stack([(o.square() if square else o.abs()).sum() for o in overlaps]).sum()
 
@@ -82,7 +82,7 @@ class OLora(LoraMethod):
 
     @override
     def abandon(self, model: nn.Module) -> None:
-        self._beside = {}
+        self._device_rows = {}
         super().abandon(model)
 
     @override

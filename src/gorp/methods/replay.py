@@ -1,10 +1,10 @@
-"""Experience replay: rows of earlier tasks are trained on again, beside the new ones. Chaudhry et al. 2019, 1902.10486.
+"""Experience replay: train on stored rows of earlier tasks beside the new ones. Chaudhry et al. 2019, 1902.10486.
 
-    L = (Σ_new l + Σ_old l) / N         l of a token that has a label, N such tokens of the new rows in the step
+    L = (Σ_new l + Σ_old l) / N     l: loss of a labelled token; N: number of labelled tokens of the step's new rows
 
-One LoRA adapter for all tasks. In every micro-batch of b new rows about ρ·b old ones go through the model in a pass of
-their own; a token of theirs weighs what a new one weighs. The memory has M rows in all, an equal share from each task,
-drawn at random; when a task is added each earlier one gives up some.
+One LoRA adapter is trained on all tasks. With each micro-batch of b new rows, about ρ·b stored rows run through the
+model in a separate forward pass; their tokens have the same weight as new ones. The memory has M rows in all, an equal
+share from each task, drawn at random. When a task is added, every earlier task's share shrinks.
 
 **It stores rows**, as token ids: they stay in the workspace when a task's file of rows is deleted.
 """
@@ -31,7 +31,7 @@ from gorp.ranges import BETWEEN_TASKS, COUNT, POSITIVE
 
 
 Row = dict[str, Tensor]
-"""What a row is in a batch, without the batch's dimension: L token ids, L labels; or one label."""
+"""One row of a batch, without the batch dimension: L token ids, and L labels or one label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,65 +39,69 @@ class ReplayConfig(MethodConfig):
     """Options of replay."""
 
     memory_rows: Annotated[int, COUNT, BETWEEN_TASKS] = 1000
-    """M: rows of earlier tasks that are kept, all tasks together."""
+    """M: number of rows that are stored, over all tasks together."""
     ratio: Annotated[float, POSITIVE, BETWEEN_TASKS] = 1.0
-    """ρ: rows of the memory for each new row."""
+    """ρ: number of stored rows that are trained on per new row."""
 
 
 @final
 class Replay(SharedLoraMethod):
-    """Sequential LoRA that goes on seeing some of what it saw."""
+    """Sequential LoRA that also trains on stored rows of earlier tasks."""
 
     name = "replay"
-    title = "one LoRA adapter, trained on rows of earlier tasks beside the new ones"
+    title = "one LoRA adapter for all tasks, trained on stored rows of earlier tasks and the new ones"
     paper = "Chaudhry et al. 2019, arXiv:1902.10486"
-    keeps = "rows of earlier tasks as token ids, memory_rows in all: constant"
+    keeps = "rows of earlier tasks as token ids, memory_rows in all; it does not grow"
     Config = ReplayConfig
     stores_data = True
 
     def __init__(self, config: ReplayConfig | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__(config, lora)
         self.rows: list[list[Row]] = []
-        """Of each task, in random order, in main memory."""
-        self._all: list[Row] = []  # the same in a row, while a task runs
-        self._seed = self._seen = 0  # of the task at hand; new rows of this step so far
+        """The stored rows of each task, in random order, in CPU memory."""
+        self._memory: list[Row] = []  # the stored rows of all tasks in one list, while a task runs
+        self._seed = 0  # of the running task
+        self._rows_seen = 0  # new rows so far in this step
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
-        self._all = [row for rows in self.rows for row in rows]
-        self._seed, self._seen = task.seed * 1000 + task.index, 0
+        self._memory = [row for rows in self.rows for row in rows]
+        self._seed, self._rows_seen = task.seed * 1000 + task.index, 0
 
     @override
     def extra_loss(self, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor | None:
-        if not self._all:
+        if not self._memory:
             return None
         size = len(batch["labels"])
-        chosen = self._draw(int(self._seen * self.config.ratio), int((self._seen + size) * self.config.ratio))
-        self._seen += size
+        chosen = self._draw(int(self._rows_seen * self.config.ratio), int((self._rows_seen + size) * self.config.ratio))
+        self._rows_seen += size
         if not chosen:
             return None
         device = batch["labels"].device
-        old = outputs.on({key: value.to(device) for key, value in together(chosen).items()})
+        old = outputs.on({key: value.to(device) for key, value in padded_batch(chosen).items()})
         return outputs.mean(F.cross_entropy(old.logits.float(), old.labels, reduction="none"))
 
     def _draw(self, start: int, end: int) -> list[Row]:
-        """Places `start` to `end` of this step's own order of the memory: the same however the step is cut."""
+        """Return rows `start` to `end` of the memory in this step's random order.
+
+        The order does not depend on how the step is split into micro-batches.
+        """
         generator = torch.Generator().manual_seed(self._seed * 2**24 + self.step)
-        order = torch.randperm(len(self._all), generator=generator).tolist()
-        return [self._all[order[(place * num_ranks() + rank()) % len(order)]] for place in range(start, end)]
+        order = torch.randperm(len(self._memory), generator=generator).tolist()
+        return [self._memory[order[(place * num_ranks() + rank()) % len(order)]] for place in range(start, end)]
 
     @override
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         super().after_step(model, optimizer)
-        self._seen = 0
+        self._rows_seen = 0
 
     @override
     def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
         share = max(1, self.config.memory_rows // (len(self.rows) + 1))
         new = [{key: x[0].cpu().clone() for key, x in row.items()} for row in task.batches(1, share)]
         self.rows = [*(rows[:share] for rows in self.rows), new]
-        self._all = []
+        self._memory = []
         super().end_task(model, optimizer, task)
 
     @override
@@ -109,25 +113,25 @@ class Replay(SharedLoraMethod):
 
     @override
     def abandon(self, model: nn.Module) -> None:
-        self._all = []
+        self._memory = []
         super().abandon(model)
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
         state = super().state_dict()
         for number, rows in enumerate(self.rows):
-            state |= prefixed(f"rows/{number}", packed(rows))
+            state |= prefixed(f"rows/{number}", pack_rows(rows))
         return state
 
     @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict(state)
         count = len({key.split("/")[1] for key in state if key.startswith("rows/")})
-        self.rows = [unpacked(without_prefix(f"rows/{number}", state)) for number in range(count)]
+        self.rows = [unpack_rows(without_prefix(f"rows/{number}", state)) for number in range(count)]
 
 
-def together(rows: Iterable[Row]) -> Batch:
-    """Rows as one batch, padded at the right: labels with -100, all else with 0, which the mask leaves out."""
+def padded_batch(rows: Iterable[Row]) -> Batch:
+    """Return rows as one batch, padded on the right: labels with -100, the other keys (also the mask) with 0."""
     columns = {key: [row[key] for row in rows] for key in next(iter(rows))}
     return {
         key: torch.stack(values)
@@ -137,8 +141,8 @@ def together(rows: Iterable[Row]) -> Batch:
     }
 
 
-def packed(rows: list[Row]) -> dict[str, Tensor]:
-    """Each key's numbers in a row, and how many each row has; -1 for one that is no list."""
+def pack_rows(rows: list[Row]) -> dict[str, Tensor]:
+    """Return rows as flat tensors: per key the concatenated values, and the length in each row (-1 for a scalar)."""
     state = {}
     for key in rows[0]:
         values = [row[key] for row in rows]
@@ -147,8 +151,8 @@ def packed(rows: list[Row]) -> dict[str, Tensor]:
     return state
 
 
-def unpacked(state: Mapping[str, Tensor]) -> list[Row]:
-    """The inverse of `packed`."""
+def unpack_rows(state: Mapping[str, Tensor]) -> list[Row]:
+    """Return the rows that `pack_rows` packed."""
     columns = {}
     for key in (key for key in state if not key.endswith("::lengths")):
         lengths = state[f"{key}::lengths"].tolist()

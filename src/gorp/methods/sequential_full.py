@@ -1,10 +1,10 @@
-"""Sequential full fine-tuning: every weight, one task after another, no protection. The classic lower bound.
+"""Sequential full fine-tuning: train every weight on one task after another, with no protection.
 
 W ← W - η · Adam(dL/dW)    for every parameter, in float32
 
-A model in bfloat16 or float16 is widened to float32 while it trains (`gorp.layers.widening`). The forward pass of a
-bfloat16 model runs under autocast (`widens`), so products cost what they did. At the task's end W is
-round(W₀ + delta), as everywhere.
+A model in bfloat16 or float16 is converted to float32 while it trains (`gorp.layers.widening`). The forward pass of a
+bfloat16 model runs under autocast (`widens`), so its products still run in bfloat16. At the task's end W is
+round(W₀ + delta), as for every method.
 """
 
 from typing import Any, final
@@ -19,15 +19,15 @@ from gorp.methods.base import Method, MethodConfig, TaskContext
 
 
 NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-"""Names that Hugging Face's Trainer leaves out of weight decay, beside those of every `nn.LayerNorm`."""
+"""Patterns of parameter names without weight decay in Hugging Face's Trainer, besides those of each `nn.LayerNorm`."""
 
 
 @final
 class SequentialFull(Method):
-    """Train all parameters; the delta is what they moved."""
+    """Trains all parameters; the delta of each is its difference to the base model."""
 
     name = "sequential_full"
-    title = "full fine-tuning, task after task"
+    title = "full fine-tuning of all weights on one task after another"
     paper = "the usual practice"
     widens = True
 
@@ -48,7 +48,7 @@ class SequentialFull(Method):
 
     @override
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        """Norms and biases are a group of their own, without weight decay, as in Hugging Face's Trainer."""
+        """Return two groups: norms and biases without weight decay, as in Hugging Face's Trainer, and the rest."""
         decayed = set(get_parameter_names(model, [nn.LayerNorm], NOT_DECAYED))
         groups = [
             {"params": [p for name, p in self._trained.items() if name in decayed]},
@@ -59,16 +59,16 @@ class SequentialFull(Method):
     @override
     def end_task(self, model: nn.Module, optimizer: Optimizer, task: TaskContext) -> None:
         self.deltas = {name: self.weights.difference(name) for name in self._trained}
-        self._narrow(model)
+        self._restore_dtypes(model)
         self.weights.load(self.deltas)
 
     @override
     def abandon(self, model: nn.Module) -> None:
-        self._narrow(model)
+        self._restore_dtypes(model)
         super().abandon(model)
 
-    def _narrow(self, model: nn.Module) -> None:
-        """Give every parameter its own dtype again; the weights themselves are loaded next."""
+    def _restore_dtypes(self, model: nn.Module) -> None:
+        """Convert every parameter back to its own dtype; the caller then loads the weights."""
         model.requires_grad_(False)
         self._widened.narrow()
         self._trained = {}

@@ -1,6 +1,6 @@
 """Sequential LoRA: one adapter, trained on every task in turn. Hu et al. 2021, arXiv:2106.09685.
 
-W₀ x + s B A x,   the same A and B from the first task to the last
+W₀ x + s B A x,   with the same A and B from the first task to the last
 """
 
 from typing import final
@@ -10,8 +10,8 @@ from gorp.methods.lora import SharedLoraMethod
 
 @final
 class SequentialLora(SharedLoraMethod):
-    """What most people do: go on training the adapter there is."""
+    """Continues to train one adapter on each new task: the usual practice."""
 
     name = "sequential_lora"
-    title = "one LoRA adapter, trained on task after task"
+    title = "one LoRA adapter, trained on one task after another"
     paper = "Hu et al. 2021, arXiv:2106.09685"

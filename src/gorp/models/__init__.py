@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer, and what they can do."""
+"""Load a model and its tokenizer, and test what the model can do."""
 
 from gorp.models.load import ModelConfig, load_model
 

@@ -1,4 +1,4 @@
-"""What a loaded model does, found out on a few tokens: no configuration says it reliably."""
+"""Properties of a loaded model, tested on a few tokens because no configuration states them reliably."""
 
 from collections.abc import Sequence
 from inspect import signature
@@ -10,77 +10,81 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 SHORT, LONG = 6, 11
-"""Tokens of the two rows that are compared."""
+"""Lengths, in tokens, of the two test rows."""
 
-SEEING = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""How far earlier logits may move, measured by the last ones. None of 62 kinds of decoders moved by more than 2e-7; an
-encoder of one random layer moves by 6e-4, a trained one by far more."""
+LATER_TOKEN_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest allowed change of earlier logits when the last token changes, relative to the change of the last logits. None
+of 62 kinds of decoders changed by more than 2e-7; an encoder of one random layer by 6e-4, a trained one by far more."""
 
-PADDING = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""How far logits may differ, in standard deviations. Of 77 kinds 75 differ by 3e-6 at most, two by 0.08 and 0.7."""
+PADDING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Largest allowed difference of logits with and without padding, in standard deviations. Of 77 kinds of models, 75
+differ by at most 3e-6, two by 0.08 and 0.7."""
 
-NARROW = {"seeing": 0.02, "padding": 0.1}
-"""The same in bfloat16 and float16, where rounding alone is some per cent."""
+LOW_PRECISION = {"later": 0.02, "padding": 0.1}
+"""The same tolerances for bfloat16 and float16, where rounding alone is a few percent."""
 
 
 def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of sixteen tokens without a special meaning, at even distances over the vocabulary."""
+    """Return the ids of sixteen tokens without a special meaning, evenly spaced in the vocabulary."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     plain = [index for index in range(len(tokenizer)) if index not in special] or list(range(len(tokenizer)))
-    return [plain[place * len(plain) // 16] for place in range(16)]
+    return [plain[i * len(plain) // 16] for i in range(16)]
 
 
 @torch.no_grad()
 def sees_later_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> bool:
-    """Whether a decoder's logits depend on tokens that come later, as an encoder's do.
+    """Return whether a decoder's logits depend on later tokens, as an encoder's do.
 
-    Such a model, trained to answer, would see the answer. The last token of a row is changed; the logits before it must
-    not move.
+    In training such a model would read the answer that it must predict. The test changes the last token of a row; the
+    logits before it must not change.
 
     Args:
-        model: Decoder alone, in eval mode.
-        tokens: Of `ordinary_tokens`.
+        model: A decoder-only model in eval mode.
+        tokens: From `ordinary_tokens`.
     """
     first = _row(tokens, LONG, model)
     second = first.clone()
     second[:, -1] = tokens[-1] if int(first[0, -1]) != tokens[-1] else tokens[0]
-    moved = (model(first).logits - model(second).logits).abs().float()  # 1 x LONG x V
-    return bool(moved[:, :-1].max() > SEEING.get(model.dtype, NARROW["seeing"]) * moved[:, -1].max())
+    change = (model(first).logits - model(second).logits).abs().float()  # 1 x LONG x V
+    tolerance = LATER_TOKEN_TOLERANCE.get(model.dtype, LOW_PRECISION["later"])
+    return bool(change[:, :-1].max() > tolerance * change[:, -1].max())
 
 
 @torch.no_grad()
 def minds_padding(model: PreTrainedModel, tokens: Sequence[int], pad: int) -> bool:
-    """Whether a row is answered otherwise when it is padded to the length of another, as in some recurrent models.
+    """Return whether padding, although masked, changes a row's logits, as in some recurrent models.
 
-    A row is read alone and beside a longer one; what the model says next must be the same.
+    The test runs a row alone and in a batch with a longer one; the logits of the next token must be the same.
 
     Args:
-        model: In eval mode; of both kinds.
-        tokens: Of `ordinary_tokens`.
-        pad: Id of the padding, which is masked.
+        model: A decoder-only model or an encoder-decoder, in eval mode.
+        tokens: From `ordinary_tokens`.
+        pad: Id of the pad token.
     """
     left = not model.config.is_encoder_decoder
     short, long = _row(tokens, SHORT, model), _row(tokens[::-1], LONG, model)
     padding = torch.full_like(long[:, SHORT:], pad)
     padded = torch.cat([padding, short] if left else [short, padding], dim=1)
-    hidden = torch.zeros_like(padding)
-    mask = torch.cat([hidden, torch.ones_like(short)] if left else [torch.ones_like(short), hidden], dim=1)
-    alone = _answer(model, short, torch.ones_like(short))
-    beside = _answer(model, torch.cat([padded, long]), torch.cat([mask, torch.ones_like(long)]))
-    return bool((alone - beside).abs().max() > PADDING.get(model.dtype, NARROW["padding"]) * alone.std())
+    masked = torch.zeros_like(padding)
+    mask = torch.cat([masked, torch.ones_like(short)] if left else [torch.ones_like(short), masked], dim=1)
+    alone = _next_logits(model, short, torch.ones_like(short))
+    batched = _next_logits(model, torch.cat([padded, long]), torch.cat([mask, torch.ones_like(long)]))
+    tolerance = PADDING_TOLERANCE.get(model.dtype, LOW_PRECISION["padding"])
+    return bool((alone - batched).abs().max() > tolerance * alone.std())
 
 
 def _row(tokens: Sequence[int], length: int, model: Any) -> Tensor:
-    return torch.tensor([[tokens[place % len(tokens)] for place in range(length)]], device=model.device)
+    """Return a row of `length` tokens, 1 x length."""
+    return torch.tensor([[tokens[i % len(tokens)] for i in range(length)]], device=model.device)
 
 
-def _answer(model: Any, rows: Tensor, mask: Tensor) -> Tensor:
-    """Logits behind the last token of the first row, V, float32; of an encoder-decoder those of its first tokens."""
-    known, more = signature(model.forward).parameters, {}
+def _next_logits(model: Any, rows: Tensor, mask: Tensor) -> Tensor:
+    """Return the logits after the first row's last token, V, float32; for an encoder-decoder after 3 decoder tokens."""
+    parameters, more = signature(model.forward).parameters, {}
     if model.config.is_encoder_decoder:
         more["decoder_input_ids"] = rows[:1, :3].expand(len(rows), 3)
-    elif "position_ids" in known:
+    elif "position_ids" in parameters:
         more["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    if "use_cache" in known:
+    if "use_cache" in parameters:
         more["use_cache"] = False
     return model(input_ids=rows, attention_mask=mask, **more).logits[0, -1].float()

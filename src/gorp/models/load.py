@@ -1,6 +1,6 @@
-"""Find a base model, fingerprint its weights, load it: a folder, a hub id, or the name of the model that gorp ships.
+"""Find and load a base model, given by a folder, a hub id, or the name of the model that comes with gorp.
 
-Weights are safetensors and nothing else; code from a model's folder runs only where `trust_remote_code` says so.
+Weights are read only from safetensors. Code from a model's folder runs only with `trust_remote_code`.
 """
 
 import re
@@ -35,18 +35,18 @@ SHIPPED = "gorp-tiny-t5"
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.spm", "*.tiktoken", "*.txt", "*.jinja")
-"""What is fetched of a hub model: weights, configuration, tokenizer. No pickles."""
+"""Files to download of a hub model: weights, configuration, tokenizer. No pickled weights."""
 
 DESCRIPTION = ("config.json", "adapter_config.json")
-"""What is fetched of a hub model for its shapes alone."""
+"""Files to download of a hub model if only its shapes are needed."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model")
-"""A folder with none of these has no tokenizer."""
+"""A folder without any of these files has no tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The `model:` block.
+    """The `model:` block of a configuration.
 
     Example:
         >>> from gorp import ModelConfig
@@ -57,23 +57,23 @@ class ModelConfig:
     path: str
     """A folder, the name of the shipped model, or a hub id."""
     revision: str | None = None
-    """Of a hub model: branch, tag or commit. Pin a commit for a model that is to stay the same."""
+    """Branch, tag or commit of a hub model. Give a commit if the model must stay the same."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the frozen weights; `auto` is what the files hold. What training adds is float32 in any case."""
+    """Dtype of the base weights; `auto` is that of the files. What training adds is always float32."""
     trust_remote_code: bool = False
-    """Whether Python code that comes with the model may run. Only for models whose code you have read."""
+    """Whether Python code that comes with the model may run. Set it only for models whose code you have read."""
 
     def __post_init__(self) -> None:
-        """Refuse a path that is empty, which would be the current folder."""
+        """Raise `ConfigError` if the path is empty, since it would mean the current folder."""
         if not self.path.strip():
-            raise ConfigError("model.path is empty; wanted a folder, the name of the shipped model, or a hub id.")
+            raise ConfigError("model.path is empty; it must be a folder, the name of the shipped model, or a hub id.")
 
 
 def locate(config: ModelConfig) -> Path:
-    """The local folder of the model; a hub model is fetched, or taken from the cache when offline.
+    """Return the local folder of the model; a hub model is downloaded, or taken from the cache when offline.
 
     Raises:
-        ModelError: If there is no such model, or its folder is no whole base model in safetensors.
+        ModelError: If there is no such model, or its folder is not a complete base model in safetensors.
     """
     folder = _folder(config, FILES)
     check_folder(folder, trust_remote_code=config.trust_remote_code)
@@ -81,34 +81,38 @@ def locate(config: ModelConfig) -> Path:
 
 
 def architecture_of(config: ModelConfig) -> PreTrainedConfig:
-    """The values of config.json of a model in a local folder, as its kind of model reads them.
+    """Return the transformers configuration of a model in a local folder.
 
     Raises:
-        ModelError: If they cannot be used, or the model generates no text.
+        ModelError: If config.json cannot be used, or the model does not generate text.
     """
     return _auto_class(config, Path(config.path))[1]
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; without a pad token it pads with eos, which is masked.
+    """Return the model's tokenizer. If it has no pad token, the eos token is used for padding, which is masked.
 
     Raises:
-        ModelError: If there is none, or it has no eos token.
+        ModelError: If there is no tokenizer, or it has no eos token.
     """
     folder = locate(config)
-    if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):  # transformers makes an empty one
-        raise ModelError(f"{folder}: no tokenizer beside the model. Save it with `tokenizer.save_pretrained(folder)`.")
+    # Checked here, because transformers would make an empty tokenizer.
+    if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        raise ModelError(
+            f"{folder}: there is no tokenizer in the model's folder. Save it there with "
+            "`tokenizer.save_pretrained(folder)`."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except Exception as error:  # each kind of tokenizer fails in its own way
+    except Exception as error:  # each kind of tokenizer raises errors of its own
         raise ModelError(
-            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}). Save it beside the model with "
+            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}). Save it in the model's folder with "
             "`tokenizer.save_pretrained(folder)`."
         ) from error
     if not len(tokenizer) or tokenizer.eos_token_id is None:
         raise ModelError(
-            f"{folder}: the tokenizer has no {'tokens' if not len(tokenizer) else 'eos token'}, so no answer could "
-            "be read or could end. Save the model's own tokenizer beside it."
+            f"{folder}: the tokenizer has no {'tokens' if not len(tokenizer) else 'eos token'}, so answers cannot be "
+            "encoded or ended. Save the model's own tokenizer in the folder."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -116,11 +120,13 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model, in eval mode on `device`, and its tokenizer. The configuration decides which of two kinds it is.
+    """Load the model, in eval mode on `device`, and its tokenizer.
+
+    Its config.json decides whether it is an encoder-decoder or a decoder-only model.
 
     Raises:
-        ModelError: If the architecture generates no text, the files do not fit it, a weight is not finite, the
-            tokenizer does not fit, or the model sees later tokens.
+        ModelError: If the model does not generate text, the files do not fit its config.json, a weight is not finite,
+            the tokenizer does not fit, or the model's logits depend on later tokens.
 
     Example:
         >>> from gorp import ModelConfig, load_model
@@ -130,12 +136,12 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
     """
     folder = locate(config)
     auto, architecture = _auto_class(config, folder)
-    tokenizer = load_tokenizer(config)  # after it: an unknown kind of model has no tokenizer either
+    tokenizer = load_tokenizer(config)  # after the architecture: if that is unknown, the tokenizer fails to load too
     vocabulary = getattr(architecture.get_text_config(), "vocab_size", len(tokenizer))
     if len(tokenizer) > vocabulary:
         raise ModelError(
             f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the model {vocabulary}. They do not belong "
-            "together; save the model's own tokenizer beside it."
+            "together; save the model's own tokenizer in the folder."
         )
     check_quantization(folder, architecture)
     try:
@@ -145,7 +151,7 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
             dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # `check_loading` refuses them, with the weight's name
             output_loading_info=True,
         )
     except Exception as error:  # damaged files, missing packages
@@ -154,21 +160,23 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
     model = model.to(device).eval()
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            raise ModelError(f"{folder}: the weight `{name}` holds values that are not finite. Fetch the model again.")
+            raise ModelError(f"{folder}: the weight `{name}` has values that are not finite. Download the model again.")
     if not architecture.is_encoder_decoder and _sees_later_tokens(folder, model, tokenizer):
         raise ModelError(
-            f"{folder}: `{architecture.model_type}` ({type(model).__name__}) generates no text: what it says of a "
-            "token depends on the tokens behind it, so in training it would see the answer. Wanted a decoder, which "
-            "reads from left to right; for a BERT trained as one, `is_decoder: true` in its config.json."
+            f"{folder}: `{architecture.model_type}` ({type(model).__name__}) does not generate text: its logits at a "
+            "token depend on later tokens, so in training it would read the answer. Use a decoder with a causal mask; "
+            "for a BERT that was trained as a decoder, set `is_decoder: true` in its config.json."
         )
     return model, tokenizer
 
 
 def skeleton(config: ModelConfig) -> PreTrainedModel:
-    """The model's shapes, on the meta device, in training mode. Reads (of a hub model, fetches) `config.json` alone.
+    """Return the model without weights, on the meta device, in training mode.
+
+    It reads only `config.json`; of a hub model it downloads only that.
 
     Raises:
-        ModelError: If there is no such model, it generates no text, or it could not be trained whatever its weights.
+        ModelError: If there is no such model, it does not generate text, or no model can be made of its config.json.
     """
     folder = _folder(config, DESCRIPTION)
     check_description(folder, trust_remote_code=config.trust_remote_code)
@@ -180,13 +188,13 @@ def skeleton(config: ModelConfig) -> PreTrainedModel:
             model = auto.from_config(
                 architecture, dtype=dtype or torch.float32, trust_remote_code=config.trust_remote_code
             )
-    except Exception as error:  # values that fit no model, missing packages
+    except Exception as error:  # impossible values, missing packages
         raise ModelError(f"{folder}: no model can be made from its config.json ({_first_line(error)}).") from error
     return model.train()
 
 
 def _folder(config: ModelConfig, files: tuple[str, ...]) -> Path:
-    """Where the model lies here. Of a hub model only what `files` name is fetched."""
+    """Return the model's local folder. Of a hub model, download the files that match `files`."""
     if config.path == SHIPPED:
         folder = SHIPPED_FOLDER / SHIPPED
         if not folder.is_dir():
@@ -199,29 +207,30 @@ def _folder(config: ModelConfig, files: tuple[str, ...]) -> Path:
 
 
 def _fetch(config: ModelConfig, files: tuple[str, ...]) -> Path:
-    """A snapshot of a hub model in the local cache, of what `files` name at least."""
+    """Return a snapshot of a hub model in the local cache, with at least the files that match `files`."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.path) or config.path.startswith("."):
-        raise ModelError(f"model.path: {config.path}: no such folder, and no hub id either.")
+        raise ModelError(f"model.path: {config.path}: there is no such folder, and it is not a hub id either.")
     patterns: list[str] = [*files, "*.py"] if config.trust_remote_code else [*files]
     try:
         return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
-    except Exception as error:  # network, hub and cache: each has errors of its own
-        here = [SHIPPED] if (SHIPPED_FOLDER / SHIPPED).is_dir() else []
-        shipped = f"not the shipped model ({here[0] if here else 'there is none'})"
+    except Exception as error:  # network, hub and cache raise errors of their own
+        shipped = [SHIPPED] if (SHIPPED_FOLDER / SHIPPED).is_dir() else []
         raise ModelError(
-            f"model.path: `{config.path}` is no folder here, {shipped}, and cannot be fetched as a hub "
-            f"model ({_first_line(error)}).{nearest(config.path, here)}"
+            f"model.path: `{config.path}` is not a folder, not the shipped model "
+            f"({shipped[0] if shipped else 'there is none'}), and cannot be downloaded as a hub model "
+            f"({_first_line(error)}).{nearest(config.path, shipped)}"
         ) from error
 
 
 def _auto_class(config: ModelConfig, folder: Path) -> tuple[Any, Any]:
+    """Return the auto class of transformers that loads the model, and the model's configuration."""
     read_config(folder, trust_remote_code=config.trust_remote_code)
     try:
         architecture = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # unknown model types, damaged JSON
         raise ModelError(
             f"{folder}: its config.json cannot be used ({_first_line(error)}). "
-            "Correct it, fetch the model again, or install a version of transformers that knows this kind of model."
+            "Correct it, download the model again, or install a version of transformers that knows this kind of model."
         ) from error
     remote = getattr(architecture, "auto_map", {}) if config.trust_remote_code else {}
     if type(architecture) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and architecture.is_encoder_decoder:
@@ -236,12 +245,15 @@ def _auto_class(config: ModelConfig, folder: Path) -> tuple[Any, Any]:
     advice = " It names Python code of its own, which runs with `model.trust_remote_code: true`." if own_code else ""
     raise ModelError(
         f"{folder}: `{architecture.model_type}` ({', '.join(architecture.architectures or ['no architecture named'])}) "
-        f"generates no text. Wanted an encoder-decoder such as T5 or a decoder such as Llama.{advice}"
+        f"does not generate text. Use an encoder-decoder such as T5 or a decoder such as Llama.{advice}"
     )
 
 
 def _is_encoder(architecture: Any) -> bool:
-    """A masked language model that could be turned into a decoder but was not trained as one."""
+    """Return whether the model was not trained to generate text, such as a masked language model.
+
+    transformers can load such a model as a decoder too, so only the architecture's name tells.
+    """
     generating = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
     names = architecture.architectures or []
     return bool(names) and not any(name.endswith(generating) for name in names)
@@ -250,8 +262,8 @@ def _is_encoder(architecture: Any) -> bool:
 def _sees_later_tokens(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     try:
         return sees_later_tokens(model, ordinary_tokens(tokenizer))
-    except Exception as error:  # each architecture fails in its own way
-        raise ModelError(f"{folder}: the model cannot read a row of tokens ({_first_line(error)}).") from error
+    except Exception as error:  # each architecture raises errors of its own
+        raise ModelError(f"{folder}: the forward pass of a row of tokens fails ({_first_line(error)}).") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How long a row a model can read at all: learned or tabulated positions end, rotary and relative ones go on."""
+"""The longest row that a model can read: learned or tabulated positions have a limit, rotary and relative ones none."""
 
 import re
 from dataclasses import dataclass
@@ -8,40 +8,40 @@ from torch import nn
 
 
 POSITIONS = re.compile(r"wpe|(\w+_)?positions?(_\w+)?")
-"""Names of the embeddings of positions in transformers: wpe, embed_positions, position_embeddings, positions_embed."""
+"""Names of position embeddings in transformers: wpe, embed_positions, position_embeddings, positions_embed."""
 
 TABULATED = {"mpt": "max_seq_len", "gptj": "n_positions", "codegen": "n_positions", "ctrl": "n_positions"}
-"""Kinds of models that compute a table of positions of a fixed length -> the field of their configuration."""
+"""Model type that computes a position table of fixed length -> the field of its configuration with that length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
-    """The most tokens that a model can read; None where nothing ends."""
+    """The largest number of tokens that a model can read; None means no limit."""
 
     prompt: int | None
-    """Of a prompt, in the encoder; of a prompt and its answer, in a decoder alone."""
+    """Limit of the prompt in an encoder-decoder; limit of prompt and answer together in a decoder-only model."""
     answer: int | None
-    """Of an answer, in an encoder-decoder; None in a decoder alone."""
+    """Limit of the answer in an encoder-decoder; None in a decoder-only model."""
 
 
 def positions_of(model: nn.Module) -> Positions:
-    """The limits of `model`, from its embeddings of positions."""
+    """Return the limits of `model`, from its position embeddings."""
     config: Any = model.config
-    limits: dict[bool, int] = {}  # whether in the decoder -> the least
+    limits: dict[bool, int] = {}  # whether in the decoder of an encoder-decoder -> the smallest size
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Embedding) and POSITIONS.fullmatch(name.rpartition(".")[2]):
-            # OPT and BART leave the first two rows unused, RoBERTa's kind those up to that of the padding.
+            # OPT and BART do not use the first two rows; RoBERTa's kind does not use those up to the padding index.
             unused = 0 if layer.padding_idx is None else layer.padding_idx + 1
             size = layer.num_embeddings - getattr(layer, "offset", unused)
-            inside = bool(config.is_encoder_decoder) and "encoder" not in name.split(".")
-            limits[inside] = min(size, limits.get(inside, size))
+            in_decoder = bool(config.is_encoder_decoder) and "encoder" not in name.split(".")
+            limits[in_decoder] = min(size, limits.get(in_decoder, size))
     if config.model_type in TABULATED:
         limits[False] = getattr(config, TABULATED[config.model_type])
     return Positions(prompt=limits.get(False), answer=limits.get(True))
 
 
 def trained_length(model: nn.Module) -> int | None:
-    """The longest row that the model was trained with, as its configuration says; None where it says nothing."""
+    """Return the length of the longest row that the model was trained on, or None if its configuration has none."""
     config: Any = model.config
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None

@@ -1,4 +1,4 @@
-"""The engine: Hugging Face's Trainer, a new one for each task, with a method's seams attached."""
+"""Training of one task: a new Hugging Face Trainer for each task, which calls the method's hooks."""
 
 from gorp.training.checkpoint import last_complete, last_whole
 from gorp.training.engine import TaskResult, train_encoded, train_task

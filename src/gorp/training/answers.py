@@ -1,12 +1,12 @@
-"""The loss of a decoder-only model with logits where there is a label, and nowhere else.
+"""The loss of a decoder-only model, with logits computed only at positions that predict a label.
 
-The tokens of a prompt have no label, yet their logits cost as much as an answer's: 2·H·V operations and V floats a
-token, with 128 thousand words and 4096 tokens 2 GB. Of the states h, B x L x H, the head W gets the K that a label
-follows:
+The tokens of a prompt have no label, but their logits cost as much as those of an answer: 2·H·V flops and V floats per
+token. With a vocabulary of 128 thousand and 4096 tokens that is 2 GB. So of the hidden states h, B x L x H, the head W
+gets only the K that a label follows:
 
     loss = - Σ_{t : y_{t+1} is a label} log softmax(W h_t)[y_{t+1}] / N         N labels in the step, or in the batch
 
-It is the loss that transformers computes, and it serves every method alike.
+The value is the one that transformers computes, and it is used for every method.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,25 +22,28 @@ from gorp.core.outputs import IGNORED
 
 
 class AnswerLoss:
-    """Give it to a Trainer as `compute_loss_func`, and run the model inside `watching(labels)`."""
+    """A loss function for a Trainer's `compute_loss_func`; the model must run inside `watching(labels)`.
+
+    Args:
+        head: The module that computes logits from hidden states.
+    """
 
     def __init__(self, head: nn.Module) -> None:
-        """Args: `head`: the module that turns states into logits."""
         self.head = head
         self._targets = torch.empty(0)
 
     @contextmanager
     def watching(self, labels: Tensor) -> Iterator[None]:
-        """While this is open, the head sees the states that a label follows.
+        """Inside this context the head gets only the hidden states that a label follows, as one row: 1 x K x H.
 
         Args:
-            labels: B x L as transformers wants them, not shifted.
+            labels: B x L, not shifted, as transformers expects them.
         """
         targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
-        places = (targets != IGNORED).nonzero()[:, 0]
-        self._targets = targets[places][None]
+        positions = (targets != IGNORED).nonzero()[:, 0]  # K indices into B·L
+        self._targets = targets[positions][None]  # 1 x K
         hook = self.head.register_forward_pre_hook(
-            lambda _, inputs: (inputs[0].flatten(0, 1)[places][None], *inputs[1:])
+            lambda _, inputs: (inputs[0].flatten(0, 1)[positions][None], *inputs[1:])
         )
         try:
             yield
@@ -50,12 +53,12 @@ class AnswerLoss:
     def __call__(
         self, outputs: Mapping[str, Any], labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The loss, a number in float32.
+        """Return the loss, a float32 scalar.
 
         Args:
-            outputs: Of the model, with logits 1 x K x V.
-            labels: Those given to `watching`; not looked at again.
-            num_items_in_batch: N, where it is not the number of labels in this batch.
+            outputs: The model's outputs, with logits 1 x K x V.
+            labels: The labels given to `watching`; not used again.
+            num_items_in_batch: N; None for the number of labels in this batch.
         """
         logits = outputs["logits"]
         items: Any = num_items_in_batch
@@ -63,10 +66,10 @@ class AnswerLoss:
 
 
 def answer_loss(model: PreTrainedModel) -> AnswerLoss | None:
-    """The loss for `model`, or None where transformers' own has to compute it.
+    """Return the loss for `model`, or None if the model must compute its loss itself.
 
-    That is so for an encoder-decoder, a loss of its own, experts with a loss for their router, and a model whose logits
-    are not its head's output token by token, which is tried on three tokens.
+    It must if it is an encoder-decoder, has a loss function of its own or a router loss for its experts, or if its
+    logits are not the head's output for each token separately, which is tested on three tokens.
     """
     head = model.get_output_embeddings()
     config: Any = model.config
@@ -78,10 +81,10 @@ def answer_loss(model: PreTrainedModel) -> AnswerLoss | None:
     ids = torch.tensor([[1, 2, 3]], device=model.device)
     model.eval()
     with torch.no_grad():
-        whole = model(input_ids=ids, use_cache=False).logits
+        whole = model(input_ids=ids, use_cache=False).logits  # 1 x 3 x V
         with loss.watching(torch.tensor([[IGNORED, IGNORED, 1]], device=model.device)):
-            one = model(input_ids=ids, use_cache=False).logits
+            one = model(input_ids=ids, use_cache=False).logits  # 1 x 1 x V
     model.train(training)
-    wanted = whole[:, 1:2]
-    same = one.shape == wanted.shape and torch.allclose(one, wanted, rtol=1e-2, atol=1e-3)
+    expected = whole[:, 1:2]
+    same = one.shape == expected.shape and torch.allclose(one, expected, rtol=1e-2, atol=1e-3)
     return loss if same else None

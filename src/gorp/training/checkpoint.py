@@ -1,11 +1,11 @@
-"""What a task in progress leaves on disk, beside the Trainer's own optimizer, scheduler and random states.
+"""Checkpoints of a running task: what gorp writes besides the Trainer's own optimizer, scheduler and random states.
 
-checkpoint-N/trainable.safetensors   every parameter that is being trained, by its name in the wrapped model
-checkpoint-N/method.safetensors      the method's state: frames, folds, sketches, what it carries between tasks
-checkpoint-N/complete.json           the SHA-256 of every other file; written last, once they are all on the disk
+checkpoint-N/trainable.safetensors   each trainable parameter, by its name in the model with adapters
+checkpoint-N/method.safetensors      the method's state: frames, deltas, sketches, what it carries between tasks
+checkpoint-N/complete.json           SHA-256 of every other file; written last, when all others are on the disk
 
-A folder without complete.json was interrupted and is never read. Of the others a file is read only when every file of
-its folder has the digest that complete.json gives it.
+A folder without complete.json was not finished and is never read. Any other checkpoint is read only if each of its
+files has the digest in complete.json.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ from gorp.storage import read_json, read_tensors, sync_folder, write_json, write
 
 
 COMPLETE = "complete.json"
-ANEW = "Restore the file from a copy, or begin the task anew: `gorp train` with --restart."
+ANEW = "Restore the file from a copy, or start the task again: `gorp train` with --restart."
 
 
 def save_checkpoint(folder: Path, model: nn.Module, method: Method) -> None:
-    """Write the trainable weights and the method's state, exactly as they are."""
+    """Write the trainable parameters and the method's state, bit for bit."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     write_tensors(folder / "trainable.safetensors", trainable, {"method": method.name})
     write_tensors(folder / "method.safetensors", method.state_dict(), {"method": method.name})
 
 
 def mark_complete(folder: Path, *, ranks: int = 1) -> None:
-    """Sync every file of `folder` to the disk, and write the digests of them all into complete.json.
+    """Sync each file of `folder` to the disk, then write the digests of all into complete.json.
 
     Args:
-        folder: A checkpoint that nothing more will be written into.
-        ranks: How many processes wrote it: each left its random state.
+        folder: A checkpoint in which all other files are written.
+        ranks: Number of processes that wrote it; each wrote its random state.
     """
     files = _files(folder)
     for path in files.values():
@@ -51,30 +51,31 @@ def mark_complete(folder: Path, *, ranks: int = 1) -> None:
 
 
 def remove_others(newest: Path, *, keep: int | None) -> None:
-    """Remove checkpoints beside `newest`, which is complete: those that training did not go on from, and older ones.
+    """Remove checkpoints that are no longer needed, now that `newest` is complete.
 
-    A folder of more steps than `newest` is damaged, or training would have gone on from it.
+    Folders without complete.json go, and so do folders with more steps than `newest`: they are damaged, since training
+    did not resume from them.
 
     Args:
         newest: The checkpoint that was written last.
-        keep: How many stay, `newest` included; None removes no older one.
+        keep: Number of checkpoints to keep, `newest` included; None keeps all older ones.
     """
     complete = _newest_first(newest.parent)
     kept = complete[complete.index(newest) :][:keep]
     for path in newest.parent.iterdir():
         if re.fullmatch(r"checkpoint-\d+", path.name) and path not in kept:
-            shutil.rmtree(path, ignore_errors=True)  # one that stays does no harm
+            shutil.rmtree(path, ignore_errors=True)  # a folder that cannot be removed does no harm
 
 
 def verify(folder: Path, *, ranks: int = 1) -> None:
-    """Refuse a checkpoint of which a file is missing or has other bytes than when it was written.
+    """Raise if a file of a checkpoint is missing or has changed since it was written.
 
     Args:
-        folder: With complete.json.
-        ranks: How many processes are to go on from it.
+        folder: A checkpoint with complete.json.
+        ranks: Number of processes that will resume from it.
 
     Raises:
-        CheckpointError: It names the file.
+        CheckpointError: If a file is missing or damaged (the message names it), or the number of processes differs.
     """
     path = folder / COMPLETE
     try:
@@ -83,39 +84,39 @@ def verify(folder: Path, *, ranks: int = 1) -> None:
         raise CheckpointError(f"{error} {ANEW}") from None
     digests = complete.get("sha256") if isinstance(complete, dict) else None
     if not isinstance(digests, dict) or not digests:
-        raise CheckpointError(f"{path}: holds no digests of the checkpoint's files, so none can be trusted. {ANEW}")
+        raise CheckpointError(f"{path}: holds no digests, so the checkpoint's files cannot be verified. {ANEW}")
     files = _files(folder)
     for name, digest in digests.items():
         if name not in files:
-            raise CheckpointError(f"{folder / name}: no such file, but {COMPLETE} lists it. {ANEW}")
+            raise CheckpointError(f"{folder / name}: the file is missing, but {COMPLETE} lists it. {ANEW}")
         if _sha256(files[name]) != digest:
             raise CheckpointError(f"{folder / name}: damaged; its SHA-256 is not the one in {COMPLETE}. {ANEW}")
     if complete.get("ranks") != ranks:
         raise CheckpointError(
-            f"{folder}: written by {complete.get('ranks')} processes, and {ranks} would go on from it. Start as many "
-            f"again. {ANEW}"
+            f"{folder}: written by {complete.get('ranks')} processes, and {ranks} would resume from it. Start the "
+            f"same number of processes. {ANEW}"
         )
 
 
 @torch.no_grad()
 def load_checkpoint(folder: Path, model: nn.Module, method: Method) -> None:
-    """Put back what `save_checkpoint` wrote, into a model that `begin_task` has prepared.
+    """Load what `save_checkpoint` wrote into a method and a model that `begin_task` has prepared.
 
     Raises:
-        CheckpointError: If the checkpoint is of another method, or of a model with other trainable weights.
+        CheckpointError: If another method wrote the checkpoint, or the model had other trainable parameters.
     """
     tensors, metadata = read_tensors(folder / "trainable.safetensors")
     if metadata.get("method") != method.name:
         raise CheckpointError(
             f"{folder}: written by method `{metadata.get('method')}`, and this run uses `{method.name}`. "
-            "Start the task anew (--restart), or go back to the old method."
+            "Start the task again (--restart), or use the old method."
         )
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if {n: p.shape for n, p in trainable.items()} != {n: t.shape for n, t in tensors.items()}:
-        odd = sorted(set(trainable) ^ set(tensors))[:3]
+        different = sorted(set(trainable) ^ set(tensors))[:3]
         raise CheckpointError(
-            f"{folder}: holds other trainable weights than this configuration makes (for example {', '.join(odd)}). "
-            "Start the task anew (--restart), or undo the change of the configuration."
+            f"{folder}: holds other trainable weights than this configuration makes (for example "
+            f"{', '.join(different)}). Start the task again (--restart), or undo the change of the configuration."
         )
     for name, parameter in trainable.items():
         parameter.copy_(tensors[name])
@@ -123,20 +124,20 @@ def load_checkpoint(folder: Path, model: nn.Module, method: Method) -> None:
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The checkpoint with the most steps among those that were written to their end, or None. It may be damaged."""
+    """Return the complete checkpoint with the most steps, or None. Its files are not verified."""
     return next(iter(_newest_first(folder)), None)
 
 
 def last_whole(folder: Path, *, ranks: int = 1, say: Callable[[str], None] = lambda line: None) -> Path | None:
-    """The checkpoint with the most steps among those of which every file is as it was written; None if there are none.
+    """Return the complete and undamaged checkpoint with the most steps, or None if `folder` holds no checkpoint.
 
     Args:
-        folder: Of the task.
-        ranks: How many processes are to go on from it.
-        say: Told in a line of a damaged checkpoint that is passed over.
+        folder: Folder of the task's checkpoints.
+        ranks: Number of processes that will resume from it.
+        say: Called with a line of text if a damaged checkpoint is skipped.
 
     Raises:
-        CheckpointError: If there are checkpoints and all are damaged. It names a file of the newest.
+        CheckpointError: If there are checkpoints and all are damaged; the message names a file of the newest.
     """
     first: CheckpointError | None = None
     for path in _newest_first(folder):
@@ -146,7 +147,7 @@ def last_whole(folder: Path, *, ranks: int = 1, say: Callable[[str], None] = lam
             first = first or error
             continue
         if first is not None:
-            say(f"{str(first).removesuffix(' ' + ANEW)} An older checkpoint is whole and is taken: {path.name}")
+            say(f"{str(first).removesuffix(' ' + ANEW)} Training uses an older checkpoint, which is whole: {path.name}")
         return path
     if first is not None:
         raise first
@@ -154,6 +155,7 @@ def last_whole(folder: Path, *, ranks: int = 1, say: Callable[[str], None] = lam
 
 
 def _newest_first(folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a folder, those with the most steps first."""
     steps = {
         int(match[1]): path
         for path in folder.glob("checkpoint-*")
@@ -163,7 +165,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Every file below `folder` but complete.json, by its path in there."""
+    """Return every file below `folder` except complete.json, by its path relative to `folder`."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / COMPLETE]
     return {path.relative_to(folder).as_posix(): path for path in paths}
 

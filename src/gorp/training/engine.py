@@ -1,4 +1,4 @@
-"""One task of a sequence: prepare the model, train with a new Trainer, let the method remember."""
+"""Train one task of a sequence: prepare the model, train with a new Trainer, end the task."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,20 +28,20 @@ from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """What training one task cost and left."""
+    """Cost and outcome of training one task."""
 
     task: str
     steps: int
     seconds: float
-    """Wall-clock time of training and of the task boundary; of this process only, where the task was resumed."""
+    """Wall-clock time of training and of the task's end. If the task was resumed, only the time of this process."""
     boundary_seconds: float
-    """The part spent at the task's end: folding, growing the memory, a Fisher pass."""
+    """The part of `seconds` spent in `end_task`: adding to the deltas, extending S, a Fisher pass."""
     tokens: int
-    """Input tokens seen, padding included."""
+    """Number of input tokens trained on, padding included."""
     resumed_at: int
-    """Optimizer step that training went on from; 0 for a fresh start."""
+    """Optimizer step from which training resumed; 0 for a new start."""
     facts: Mapping[str, Any]
-    """What the method reports: leak, capacity, bytes kept."""
+    """What the method's `facts` returned: leak, capacity, bytes kept."""
 
 
 def train_task(
@@ -61,35 +61,36 @@ def train_task(
     on_ready: Callable[[list[Treatment]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> TaskResult:
-    """Train `method` on one task, going on from the last complete checkpoint in `folder` if there is one.
+    """Train `method` on one task; resume from the last complete checkpoint in `folder` if there is one.
 
-    The method must be as the previous task left it. Afterwards the model is plain again, with all tasks in its
-    weights, and the method holds the task's delta.
+    Afterwards the model has its original layers again, with the changes of all tasks in its weights, and the method
+    holds the task's delta.
 
     Args:
-        model: The base model, on its device, known to the method through `method.setup`.
-        tokenizer: The model's.
-        method: As the previous task left it.
-        rows: Columns `prompt` and `completion`.
-        name: Of the task, for messages.
-        index: Of the task in the sequence, from 1.
-        seed: Of the whole sequence; each task derives its own.
+        model: The base model, on its device, after `method.setup(model)`.
+        tokenizer: The model's tokenizer.
+        method: The method as the previous task left it.
+        rows: Rows with the columns `prompt` and `completion`.
+        name: Name of the task, for messages.
+        index: Number of the task in the sequence, from 1.
+        seed: Seed of the whole sequence; each task derives its own from it.
         training: The `training:` block.
         encoding: How long prompts and answers may be.
-        folder: For checkpoints.
-        num_tasks: Tasks of the whole sequence, where that is known.
-        callbacks: Of the Trainer, for progress.
-        on_ready: Told which weights are trained, before the first step.
-        say: Told in a line what the method warns of, from which step training goes on, and of an interruption.
+        folder: Folder for checkpoints.
+        num_tasks: Number of tasks in the whole sequence, if it is known.
+        callbacks: Callbacks for the Trainer, such as progress bars.
+        on_ready: Called before the first step with how each weight is trained.
+        say: Called with lines of text: warnings of the method, the step at which training starts, an interruption.
 
     Raises:
-        ConfigError: If the method can learn nothing more, or needs what it is not given (`gorp.training.preflight`).
-        KeyboardInterrupt: On SIGINT, when the running step is saved in `folder`; on SIGTERM its subclass `Terminated`;
+        ConfigError: If no weight can change any more, or a requirement of the method is not met
+            (`gorp.training.preflight`).
+        KeyboardInterrupt: On SIGINT, after the running step is saved in `folder`; on SIGTERM its subclass `Terminated`;
             see `gorp.training.interrupt`.
-        CheckpointError: If `folder` holds checkpoints and every one of them is damaged.
+        CheckpointError: If `folder` holds checkpoints and all of them are damaged.
 
-    After any error and any interruption the model and the method are as they were before the call, so the same objects
-    can be used again. Only a method that was stopped in its `end_task` refuses, until a state is loaded into it.
+    After any error or interruption the model and the method are as they were before the call, so the same objects can
+    be used again. The exception is an error in `end_task`: the method then refuses to train until a state is loaded.
 
     Example:
         >>> from pathlib import Path
@@ -140,10 +141,10 @@ def train_encoded(
     on_ready: Callable[[list[Treatment]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> TaskResult:
-    """`train_task` for rows that are token ids already: any model whose forward pass returns a loss.
+    """Do what `train_task` does, for rows that are already encoded and any model whose forward pass returns a loss.
 
-    `encoded` holds what `collator` makes batches of; `collator` turns a list of rows into the keyword arguments of the
-    model's forward pass. All other arguments are those of `train_task`.
+    `encoded` holds the encoded rows. `collator` turns a list of them into a batch: the keyword arguments of the model's
+    forward pass. All other arguments are those of `train_task`.
     """
     process, found = ProcessAsFound(), AsFound(model)
     try:
@@ -208,15 +209,15 @@ def _train(
     if checkpoint is None:
         say(f"task {name} starts from the beginning: {context.num_steps} steps")
     else:
-        say(f"task {name} goes on from step {resumed_at} of {context.num_steps}")
+        say(f"task {name} resumes from step {resumed_at} of {context.num_steps}")
     started = time.perf_counter()
     with interrupt.listening(arguments), explained(name, trainer.state_now):
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if checkpoint is not None and resumed_at >= context.num_steps:  # the Trainer had no step to do that before
+    if checkpoint is not None and resumed_at >= context.num_steps:  # the Trainer restores it only before a step
         trainer.restore_random_state(checkpoint)
     optimizer = trainer.plain_optimizer
     if callable(to_averages := getattr(optimizer, "eval", None)):
-        to_averages()  # a schedule-free optimizer trains at one point and answers with another: an average
+        to_averages()  # a schedule-free optimizer trains one set of weights; what it has learned is their average
     trainer.check_weights()
     trained = {weight_of(parameter) for parameter, p in model.named_parameters() if p.requires_grad}
     if line := untouched_line(trainer.untouched(), len(trained)):
@@ -237,11 +238,11 @@ def _train(
 
 
 def _end_task(method: Method, model: nn.Module, optimizer: Optimizer, context: TaskContext) -> None:
-    """Let the method remember; one that is stopped in the middle of that has half of it, and may train no more."""
+    """Call `method.end_task`, and mark the method as broken if it fails, because its state is then half changed."""
     try:
         method.end_task(model, optimizer, context)
     except BaseException:
-        method.broken = f"an error came while it was taking in task `{context.name}`"
+        method.broken = f"an error occurred at the end of task `{context.name}`"
         raise
 
 
@@ -261,7 +262,7 @@ def _batches(
     seed: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """`limit` rows drawn without replacement, the same ones for the same seed, on the model's device."""
+    """Yield batches of at most `limit` rows, drawn without replacement by `seed`, on the model's device."""
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed)).tolist()[:limit]
     for start in range(0, len(order), size):
         rows = [encoded[i] for i in order[start : start + size]]

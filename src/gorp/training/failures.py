@@ -1,4 +1,4 @@
-"""What can stop a training from outside, in words; and where in the training anything else came from."""
+"""Explain errors that stop training: known causes with advice, any other error with the step and the task."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,19 +8,19 @@ import torch
 from gorp.errors import GorpError, TrainingError
 
 
-KEPT = "Earlier versions and the last checkpoint are as they were; nothing after them was kept."
+KEPT = "Earlier versions and the last checkpoint are unchanged; nothing after them was kept."
 
 
 @contextmanager
 def explained(task: str, step: Callable[[], tuple[int, int]]) -> Iterator[None]:
-    """Turn the known causes into errors for a user; any other error gets a note that says in which task it came.
+    """Turn errors with a known cause into a `TrainingError`, and add a note with step and task to any other error.
 
     Args:
-        task: Its name.
-        step: Tells the running step, and how many there will be.
+        task: Name of the task.
+        step: Returns the number of the running step and the number of all steps.
 
     Raises:
-        TrainingError: When memory or the disk is full, or a process that loads rows was killed.
+        TrainingError: If memory or the disk is full, or a process that loads rows was killed.
     """
     try:
         yield
@@ -31,24 +31,25 @@ def explained(task: str, step: Callable[[], tuple[int, int]]) -> Iterator[None]:
         where = f"at step {number} of {total} of task `{task}`"
         cause = _cause(error)
         if cause is None:
-            error.add_note(f"This came {where}. {KEPT}")
+            error.add_note(f"This happened {where}. {KEPT}")
             raise
         raise TrainingError(f"{cause[0]} {where} ({_first_line(error)}). {KEPT} {cause[1]}") from error
 
 
 def _cause(error: Exception) -> tuple[str, str] | None:
-    """What happened, and what to do."""
+    """Return what happened and what to do about it, or None if the cause is not known."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
         return (
             "memory ran out",
-            "Lower training.per_device_train_batch_size and raise training.gradient_accumulation_steps by as much, "
-            "set training.gradient_checkpointing, or shorten encoding.max_prompt_tokens; `gorp estimate` predicts it.",
+            "Lower training.per_device_train_batch_size and raise training.gradient_accumulation_steps by the same "
+            "factor, set training.gradient_checkpointing, or lower encoding.max_prompt_tokens; `gorp estimate` "
+            "predicts the memory.",
         )
     if "DataLoader worker" in text:
         return "a process that loads rows ended", "Lower training.dataloader_num_workers; 0 loads in this process."
-    if "PytorchStreamWriter" in text:  # torch's word for a disk that takes no more
-        return "a checkpoint could not be written", "Make room on the disk, then give the same command again."
+    if "PytorchStreamWriter" in text:  # torch's error if the disk is full
+        return "a checkpoint could not be written", "Free space on the disk, then run the same command again."
     return None
 
 

@@ -1,8 +1,8 @@
-"""A model and a process as they were before training: what the Trainer and Accelerate change on them is put back.
+"""Save and restore what the Trainer and Accelerate change on a model and on the process.
 
-Accelerate wraps the model's `forward` in autocast and leaves it so; the Trainer switches gradient checkpointing on,
-sets `config.use_cache`, hangs hooks on embeddings; TrainingArguments set the precision of float32 products of the
-whole process. Left in place, the scores after training would be those of another precision than the ones before.
+Accelerate wraps the model's `forward` in autocast and leaves it so. The Trainer switches gradient checkpointing on,
+sets `config.use_cache` and registers hooks on embeddings. TrainingArguments set the precision of float32 products for
+the whole process. If this stayed, scores after training would be computed in another precision than those before.
 """
 
 from typing import Any
@@ -12,14 +12,14 @@ from torch import nn
 
 
 CONTENTS = ("_parameters", "_buffers", "_modules")
-"""What a module is made of; a method's business, and no trace of the Trainer."""
+"""Attributes of a module that hold its tensors and layers: methods change these, the Trainer does not."""
 
 
 class AsFound:
-    """Remembers all of `model` but its tensors and layers when it is made.
+    """Saves, when created, everything of `model` except its tensors and layers.
 
-    Attributes of every module (training or evaluation mode, hooks, an own `forward`), the fields of its config, and
-    which parameters are trained.
+    That is: the attributes of every module (training or evaluation mode, hooks, a replaced `forward`), the fields of
+    its configs, and `requires_grad` of every parameter.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,7 +30,7 @@ class AsFound:
         self._trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
     def restore(self) -> None:
-        """Put it back, on the modules, configs and parameters that there were. Weights stay as they are."""
+        """Restore what was saved, on the same modules, configs and parameters. Weights are not changed."""
         for owner, found in self._owners:
             now = vars(owner)
             for key in set(now) - set(found) - set(CONTENTS):
@@ -45,7 +45,7 @@ class AsFound:
 
 
 class ProcessAsFound:
-    """Remembers how torch computes in this process: precision of float32 products, deterministic algorithms."""
+    """Saves, when created, this process's settings of torch: float32 precision and deterministic algorithms."""
 
     def __init__(self) -> None:
         self._backends: Any = torch.backends
@@ -55,14 +55,17 @@ class ProcessAsFound:
         self._warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
 
     def restore(self) -> None:
-        """Put it back."""
+        """Restore the saved settings."""
         self._backends.fp32_precision = self._precision
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = self._cudnn
         torch.use_deterministic_algorithms(self._deterministic, warn_only=self._warn_only)
 
 
 def _attributes(owner: Any) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
-    """Each attribute, and the entries of those that are mappings: hooks live in mappings that handles point to."""
+    """Return each attribute, and a copy of its entries if it is a dict.
+
+    Hooks are entries of dicts, and their handles refer to these dicts: `restore` must refill the same dict objects.
+    """
     return {
         key: (value, dict(value) if isinstance(value, dict) else None)
         for key, value in vars(owner).items()

@@ -1,8 +1,8 @@
-"""Ctrl-C or SIGTERM during training: the running optimizer step ends, is saved, and only then is training left.
+"""Ctrl-C or SIGTERM during training: finish the running optimizer step, save a checkpoint, then stop.
 
-The first signal asks for a checkpoint, the second leaves at once, as Python always does. Several ranks get the signal
-at different steps and would wait for each other for ever, so there, and where nothing is to be saved, it leaves at
-once too.
+The first signal requests a checkpoint; the second stops at once, as Python does by default. With several ranks, the
+signal arrives at different steps and the ranks would wait for each other for ever; so with several ranks, or if the run
+saves no checkpoints, the first signal stops at once too.
 """
 
 import signal
@@ -21,31 +21,32 @@ UNCAUGHT: dict[int, tuple[Any, ...]] = {
     signal.SIGINT: (signal.default_int_handler,),
     signal.SIGTERM: (signal.SIG_DFL, raise_terminated),
 }
-"""The handlers of each signal that may be replaced; any other is somebody's own."""
+"""Default handlers of each signal. Only these are replaced; any other handler was set by the caller and stays."""
 
 AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_terminated}
 
 
 class SaveOnInterrupt(TrainerCallback):
-    """Saves at the end of the step in which a signal came, and leaves with KeyboardInterrupt, or with Terminated.
+    """Saves a checkpoint at the end of the step in which a signal came, then raises KeyboardInterrupt or Terminated.
 
     Args:
         task: Name of the task, for messages.
-        say: Told in a line that a checkpoint will be written first.
+        say: Called with a line of text when the first signal comes.
     """
 
     def __init__(self, task: str, say: Callable[[str], None]) -> None:
         self.task, self.say = task, say
         self.asked: int | None = None
-        """The signal that came."""
+        """Number of the signal that came, or None."""
         self._saved = ""
 
     @contextmanager
     def listening(self, arguments: TrainingArguments) -> Iterator[None]:
-        """While training: each signal that nobody else catches or ignores is caught, if this is the main thread.
+        """Handle, inside this context, each signal that still has its default handler. Only in the main thread.
 
         Raises:
-            KeyboardInterrupt: If a signal came after the last step, when no step was left to save.
+            KeyboardInterrupt: If a signal came after the last step, when there was no step left to save. (For SIGTERM
+                its subclass `Terminated`.)
         """
         main = threading.current_thread() is threading.main_thread()
         previous = {number: signal.getsignal(number) for number in UNCAUGHT}
@@ -66,21 +67,21 @@ class SaveOnInterrupt(TrainerCallback):
     def _ask(self, number: int, _: Any) -> None:
         for other in UNCAUGHT:
             if signal.getsignal(other) == self._ask:
-                signal.signal(other, AT_ONCE[other])  # the second one leaves at once
+                signal.signal(other, AT_ONCE[other])  # a second signal stops at once
         self.asked = number
-        with suppress(RuntimeError):  # Python refuses to write a line in the middle of writing another
-            self.say("interrupted: this step is finished and saved first; press Ctrl-C again to quit now")
+        with suppress(RuntimeError):  # Python raises it if the signal comes while another line is being written
+            self.say("interrupted: finishing and saving this step first; press Ctrl-C again to quit now")
 
     def _leave(self) -> None:
         raise (Terminated if self.asked == signal.SIGTERM else KeyboardInterrupt)(self._saved)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask the Trainer for a checkpoint."""
+        """Request a checkpoint from the Trainer."""
         if self.asked is not None:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Leave, now that the checkpoint is whole."""
+        """Stop training, now that the checkpoint is complete."""
         self._saved = f"Step {state.global_step} of {state.max_steps} of task {self.task} is saved."
         if self.asked is not None:
             self._leave()

@@ -1,6 +1,7 @@
-"""What the Trainer makes at the start of training, made once before anything expensive, so that what fails fails now.
+"""Checks before training: create what the Trainer will create, so that an error comes before anything expensive.
 
-The optimizer and the schedule on a parameter of four numbers, the loggers, and the number of steps.
+Created are the optimizer and its schedule, for a parameter of four numbers, and the loggers. The number of steps is
+computed here too.
 """
 
 import math
@@ -20,62 +21,63 @@ from gorp.training.muon import MUON, MuonAdamW, tables_of
 
 
 def check_arguments(arguments: TrainingArguments, num_rows: Sequence[int] = ()) -> tuple[type, dict[str, Any]]:
-    """Make what training will make.
+    """Create the optimizer, the schedule and the loggers as training will, and drop them.
 
     Args:
-        arguments: Of a task.
-        num_rows: Rows of each task that will be trained.
+        arguments: Arguments of a task.
+        num_rows: Number of rows of each task that will be trained.
 
     Returns:
-        The optimizer's class, and what it is made with beside its parameters.
+        The optimizer's class, and the options that it is created with besides its parameters.
 
     Raises:
-        ConfigError: It names the key of the `training:` block.
+        ConfigError: If one cannot be created; the message names the key of the `training:` block.
     """
     process = ProcessAsFound()
     try:
         cls, options = optimizer_of(arguments)
         steps = [num_steps(rows, arguments) for rows in num_rows] or [100]
         for count in steps:
-            _make(cls, options, arguments, count)
+            _create(cls, options, arguments, count)
         try:
             for callback in get_reporting_integration_callbacks(arguments.report_to):
                 callback()
         except Exception as error:
-            raise ConfigError(f"training.report_to: {_written(arguments.report_to)} cannot be used: {error}") from error
+            reporters = _as_yaml(arguments.report_to)
+            raise ConfigError(f"training.report_to: {reporters} cannot be used: {error}") from error
         return cls, options
     finally:
         process.restore()
 
 
 def check_method(method: Method, training: Mapping[str, Any], *, num_tasks: int | None) -> None:
-    """Refuse a method that would not get what it declares to need.
+    """Check that the run meets what the method declares to need.
 
     Args:
-        method: It is not changed.
-        training: The `training:` block, as it is written.
-        num_tasks: Of the whole sequence; None where it is not known.
+        method: The method; it is not changed.
+        training: The `training:` block as the user wrote it.
+        num_tasks: Number of tasks in the whole sequence, or None if it is not known.
 
     Raises:
-        ConfigError: It names the method.
+        ConfigError: If the number of tasks is missing, or `training.optim` would be ignored.
     """
     if method.needs_num_tasks and num_tasks is None:
         raise ConfigError(
-            f"the method `{method.name}` plans for the number of tasks of the whole sequence, and nobody said how many "
-            "there are. Pass num_tasks to train_task, or use a method that does not need it (`gorp methods`)."
+            f"the method `{method.name}` needs the number of tasks of the whole sequence, and it was not given. Pass "
+            "num_tasks to train_task, or use a method that does not need it (`gorp methods` lists them)."
         )
     if type(method).make_optimizer is not Method.make_optimizer and "optim" in training:
         raise ConfigError(
-            f"training.optim is `{_written(training['optim'])}`, and the method `{method.name}` brings an optimizer of "
-            "its own, so the option would be ignored. Remove it."
+            f"training.optim is `{_as_yaml(training['optim'])}`, but the method `{method.name}` uses its own "
+            "optimizer, so the option would be ignored. Remove it."
         )
 
 
 def optimizer_of(arguments: TrainingArguments, model: Any = None) -> tuple[type, dict[str, Any]]:
-    """The optimizer that `arguments` name: its class, and what it is made with beside its parameters.
+    """Return the class of the optimizer that `arguments` name, and its options besides the parameters.
 
     Raises:
-        ConfigError: If there is none, or if it cannot train a method's groups of parameters.
+        ConfigError: If there is no such optimizer, or it cannot train a method's groups of parameters.
     """
     if arguments.optim == MUON:
         betas = (arguments.adam_beta1, arguments.adam_beta2)
@@ -85,19 +87,19 @@ def optimizer_of(arguments: TrainingArguments, model: Any = None) -> tuple[type,
     try:
         cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     except Exception as error:
-        raise ConfigError(f"training.optim: `{_written(arguments.optim)}` cannot be used: {error}") from error
+        raise ConfigError(f"training.optim: `{_as_yaml(arguments.optim)}` cannot be used: {error}") from error
     if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(cls, type):
         raise ConfigError(
-            f"training.optim: `{_written(arguments.optim)}` chooses its own parameters and cannot train a method's "
+            f"training.optim: `{_as_yaml(arguments.optim)}` chooses its own parameters and cannot train a method's "
             "groups. Use a plain optimizer such as adamw_torch, sgd or adafactor."
         )
     return cls, {"weight_decay": arguments.weight_decay, **options}
 
 
 def num_steps(num_rows: int, arguments: TrainingArguments) -> int:
-    """Optimizer steps that the Trainer will take on `num_rows` rows.
+    """Return the number of optimizer steps that the Trainer will take on `num_rows` rows.
 
-    The last batch of an epoch may be small, and counts unless `dataloader_drop_last` says otherwise.
+    The last batch of an epoch may be smaller; it counts unless `dataloader_drop_last` is set.
 
     Raises:
         ConfigError: If every batch would be dropped.
@@ -114,27 +116,31 @@ def num_steps(num_rows: int, arguments: TrainingArguments) -> int:
     return math.ceil(arguments.num_train_epochs * math.ceil(num_batches / arguments.gradient_accumulation_steps))
 
 
-def _written(value: Any) -> str:
-    """A value of the `training:` block as a YAML says it; Hugging Face makes enumerations and lists of them."""
-    return ", ".join(map(_written, value)) if isinstance(value, list) else str(getattr(value, "value", value))
+def _as_yaml(value: Any) -> str:
+    """Return a value as the user wrote it in the YAML; Hugging Face converts some to enumerations and lists."""
+    return ", ".join(map(_as_yaml, value)) if isinstance(value, list) else str(getattr(value, "value", value))
 
 
-def _make(cls: type, options: dict[str, Any], arguments: TrainingArguments, steps: int) -> None:
-    """The optimizer and its schedule, and a step of the schedule."""
+def _create(cls: type, options: dict[str, Any], arguments: TrainingArguments, steps: int) -> None:
+    """Create the optimizer and its schedule.
+
+    Raises:
+        ConfigError: If one of them cannot be created with these options.
+    """
     try:
         optimizer = cls([nn.Parameter(torch.zeros(2, 2))], **options)
     except Exception as error:
         raise ConfigError(
-            f"training.optim: `{_written(arguments.optim)}` cannot be made with these options: {error}"
+            f"training.optim: `{_as_yaml(arguments.optim)}` cannot be created with these options: {error}"
         ) from error
     kind, kwargs = SchedulerType(arguments.lr_scheduler_type), cast(Any, arguments.lr_scheduler_kwargs)
     warmup = arguments.get_warmup_steps(steps)
     if kind == SchedulerType.CONSTANT and warmup > 0:
         raise ConfigError(
-            "training.warmup_steps: the schedule `constant` ignores it. Set lr_scheduler_type: constant_with_warmup."
+            "training.warmup_steps: the schedule `constant` has no warmup. Set lr_scheduler_type: constant_with_warmup."
         )
     if kind in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP) and kwargs:
-        raise ConfigError(f"training.lr_scheduler_kwargs: the schedule `{kind.value}` takes none. Remove it.")
+        raise ConfigError(f"training.lr_scheduler_kwargs: the schedule `{kind.value}` takes none. Remove this key.")
     try:
         get_scheduler(
             kind,
@@ -145,6 +151,6 @@ def _make(cls: type, options: dict[str, Any], arguments: TrainingArguments, step
         )
     except Exception as error:
         raise ConfigError(
-            f"training.lr_scheduler_type: `{kind.value}` cannot be made with training.lr_scheduler_kwargs {kwargs} for "
-            f"{steps} steps: {error}"
+            f"training.lr_scheduler_type: `{kind.value}` cannot be created with training.lr_scheduler_kwargs {kwargs} "
+            f"for {steps} steps: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""From the `training:` block of a configuration to Hugging Face's TrainingArguments."""
+"""Turn the `training:` block of a configuration into Hugging Face's TrainingArguments."""
 
 import math
 from collections.abc import Mapping
@@ -28,8 +28,9 @@ DEFAULTS: dict[str, Any] = {
     "include_num_input_tokens_seen": "all",
     "report_to": "none",
 }
-"""Where they differ from Hugging Face's own. Constant learning rate and one epoch: the practice of the field. Two
-checkpoints, so that one is left where the other is damaged. Frames are buffers, the same on every rank already."""
+"""Defaults that differ from Hugging Face's. A constant learning rate and one epoch are the practice of the field. Two
+checkpoints are kept, so that one is left if the other is damaged. Buffers need no broadcast: frames are buffers, and
+they are the same on every rank already."""
 
 OURS = (
     "output_dir",
@@ -80,14 +81,14 @@ OURS = (
     "hub_always_push",
     "hub_revision",
 )
-"""Set by gorp: paths by the workspace, seeds by `seed`, resume, rows and evaluation by itself. Not supported: sharding,
-kernels that compute no logits, a batch size that changes within a task, uploads."""
+"""Keys that a user may not set. gorp sets some itself: paths, seeds, resuming, rows and evaluation. It does not support
+the others: sharding, kernels that compute no logits, a batch size that changes within a task, uploads."""
 
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-"""Names that newer versions of transformers have replaced."""
+"""Old name of a key -> its name in newer versions of transformers."""
 
 
 RANGES = {
@@ -112,23 +113,24 @@ RANGES = {
     "ddp_timeout": COUNT,
     "ddp_bucket_cap_mb": COUNT,
 }
-"""Numbers that Hugging Face takes as they are, and fails on when training has begun, or never."""
+"""Ranges of numbers that Hugging Face does not check, or checks only after training has begun."""
 
 
 def check_training_block(block: Mapping[Any, Any]) -> None:
-    """Refuse keys that TrainingArguments does not have, or that gorp sets itself, and numbers that cannot be.
+    """Check the keys and the numbers of a `training:` block.
 
     Raises:
-        ConfigError: With the nearest right key, or what the number may be.
+        ConfigError: If TrainingArguments has no such key (the message names the nearest), gorp sets the key itself, or
+            a number is outside its range.
     """
     known = {f.name for f in fields(TrainingArguments)}
     for key, value in block.items():
         if not isinstance(key, str):
-            raise ConfigError(f"training: the key {key!r} is not text; wanted a field of TrainingArguments.")
-        if key.endswith("_token"):  # the value is not repeated: it may be a secret
+            raise ConfigError(f"training: the key {key!r} is not text; it must be a field of TrainingArguments.")
+        if key.endswith("_token"):  # the message does not repeat the value, which may be a secret
             raise ConfigError(
-                f"training.{key}: a secret does not belong in a file that is kept with every version. Remove it; "
-                "a logger finds its own in the environment, and gorp uploads nothing."
+                f"training.{key}: a secret must not be in the configuration, which is stored with every version. "
+                "Remove it; loggers read their secrets from the environment, and gorp uploads nothing."
             )
         if key in OURS:
             raise ConfigError(f"training.{key} is set by gorp itself, or not supported. Remove it.")
@@ -137,20 +139,22 @@ def check_training_block(block: Mapping[Any, Any]) -> None:
         _check_numbers(value, f"training.{key}")
         if key in RANGES and isinstance(value, int | float) and (isinstance(value, bool) or value not in RANGES[key]):
             reason = (
-                " Where the only checkpoint is damaged, nothing is left to go on from; null keeps all."
+                " With only one checkpoint, a damaged file would end the task; null keeps all."
                 if key == "save_total_limit"
                 else ""
             )
-            raise ConfigError(f"training.{key} is {value}; wanted a finite number, {RANGES[key]}.{reason}")
+            raise ConfigError(f"training.{key} is {value}; it must be a finite number, {RANGES[key]}.{reason}")
     steps = block.get("max_steps", -1)
     if isinstance(steps, int | float) and (isinstance(steps, bool) or (steps < 1 and steps != -1)):
-        raise ConfigError(f"training.max_steps is {steps}; wanted at least 1, or -1: as many as num_train_epochs say.")
+        raise ConfigError(
+            f"training.max_steps is {steps}; it must be at least 1, or -1 to train for num_train_epochs epochs."
+        )
 
 
 def _check_numbers(value: Any, where: str) -> None:
-    """Refuse what is not finite, however deep: it is no JSON, so no record could hold it."""
+    """Raise if a number in `value`, at any depth, is not finite: the configuration is stored as JSON."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where} is {value}; wanted a finite number.")
+        raise ConfigError(f"{where} is {value}; it must be a finite number.")
     if isinstance(value, Mapping | list | tuple):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             _check_numbers(item, f"{where}.{key}")
@@ -159,19 +163,19 @@ def _check_numbers(value: Any, where: str) -> None:
 def training_arguments(
     block: Mapping[str, Any], *, folder: Path, seed: int, encoder_decoder: bool, widened: bool = False
 ) -> TrainingArguments:
-    """TrainingArguments for one task.
+    """Return the TrainingArguments for one task.
 
     Args:
-        block: The `training:` block; Hugging Face's names.
-        folder: Where checkpoints go.
-        seed: Of this task: data order, dropout, fresh adapters.
+        block: The `training:` block, with Hugging Face's names.
+        folder: Folder for checkpoints.
+        seed: Seed of this task: order of rows, dropout, new adapters.
         encoder_decoder: Whether the Trainer is a Seq2SeqTrainer.
-        widened: Whether the method widens bfloat16 weights to train them; the forward pass is then under bf16, unless
-            the block says otherwise.
+        widened: Whether the method trains bfloat16 weights in float32. The forward pass then runs in bf16 autocast,
+            unless the block sets it.
 
     Raises:
-        ConfigError: For unknown keys, values that Hugging Face refuses, precisions that the device does not have, and
-            what gorp does not support.
+        ConfigError: If a key is not known, Hugging Face refuses a value, the device lacks the precision, or gorp does
+            not support the setting.
     """
     check_training_block(block)
     options: dict[str, Any] = DEFAULTS | {"use_cpu": not torch.accelerator.is_available()} | dict(block)
@@ -179,31 +183,32 @@ def training_arguments(
         options = {"bf16": True} | options
     cuda = torch.cuda.is_available() and not options["use_cpu"]
     if options.get("bf16") and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        why = "training.bf16 is on" if "bf16" in block else "the model is in bfloat16 (training.bf16 is on by itself)"
+        why = "training.bf16 is on" if "bf16" in block else "the model is in bfloat16 (so training.bf16 is on)"
         raise ConfigError(f"{why}, but this GPU has no bfloat16. Set fp16: true, or bf16: false for float32.")
     if options.get("fp16") and (options["use_cpu"] or not torch.accelerator.is_available()):
-        raise ConfigError("training.fp16 is on, but this is a CPU, which trains in float32 or bf16. Remove it.")
+        raise ConfigError("training.fp16 is on, but a CPU trains only in float32 or bf16. Remove it.")
     muon = options.get("optim") == MUON
     if muon and options.get("optim_args"):
-        raise ConfigError(f"training.optim_args: `{MUON}` takes none. Remove it.")
-    if muon:  # Hugging Face does not know it
+        raise ConfigError(f"training.optim_args: `{MUON}` takes none. Remove this key.")
+    if muon:  # Hugging Face's TrainingArguments do not know muon; it is set below
         options["optim"] = "adamw_torch"
     known = {f.name for f in fields(TrainingArguments)}
-    for old, new in RENAMED.items():  # the old name warns in each task
+    for old, new in RENAMED.items():  # the old name would print a warning in each task
         if old in options and new in known:
             options[new] = options.pop(old)
     cls = Seq2SeqTrainingArguments if encoder_decoder else TrainingArguments
     try:
         arguments = cls(**options, output_dir=str(folder), seed=seed, data_seed=seed, remove_unused_columns=False)
-    except Exception as error:  # whatever it is, it comes from these values
+    except Exception as error:  # any error comes from these values
         raise ConfigError(f"training: Hugging Face refuses these arguments: {error}") from error
     if muon:
         arguments.optim = MUON
     if arguments.save_strategy == SaveStrategy.BEST:
-        raise ConfigError("training.save_strategy is `best`, but nothing is evaluated within a task. Use `steps`.")
+        raise ConfigError("training.save_strategy is `best`, but there is no evaluation within a task. Use `steps`.")
     if arguments.n_gpu > 1:
         raise ConfigError(
-            f"{arguments.n_gpu} GPUs are visible, and Hugging Face would train through nn.DataParallel, which copies "
-            "the model in each step: gorp's layers cannot be copied so. Make one visible (CUDA_VISIBLE_DEVICES=0)."
+            f"{arguments.n_gpu} GPUs are visible, and Hugging Face would train with nn.DataParallel, which copies the "
+            "model in each step; gorp's layers cannot be copied like that. Make only one GPU visible "
+            "(CUDA_VISIBLE_DEVICES=0)."
         )
     return arguments

@@ -1,9 +1,9 @@
-"""A method's seams on Hugging Face's Trainer: one mixin, unforked, for encoder-decoder and decoder-only models.
+"""A subclass of Hugging Face's Trainer that calls a method's hooks, for encoder-decoder and decoder-only models.
 
-compute_loss    + extra_loss, weighed once a step however the batch is cut
-training_step   after the last micro-batch: edit_gradients, so that clipping sees the edited gradients
-optimizer       the class the Trainer's arguments ask for, on the method's groups; after each step: after_step
-checkpoints     the trainable weights and the method's state, in safetensors, marked complete when they are
+compute_loss    adds `extra_loss`, which counts once in a step however the step is split into micro-batches
+training_step   after the last micro-batch: `edit_gradients`, so that clipping uses the edited gradients
+optimizer       the class that the Trainer's arguments name, with the method's groups; after each step: `after_step`
+checkpoints     the trainable parameters and the method's state, in safetensors, marked complete at the end
 """
 
 import shutil
@@ -27,16 +27,16 @@ from gorp.training.preflight import optimizer_of
 
 
 class ContinualTrainerMixin(Trainer):
-    """Give it `method=` and `task_name=`; everything else is Trainer's."""
+    """The hooks of a method in a Trainer. Takes `method=` and `task_name=`; all other arguments are the Trainer's."""
 
     def __init__(self, *args: Any, method: Method, task_name: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method, self.task_name = method, task_name
-        self._last_loss = (0, torch.zeros(()))
-        self._untouched: dict[str, nn.Parameter] | None = None  # none looked at yet
+        self._last_loss = (0, torch.zeros(()))  # step and loss
+        self._without_gradient: dict[str, nn.Parameter] | None = None  # None before the first step
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ConfigError(
-                "gorp trains whole matrices; DeepSpeed and FSDP hand the optimizer flattened or sharded ones. "
+                "gorp trains whole matrices, but DeepSpeed and FSDP give the optimizer flattened or sharded ones. "
                 "Run on one device, or call train_task under plain data parallelism (torchrun)."
             )
 
@@ -44,32 +44,39 @@ class ContinualTrainerMixin(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        # Whether the Trainer takes the loss for divided by the tokens of the whole step, and so divides no more.
+        # If so, the Trainer assumes a loss that is divided by the labels of the whole step, and does not divide again.
         scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         if scaled and getattr(self.plain_model.config, "is_encoder_decoder", False):
-            # T5 takes `num_items_in_batch` among its **kwargs and ignores it: we turn its mean into that share.
+            # T5 accepts `num_items_in_batch` in **kwargs but ignores it, so its mean is scaled to that share here.
             share = (inputs["labels"] != IGNORED).sum() / num_items_in_batch
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss, outputs = super().compute_loss(model, self._for_smoothing(inputs), return_outputs=True)
+            loss, outputs = super().compute_loss(model, self._inputs_for_smoothing(inputs), return_outputs=True)
             loss = loss * share * ranks
         else:
-            with self._logits_wanted(inputs):  # of a copy: with a loss of its own the Trainer takes the labels out
+            with self._restrict_logits(inputs):
+                # A copy: with `compute_loss_func` the Trainer removes the labels from the batch.
                 loss, outputs = super().compute_loss(
                     model, {**inputs}, return_outputs=True, num_items_in_batch=num_items_in_batch
                 )
         extra = None
         if model.training:
             items = num_items_in_batch if scaled else None
-            extra = self.method.extra_loss(self.plain_model, inputs, self._seen(inputs, outputs, items))
+            extra = self.method.extra_loss(self.plain_model, inputs, self._outputs_of(inputs, outputs, items))
         if extra is not None:
             loss = loss + (extra / self.current_gradient_accumulation_steps if scaled else extra)
         return (loss, outputs) if return_outputs else loss
 
-    def _seen(self, inputs: Any, outputs: Any, items: Any) -> Outputs:
-        """The forward pass for a method's loss term; `items` are the labels of the step where the loss counts them."""
+    def _outputs_of(self, inputs: Any, outputs: Any, items: Any) -> Outputs:
+        """Return the forward pass as `extra_loss` gets it.
+
+        Args:
+            inputs: The micro-batch.
+            outputs: What the model returned for it.
+            items: Number of labels in the whole step if the loss is divided by it, else None.
+        """
 
         def weight() -> float | Tensor:
-            if items is None:  # each micro-batch is a mean, and the Trainer takes the mean of them
+            if items is None:  # each micro-batch's loss is a mean, and the Trainer averages these means
                 return 1 / (inputs["labels"] != IGNORED).sum().clamp(min=1)
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             return ranks * self.current_gradient_accumulation_steps / items
@@ -83,34 +90,37 @@ class ContinualTrainerMixin(Trainer):
         )
 
     def _run(self, batch: Batch) -> Answers:
-        """One more forward pass, of the model as it is now."""
+        """Run one more forward pass, with the model as it is now."""
         return self._answers(self.plain_model(**batch), batch["labels"])
 
     def _answers(self, outputs: Any, labels: Tensor) -> Answers:
-        """The logits where a label is."""
+        """Return the logits at the labelled positions, and the labels."""
         return answers_of(outputs["logits"], labels, shifted=False)
 
-    def _for_smoothing(self, inputs: Any) -> dict[str, Any]:
-        """A copy; with label smoothing the Trainer takes out the labels that T5 makes its decoder's input from."""
+    def _inputs_for_smoothing(self, inputs: Any) -> dict[str, Any]:
+        """Return a copy of the batch that has `decoder_input_ids` if there is label smoothing.
+
+        T5 makes them from the labels, which the Trainer removes from the batch for label smoothing.
+        """
         if self.label_smoother is None or "decoder_input_ids" in inputs:
             return {**inputs}
         model: Any = self.plain_model
         shifted = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
         return {**inputs, "decoder_input_ids": shifted}
 
-    def _logits_wanted(self, inputs: Any) -> AbstractContextManager[None]:
-        """What says, while the model runs, where logits are wanted; here everywhere."""
+    def _restrict_logits(self, inputs: Any) -> AbstractContextManager[None]:
+        """Return a context in which the model computes logits only where they are needed; here it does nothing."""
         return nullcontext()
 
     @override
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._check_loss()  # of the step before: this one's may still be in the making on a GPU
+        self._check_loss()  # the previous one: this loss may still be being computed on a GPU
         self._last_loss = (self.state.global_step + 1, loss)
         if self.accelerator.sync_gradients:
-            if self._untouched is None:
-                self._untouched = {name: p for name, p in self.plain_model.named_parameters() if p.requires_grad}
-            self._untouched = {name: p for name, p in self._untouched.items() if p.grad is None}
+            if self._without_gradient is None:
+                self._without_gradient = {name: p for name, p in self.plain_model.named_parameters() if p.requires_grad}
+            self._without_gradient = {name: p for name, p in self._without_gradient.items() if p.grad is None}
             self.method.edit_gradients(self.plain_model, self.plain_optimizer)
         return loss
 
@@ -132,26 +142,26 @@ class ContinualTrainerMixin(Trainer):
 
     @property
     def plain_model(self) -> PreTrainedModel:
-        """The model itself, not a data-parallel wrapper."""
+        """The model without a data-parallel wrapper."""
         return cast(PreTrainedModel, self.model)
 
     def untouched(self) -> list[str]:
-        """Names of the trained parameters that no gradient ever reached, in this process or before its checkpoint."""
-        return [name for name, p in (self._untouched or {}).items() if not self.plain_optimizer.state.get(p)]
+        """Return the trainable parameters that never had a gradient, in this process or before its checkpoint."""
+        return [name for name, p in (self._without_gradient or {}).items() if not self.plain_optimizer.state.get(p)]
 
     def _check_loss(self) -> None:
         step, loss = self._last_loss
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {step} of task `{self.task_name}`. {KEPT} Try a lower learning "
-                "rate, or look at the rows of this step."
+                "rate, or check the rows of this step."
             )
 
     def check_weights(self) -> None:
-        """Refuse to keep what the last step made if its loss or a trained weight is not finite.
+        """Raise if the last loss or a trainable parameter is not finite.
 
         Raises:
-            TrainingError: It names the weight, the step and the task.
+            TrainingError: The message names the parameter, the step and the task.
         """
         self._check_loss()
         for name, parameter in self.plain_model.named_parameters():
@@ -174,33 +184,33 @@ class ContinualTrainerMixin(Trainer):
         self.check_weights()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         with disk_errors(folder):
-            if self.args.should_save and folder.exists():  # a damaged one, or one that was interrupted
+            if self.args.should_save and folder.exists():  # a damaged or unfinished checkpoint
                 shutil.rmtree(folder)
             self.accelerator.wait_for_everyone()
             limit, self.args.save_total_limit = self.args.save_total_limit, None
-            try:  # the Trainer would remove older ones now, by their times, and this one is not marked yet
+            try:  # with a limit the Trainer would remove older checkpoints before this one is complete
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = limit
-            self.accelerator.wait_for_everyone()  # each rank has left its random state
+            self.accelerator.wait_for_everyone()  # until each rank has written its random state
             if self.args.should_save:
                 mark_complete(folder, ranks=self.args.world_size)
                 remove_others(folder, keep=limit)
 
     @override
     def _run_epoch(self, *args: Any, **options: Any) -> None:
-        # A task that ends in the middle of an epoch, resumed at its end: the Trainer looks at max_steps after a step.
+        # A task may end inside an epoch and be resumed at its end; the Trainer checks max_steps only after a step.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **options)
 
     def state_now(self) -> tuple[int, int]:
-        """The running step, from 1, and how many there will be."""
+        """Return the number of the running step, from 1, and the number of all steps."""
         return min(self.state.global_step + 1, self.state.max_steps), self.state.max_steps
 
     def restore_random_state(self, checkpoint: Path) -> None:
-        """Make random numbers go on where they were when `checkpoint` was written."""
+        """Restore the random state that was saved in `checkpoint`."""
         self._load_rng_state(str(checkpoint))
 
     @override
@@ -209,27 +219,28 @@ class ContinualTrainerMixin(Trainer):
 
 
 class ContinualTrainer(ContinualTrainerMixin, Trainer):
-    """For decoder-only models: the head works where a label is (`gorp.training.answers`), where it can."""
+    """Trainer for decoder-only models. Where possible the head runs only at labels (`gorp.training.answers`)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A compiled model would be compiled anew for every number of labels; nn.DataParallel cuts the batch itself.
-        usual = (
+        # Not for a compiled model, which would be compiled again for every number of labels, nor for nn.DataParallel,
+        # which splits the batch itself.
+        default_loss = (
             self.model_accepts_loss_kwargs and not self.args.label_smoothing_factor and self.compute_loss_func is None
         )
-        if usual and not self.args.torch_compile and self.args.n_gpu <= 1:
+        if default_loss and not self.args.torch_compile and self.args.n_gpu <= 1:
             self.compute_loss_func = answer_loss(self.plain_model)
 
     @override
-    def _logits_wanted(self, inputs: Any) -> AbstractContextManager[None]:
-        own = self.compute_loss_func
-        return own.watching(inputs["labels"]) if isinstance(own, AnswerLoss) else nullcontext()
+    def _restrict_logits(self, inputs: Any) -> AbstractContextManager[None]:
+        loss = self.compute_loss_func
+        return loss.watching(inputs["labels"]) if isinstance(loss, AnswerLoss) else nullcontext()
 
     @override
     def _run(self, batch: Batch) -> Answers:
         if not isinstance(self.compute_loss_func, AnswerLoss):
             return super()._run(batch)
-        with self._logits_wanted(batch):  # without the labels, or the model would compute a loss of whole logits
+        with self._restrict_logits(batch):  # no labels: with them the model would compute its own loss from all logits
             outputs = self.plain_model(**{key: value for key, value in batch.items() if key != "labels"})
         return self._answers(outputs, batch["labels"])
 
@@ -243,4 +254,4 @@ class ContinualTrainer(ContinualTrainerMixin, Trainer):
 
 
 class ContinualSeq2SeqTrainer(ContinualTrainerMixin, Seq2SeqTrainer):
-    """For encoder-decoder models."""
+    """Trainer for encoder-decoder models."""

@@ -1,4 +1,4 @@
-"""GORP: `method` is what a run calls, `task` what lives while one task runs, `config` the options."""
+"""GORP. `method` is the class that a run uses, `task` holds the state of one running task, `config` the options."""
 
 from gorp.methods.gorp.config import MODE_DEFAULTS, GorpConfig
 from gorp.methods.gorp.method import Gorp

@@ -2,15 +2,14 @@
 
 Two branches train different weights, or the same ones:
 
-    LoRA        W x + s B A x              the rows of A are orthogonal to the shared space S
-    full rank   W x + U C Vᵀ x             C, k x k, in the gradient's own frame, refreshed every T steps
+    LoRA        W x + s B A x              the rows of A are orthogonal to the protected subspace S
+    full rank   W x + U C Vᵀ x             C, k x k, in the frame U, V of the gradient, refreshed every T steps
 
-and S grows at the end of each task from what the task's inputs were (paper: its gradients). `strict` mode turns the
-equations into a guarantee: the change ΔW of any later task satisfies ‖ΔW S‖ <= 1e-5 ‖ΔW‖ in float32, so W x stays what
-it was for every x in span(S), whatever the optimizer. `paper` mode is literal. `docs/equations.md` maps every equation
-to its line.
+S grows at the end of each task from the task's inputs (paper: from its gradients). `strict` mode gives a guarantee: the
+change ΔW of any later task satisfies ‖ΔW S‖ <= 1e-5 ‖ΔW‖ in float32, with any optimizer, so W x does not change for x
+in span(S). `paper` mode follows the published equations. `docs/equations.md` says where each equation is computed.
 
-Here is what is carried from task to task; what lives while one task runs is in `gorp.methods.gorp.task`.
+This file holds what is carried from task to task; `gorp.methods.gorp.task` holds what exists while one task runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,9 +40,9 @@ class Gorp(Method):
     """Gradient low-rank projection, in `strict` or `paper` mode."""
 
     name = "gorp"
-    title = "LoRA and full matrices in the complement of a shared gradient space"
+    title = "LoRA pairs and full-rank cores, with no change along the input directions of earlier tasks"
     paper = "Wang et al. 2025, arXiv:2507.02503"
-    keeps = "a basis S per weight, at most budget·n x n floats; per weight and task 16·(m + n) bytes of readings"
+    keeps = "a basis S per weight, at most budget·n x n floats; per weight and task 16·(m + n) bytes of input summaries"
     Config = GorpConfig
     uses_lora = True
 
@@ -53,21 +52,24 @@ class Gorp(Method):
         self.space = SharedSpace(budget=self.config.budget, energy=self.config.energy)
         self.memory = self.space.memory
         self.task: GorpTask | None = None
-        """What is in the model while a task runs."""
-        self._number = 0  # of the task at hand, or of the last one
+        """The running task: its pairs, cores and watches. None between tasks."""
+        self._task_index = 0  # of the running task, or of the last one
         self._shared = SharedAdapter() if self.config.adapter == "shared" else None
 
     @property
-    def _folded(self) -> Mapping[str, WeightDelta]:
-        """What the working weights hold besides W₀ when a task starts: all, but for what one shared pair adds."""
-        return self.deltas if self._shared is None else self._shared.folded
+    def _starting_deltas(self) -> Mapping[str, WeightDelta]:
+        """The deltas in the working weights when a task starts: all, except what a shared pair adds by itself."""
+        return self.deltas if self._shared is None else self._shared.core_deltas
 
     @override
     def choose(self, model: nn.Module) -> list[str]:
         self._lora_layers = resolve(model, self.lora.target_modules, role="lora")
         self._full_layers = resolve(model, self.config.full_modules, role="full")
         if not self._lora_layers and not self._full_layers:
-            raise ConfigError("gorp has nothing to train: both lora.target_modules and method.full_modules are `none`.")
+            raise ConfigError(
+                "gorp has nothing to train: both lora.target_modules and method.full_modules are `none`. Set one of "
+                "them to layer names or `auto`."
+            )
         check_rank(model, self._lora_layers, self.lora.r, "lora.r")
         check_rank(model, self._full_layers, self.config.rank, "method.rank")
         return [*self._lora_layers, *(name for name in self._full_layers if name not in self._lora_layers)]
@@ -80,9 +82,9 @@ class Gorp(Method):
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
         super().begin_task(model, task)
         self.space.begin_task()
-        self._number = task.index
+        self._task_index = task.index
         if self._shared is not None:
-            self.weights.load(self._folded)
+            self.weights.load(self._starting_deltas)
         self.task = GorpTask(
             model,
             task,
@@ -92,7 +94,7 @@ class Gorp(Method):
             full_layers=self._full_layers,
             weights=self.weights,
             memory=self.memory,
-            folded=self._folded,
+            starting_deltas=self._starting_deltas,
             shared=self._shared,
         )
 
@@ -125,14 +127,14 @@ class Gorp(Method):
         changes = running.finish(self._shared)
         for name, change in changes.items():
             before = self.deltas.get(name, WeightDelta(change.shape)).to("cpu")
-            self._keep(name, change)
+            self._add_to_delta(name, change)
             self.space.changed(name, change, weights=self.weights, before=before, after=self.deltas[name])
             if config.memory_source != "inputs":
                 pair, core = running.pairs.get(name), running.cores.get(name)
-                running.summary.remember(self.memory, name, optimizer, pair, core)
+                running.summary.extend_memory(self.memory, name, optimizer, pair, core)
         if self._shared is not None:
             self._shared.keep(running.pairs, running.cores, self.deltas)
-        self._take_out(model)
+        self._remove_task(model)
         self.weights.load(self.deltas)
         if config.memory_source == "inputs":
             self.space.grow(
@@ -148,20 +150,20 @@ class Gorp(Method):
     @override
     def abandon(self, model: nn.Module) -> None:
         self.space.abandon()
-        self._take_out(model)
+        self._remove_task(model)
         super().abandon(model)
 
-    def _take_out(self, model: nn.Module) -> None:
+    def _remove_task(self, model: nn.Module) -> None:
         if self.task is not None:
-            self.task.take_out(model)
+            self.task.remove_layers(model)
         self.task = None
 
-    def _keep(self, name: str, change: WeightDelta) -> None:
-        """Add the task's change of one weight to what all tasks added to it."""
-        held = self.deltas.setdefault(name, WeightDelta(change.shape))
-        if not held.is_dense:  # a dense sum takes a matrix, however short the factors are
+    def _add_to_delta(self, name: str, change: WeightDelta) -> None:
+        """Add the task's change of one weight to its delta."""
+        delta = self.deltas.setdefault(name, WeightDelta(change.shape))
+        if not delta.is_dense:  # a dense sum needs no low rank
             change.recompress(self.config.recompress)
-        held.add(change.to("cpu"))
+        delta.add(change.to("cpu"))
 
     @override
     def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
@@ -198,37 +200,38 @@ class Gorp(Method):
 
     @override
     def facts(self) -> dict[str, Any]:
-        told = self.space.facts(self._trained) | {"mode": self.config.mode}
-        done = self.space.warnings(self.weights) if self.config.mode == "strict" else []
-        return super().facts() | told | {"warnings": [*done, *self._outlook(self._number)]}
+        facts = super().facts() | self.space.facts(self._weight_names) | {"mode": self.config.mode}
+        warnings = self.space.warnings(self.weights) if self.config.mode == "strict" else []
+        return facts | {"warnings": [*warnings, *self._room_warnings(self._task_index)]}
 
     @override
     def warnings(self, finished: int) -> list[str]:
-        check_room(self._stuck(), self._trained)
-        return self._outlook(finished)
+        check_room(self._full_weights(), self._weight_names)
+        return self._room_warnings(finished)
 
-    def _outlook(self, finished: int) -> list[str]:
-        return self.space.outlook(self._stuck(), trained=len(self._trained), finished=finished)
+    def _room_warnings(self, finished: int) -> list[str]:
+        return self.space.outlook(self._full_weights(), trained=len(self._weight_names), finished=finished)
 
     @property
-    def _trained(self) -> list[str]:
-        """The names of the weights that a task trains."""
+    def _weight_names(self) -> list[str]:
+        """The names of the weights that are trained."""
         return [weight_name(name) for name in dict.fromkeys([*self._full_layers, *self._lora_layers])]
 
-    def _stuck(self) -> list[str]:
-        """The trained weights that no task can change, because each of their branches is projected to nothing."""
-        config, found = self.config, []
-        for name in self._trained:
+    def _full_weights(self) -> list[str]:
+        """Return the trained weights that no task can change any more: S is the whole space in each branch."""
+        config, names = self.config, []
+        for name in self._weight_names:
             layer, full = layer_name(name), []
             if layer in self._full_layers:
                 full.append(self.memory.is_full(name if config.mode == "strict" else f"{name}::core"))
             if layer in self._lora_layers:
                 side = f"{name}::rank" if config.adapter_side == "rank" else name
-                held = config.projection == "both" and config.adapter == "fresh"
-                full.append(held and self.memory.is_full(side))
+                # Otherwise B still changes the weight: only A's gradient is projected, or A holds earlier rows.
+                projected = config.projection == "both" and config.adapter == "fresh"
+                full.append(projected and self.memory.is_full(side))
             if all(full):
-                found.append(name)
-        return found
+                names.append(name)
+        return names
 
     @override
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
-"""Paper mode's one LoRA pair for all tasks (`adapter: shared`): what of it outlives a task, and what is folded.
+"""Paper mode's one LoRA pair for all tasks (`adapter: shared`): its factors, and the cores' changes apart from them.
 
-While a task runs the working weights hold W₀ + `folded`, the changes of the cores alone, and the pair adds s B A, its
-own sum over all tasks so far. A task's change of such a weight is what the pair moved:
+While a task runs, the working weights are W₀ + `core_deltas`, and the pair adds s B A, its change over all tasks. The
+pair's change in one task is the difference:
 
-    ΔW = s B A - s B' A'         B', A' as the task found them
+    ΔW = s B A - s B' A'         with B', A' at the start of the task
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,21 +19,21 @@ from gorp.weights.delta import WeightDelta, pack_deltas, unpack_deltas
 
 
 class SharedAdapter:
-    """The pair of every weight as the last task left it."""
+    """Holds the pair of each weight as the last task left it."""
 
     def __init__(self) -> None:
-        self.folded: dict[str, WeightDelta] = {}
-        """What the working weights hold besides W₀ when a task starts."""
-        self._factors: dict[str, tuple[Tensor, Tensor]] = {}  # A and B, by weight
+        self.core_deltas: dict[str, WeightDelta] = {}
+        """Name of a weight -> what the cores of all tasks added to it."""
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}  # weight -> A and B
 
-    def start(self, pairs: Mapping[str, LoraPair]) -> None:
-        """Let a task's pairs begin where the last task stopped."""
+    def load_into(self, pairs: Mapping[str, LoraPair]) -> None:
+        """Load the factors of the last task into a new task's pairs."""
         for name, pair in pairs.items():
             if name in self._factors:
                 pair.load(*self._factors[name])
 
-    def take_off_earlier(self, name: str, pair: LoraPair, change: WeightDelta) -> None:
-        """ΔW ← ΔW - s B' A': leave in a task's change what the pair moved in it."""
+    def subtract_earlier(self, name: str, pair: LoraPair, change: WeightDelta) -> None:
+        """ΔW ← ΔW - s B' A': subtract from a task's change what the pair added in earlier tasks."""
         if name in self._factors:
             down, up = self._factors[name]
             change.append(-pair.scale * up.to(pair.up), down.to(pair.down).mT)  # (m, r), (n, r)
@@ -41,20 +41,20 @@ class SharedAdapter:
     def keep(
         self, pairs: Mapping[str, LoraPair], cores: Mapping[str, LowRankUpdate], deltas: Mapping[str, WeightDelta]
     ) -> None:
-        """Keep a finished task's pairs, and what the next one will find folded.
+        """Store the pairs of a finished task, and the cores' share of the deltas.
 
         Args:
-            pairs: Of the task.
-            cores: By weight: those that have a core.
-            deltas: All tasks' changes, the pairs' included.
+            pairs: The task's pairs, by weight.
+            cores: The layers with a core, by weight.
+            deltas: The changes of all tasks, those of the pairs included.
         """
         self._factors = {name: (_copy(pair.down), _copy(pair.up)) for name, pair in pairs.items()}
         for name in cores:
-            folded = WeightDelta(deltas[name].shape)
-            folded.add(deltas[name])
+            delta = WeightDelta(deltas[name].shape)
+            delta.add(deltas[name])
             if name in pairs:
-                folded.append(-pairs[name].scale * pairs[name].up, pairs[name].down.mT)
-            self.folded[name] = folded
+                delta.append(-pairs[name].scale * pairs[name].up, pairs[name].down.mT)  # (m, r), (n, r)
+            self.core_deltas[name] = delta
 
     def assume(self, weights: Sequence[TrainedWeight], deltas: Mapping[str, WeightDelta], *, r: int) -> None:
         """Hold what finished tasks leave of these weights, in tensors without data (the meta device).
@@ -74,16 +74,16 @@ class SharedAdapter:
                 self.folded[weight.name] = WeightDelta.without_data(weight.shape, columns)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`shared/...` and `folded/...`."""
+        """Return the factors under `shared/…` and the cores' deltas under `folded/…`."""
         factors = {f"{name}::{i}": x for name, pair in self._factors.items() for i, x in zip("ab", pair, strict=True)}
-        return prefixed("shared", factors) | prefixed("folded", pack_deltas(self.folded))
+        return prefixed("shared", factors) | prefixed("folded", pack_deltas(self.core_deltas))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state_dict` gave; other keys are left alone."""
+        """Restore what `state_dict` returned; other keys are ignored."""
         shared = without_prefix("shared", state)
         names = [key.removesuffix("::a") for key in shared if key.endswith("::a")]
         self._factors = {name: (shared[f"{name}::a"], shared[f"{name}::b"]) for name in names}
-        self.folded = unpack_deltas(without_prefix("folded", state))
+        self.core_deltas = unpack_deltas(without_prefix("folded", state))
 
 
 def _copy(factor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What GORP keeps of a running task for S to grow by: a sketch of its gradients, or Adam's first moments at the end."""
+"""What S grows from if not from inputs: a sketch of a task's gradients, or the optimizer's first moments at its end."""
 
 from collections.abc import Mapping
 
@@ -15,39 +15,39 @@ from gorp.methods.gorp.config import GorpConfig
 
 
 class TaskSummary:
-    """One task's summary, weight by weight: rows of the weight's input space.
+    """Summarizes one task as vectors in the input space of each weight, and extends S by them.
 
     Args:
-        config: Says what is remembered: `memory_source`, `mode` and `adapter_side`.
-        widths: n of each weight whose gradient is seen.
+        config: Its `memory_source`, `mode` and `adapter_side` decide what is summarized.
+        widths: n of each weight whose gradient is recorded.
     """
 
     def __init__(self, config: GorpConfig, widths: Mapping[str, int]) -> None:
         self.config = config
         self._sketches = {name: FrequentDirections(min(config.sketch_size, n), n) for name, n in widths.items()}
 
-    def feed(self, name: str, rows: Tensor) -> None:
-        """Put rows of a weight's gradient into its sketch, where a sketch is what is remembered.
+    def add_rows(self, name: str, rows: Tensor) -> None:
+        """Add rows of a weight's gradient to its sketch, if S grows from sketches.
 
         Args:
             name: The weight.
             rows: Random combinations of the gradient's rows, from `gorp.core.frame.gradient_rows`.
         """
         if self.config.memory_source == "sketch":
-            # Without asking, which would wait for the device: rows of a gradient that is not finite count as zero.
+            # Rows of a gradient that is not finite count as zero. An `if` here would wait for the device.
             self._sketches[name].insert(torch.where(torch.isfinite(rows).all(), rows, torch.zeros_like(rows)))
 
-    def check(self, optimizer: torch.optim.Optimizer, *, has_cores: bool) -> None:
-        """Refuse, at the first step rather than at the last, an optimizer that keeps nothing to remember.
+    def check_optimizer(self, optimizer: torch.optim.Optimizer, *, has_cores: bool) -> None:
+        """Raise in the first steps, not at the task's end, if the optimizer keeps no first moment and one is needed.
 
         Raises:
-            ConfigError: The task's end will ask for first moments, and the optimizer has none.
+            ConfigError: If S will grow from first moments and the optimizer keeps none.
         """
         in_paper_mode = has_cores or self.config.adapter_side == "rank"
         if self.config.memory_source == "moment" or (self.config.mode == "paper" and in_paper_mode):
             first_moment(optimizer, next(p for group in optimizer.param_groups for p in group["params"]))
 
-    def remember(
+    def extend_memory(
         self,
         memory: SubspaceMemory,
         name: str,
@@ -55,17 +55,17 @@ class TaskSummary:
         pair: LoraPair | None,
         layer: LowRankUpdate | None,
     ) -> None:
-        """Let S of one weight grow by the energy rule.
+        """Extend S of one weight by the energy rule.
 
         Args:
-            memory: Where S is.
+            memory: Holds S.
             name: The weight.
-            optimizer: Of the task.
-            pair: Its LoRA factors, if it has any.
-            layer: Its full-rank branch, likewise.
+            optimizer: The task's optimizer.
+            pair: The weight's LoRA pair, or None.
+            layer: The weight's full-rank branch, or None.
         """
         paper, source = self.config.mode == "paper", self.config.memory_source
-        if paper and layer is not None:  # S in the k x k coordinates, as published
+        if paper and layer is not None:  # S in the k coordinates of the core, as published
             memory.extend(f"{name}::core", first_moment(optimizer, layer.core).mT)
         if paper and pair is not None and self.config.adapter_side == "rank":
             memory.extend(f"{name}::rank", first_moment(optimizer, pair.down).mT)
@@ -76,37 +76,38 @@ class TaskSummary:
             memory.extend(name, torch.cat(rows))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sketches by weight."""
+        """Return the rows of each weight's sketch."""
         return {name: sketch.rows for name, sketch in self._sketches.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for name, rows in state.items():
             self._sketches[name].load(rows)
 
     def _moment_rows(
         self, optimizer: torch.optim.Optimizer, pair: LoraPair | None, layer: LowRankUpdate | None
     ) -> list[Tensor]:
-        """The first moments of a weight's branches as vectors of its input space, each branch of norm 1."""
+        """Return the first moments of a weight's branches as rows of its input space, each branch scaled to norm 1."""
         rows = [] if pair is None else [first_moment(optimizer, pair.down)]
         if layer is not None and self.config.mode == "strict":
-            rows.append(first_moment(optimizer, layer.core) @ layer.right.mT)  # rows of U m Vᵀ, up to the isometry U
+            # Rows of U M Vᵀ without U, whose orthonormal columns change neither the row space nor its energies.
+            rows.append(first_moment(optimizer, layer.core) @ layer.right.mT)  # (k, k) @ (k, n)
         return [r / r.norm().clamp(min=1e-30) for r in rows]
 
 
 def first_moment(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
-    """Adam's first moment, or the momentum buffer of an optimizer that has only that.
+    """Return Adam's first moment of a parameter, or the momentum buffer of an optimizer that has only that.
 
     Raises:
-        ConfigError: The optimizer keeps neither.
+        ConfigError: If the optimizer keeps neither.
     """
-    found = moments.first_moment(optimizer, parameter)
-    if found is not None:
-        return found
-    if not optimizer.state.get(parameter, {}) and parameter.grad is None:  # not used in this task: nothing to keep
+    moment = moments.first_moment(optimizer, parameter)
+    if moment is not None:
+        return moment
+    if not optimizer.state.get(parameter, {}) and parameter.grad is None:  # the task never used this parameter
         return torch.zeros_like(parameter)
     raise ConfigError(
-        f"gorp remembers a task by the optimizer's first moment (method.memory_source: moment, and the cores in "
-        f"paper mode), but {type(optimizer).__name__} keeps none. Use an optimizer with momentum, or strict mode "
-        "with `memory_source: sketch`."
+        "gorp needs the optimizer's first moment at the end of a task (for method.memory_source: moment, and for the "
+        f"cores in paper mode), but {type(optimizer).__name__} keeps none. Use an optimizer with momentum, or strict "
+        "mode with `memory_source: sketch`."
     )

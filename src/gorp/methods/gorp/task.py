@@ -1,6 +1,6 @@
-"""GORP while one task runs: the LoRA pairs, the cores, and what is watched to project and to remember.
+"""The state of GORP while one task runs: LoRA pairs, cores, and the watches that record X and D of their layers.
 
-Made in `begin_task`, gone after `end_task` or `abandon`. What outlives a task belongs to `gorp.methods.gorp.method`.
+`begin_task` makes it, `end_task` or `abandon` drops it. What outlives a task is in `gorp.methods.gorp.method`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,27 +28,27 @@ from gorp.weights.base import BaseWeights
 from gorp.weights.delta import WeightDelta
 
 
-ALONE = 2.0
-"""Rate of a B whose A is fixed, as a multiple of the learning rate: where both are trained, both move B A."""
+B_RATE_FACTOR = 2.0
+"""Learning rate of B if its A is fixed, as a multiple of the learning rate: two, because only one factor moves B A."""
 
-ROWS_BEFORE = 8
-"""A task's leading inputs are looked for in one of so many of the rows that S is grown by: r of them need fewer."""
+ALIGN_ROWS_DIVISOR = 8
+"""`memory_rows` divided by this is the number of rows that A is computed from: r directions need fewer rows than S."""
 
 
 class GorpTask:
-    """One task of GORP.
+    """One running task of GORP.
 
     Args:
-        model: As the earlier tasks left it.
+        model: The model as the earlier tasks left it.
         task: The task.
-        config: Options without open fields.
-        lora: Settings of the pairs.
+        config: The options, with every None resolved.
+        lora: Settings of the LoRA pairs.
         lora_layers: Layers that get a pair.
         full_layers: Layers that get a core.
         weights: W₀ of the model.
         memory: S as the earlier tasks left it; it does not change while the task runs.
-        folded: What the working weights hold besides W₀, by weight.
-        shared: The pairs of the earlier tasks, where there is one pair for all.
+        starting_deltas: What the working weights hold besides W₀, by weight.
+        shared: The factors of the earlier tasks, if one pair serves all tasks.
     """
 
     def __init__(
@@ -62,26 +62,26 @@ class GorpTask:
         full_layers: Sequence[str],
         weights: BaseWeights,
         memory: SubspaceMemory,
-        folded: Mapping[str, WeightDelta],
+        starting_deltas: Mapping[str, WeightDelta],
         shared: SharedAdapter | None,
     ) -> None:
         self.config, self.memory = config, memory
         self._seed, self._index = task.seed, task.index
-        # No longer than the task, so that in a short one too each layer has a turn.
+        # At most the length of the task, so that each layer is refreshed in a short task too.
         self._period = min(config.refresh_every, task.num_steps)
         aligned = [weight_name(name) for name in lora_layers] if config.adapter_rows == "aligned" else []
-        starts = self._leading_inputs(model, task, aligned, r=lora.r)
+        leading = self._leading_inputs(model, task, aligned, r=lora.r)
         self.pairs: dict[str, LoraPair] = add_lora(model, list(lora_layers), lora) if lora_layers else {}
-        """By the name of their weight."""
+        """Name of a weight -> its pair."""
         if shared is not None:
-            shared.start(self.pairs)
+            shared.load_into(self.pairs)
         for name, pair in self.pairs.items():
-            self._place(name, pair, starts.get(name))
+            self._init_rows(name, pair, leading.get(name))
         self.full = FullRankBranch(
             model,
             full_layers,
             weights,
-            folded,
+            starting_deltas,
             rank=config.rank,
             oversampling=config.oversampling,
             power_steps=config.power_steps or 0,
@@ -94,7 +94,7 @@ class GorpTask:
         self.summary = TaskSummary(config, {name: weights.parameter(name).shape[1] for name in watched})
         self.row_watches: dict[str, RowWatch] = {}
         if config.projection == "both":
-            # Rows of A that are not trained were chosen where the task's inputs are, so that rounding moves no B.
+            # A fixed A needs no watch: its rows are zero where the task's inputs outside S are only rounding error.
             protected = [name for name, pair in self.pairs.items() if name in memory and pair.down.requires_grad]
             self.row_watches = {n: RowWatch(layer) for n, layer in layers_of(model, protected).items()}
         self.watch_due_layers(0)
@@ -104,39 +104,39 @@ class GorpTask:
         """The layers with a core, by the name of their weight."""
         return self.full.layers
 
-    def take_out(self, model: nn.Module) -> None:
-        """Leave the model's layers as they were."""
+    def remove_layers(self, model: nn.Module) -> None:
+        """Remove the watches, cores and pairs from the model."""
         for watch in (*self.pair_watches.values(), *self.row_watches.values()):
             watch.remove()
         unwrap(model)
         remove_lora(model)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Both factors, a B alone, and the cores, each at its rate."""
+        """Return a group of pairs with both factors trained, one of B whose A is fixed, and one of cores."""
         pairs = self.pairs.values()
-        factors = [p for pair in pairs if pair.down.requires_grad for p in (pair.down, pair.up)]
-        alone = [pair.up for pair in pairs if not pair.down.requires_grad]
+        both_factors = [p for pair in pairs if pair.down.requires_grad for p in (pair.down, pair.up)]
+        only_b = [pair.up for pair in pairs if not pair.down.requires_grad]
         own = self.config.core_learning_rate
         core_rate = (learning_rate if own is None else own) * self.config.scale  # η α
         groups = [
-            {"params": factors},
-            {"params": alone, "lr": ALONE * learning_rate},
+            {"params": both_factors},
+            {"params": only_b, "lr": B_RATE_FACTOR * learning_rate},
             {"params": [layer.core for layer in self.cores.values()], "lr": core_rate, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
     def edit_gradients(self, optimizer: torch.optim.Optimizer, *, step: int) -> None:
-        """Project the gradients, and refresh the frames of the layers whose turn it is.
+        """Project the gradients, and refresh the frames of the layers that are due.
 
         Args:
             optimizer: Holds the moments of the cores.
-            step: Steps finished before this one.
+            step: Number of steps finished before this one.
         """
         if step == 1:
-            self.summary.check(optimizer, has_cores=bool(self.cores))
-        found = {name: pairs for name, watch in self.pair_watches.items() if (pairs := watch.take())}
-        self._refresh(found, optimizer, step)
-        self._drop_rounding()
+            self.summary.check_optimizer(optimizer, has_cores=bool(self.cores))
+        recorded = {name: pairs for name, watch in self.pair_watches.items() if (pairs := watch.take())}
+        self._refresh(recorded, optimizer, step)
+        self._zero_rounding()
         for name, pair in self.pairs.items():
             if pair.down.grad is not None:
                 pair.down.grad.copy_(self._project_factor(name, pair.down.grad))
@@ -147,38 +147,38 @@ class GorpTask:
                     layer.core.grad.copy_(project_out(layer.core.grad, basis))  # P = G' - S Sᵀ G'
 
     def project_factors(self) -> None:
-        """A ← A (I - S Sᵀ) of every A that is trained, whatever the optimizer made of it."""
+        """A ← A (I - S Sᵀ) for every trained A, so that it is exact whatever step the optimizer took."""
         if self.config.projection == "both":
             for name, pair in self.pairs.items():
                 if pair.down.requires_grad:
                     pair.down.data = self._project_factor(name, pair.down.data)
 
     def watch_due_layers(self, step: int) -> None:
-        """Watch, in the step after `step` finished ones, the layers whose turn it is."""
+        """Switch on the watches of the layers that are refreshed in the step after `step` finished steps."""
         for index, watch in enumerate(self.pair_watches.values()):
             offset = index if self.config.staggered else 0
             watch.on = is_due(step + 1, every=self._period, offset=offset)
 
     def finish(self, shared: SharedAdapter | None) -> dict[str, WeightDelta]:
-        """The whole change ΔW of each weight; the cores are empty afterwards."""
-        self.project_factors()  # once more: an optimizer may end at an average that no step has projected
+        """Return the change ΔW that the task made to each weight; the cores are zero afterwards."""
+        self.project_factors()  # once more: an optimizer that averages ends at weights that no step has projected
         changes = self.full.finish()
         for name, pair in self.pairs.items():
             delta = pair.delta()
             change = changes.setdefault(name, WeightDelta(delta.shape))
             change.add(delta)
             if shared is not None:
-                shared.take_off_earlier(name, pair, change)
+                shared.subtract_earlier(name, pair, change)
         return changes
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a task in its middle needs besides the optimizer and its own parameters."""
+        """Return what resuming the task needs besides the optimizer's state and the trainable parameters."""
         fixed = {name: pair.down.detach() for name, pair in self.pairs.items() if not pair.down.requires_grad}
         state = prefixed("sketch", self.summary.state_dict()) | prefixed("full", self.full.state_dict())
         return state | prefixed("aligned", fixed)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state_dict` gave; other keys are left alone."""
+        """Restore what `state_dict` returned; other keys are ignored."""
         self.summary.load_state_dict(without_prefix("sketch", state))
         self.full.load_state_dict(without_prefix("full", state))
         for name, rows in without_prefix("aligned", state).items():
@@ -187,36 +187,42 @@ class GorpTask:
     def _leading_inputs(
         self, model: nn.Module, task: TaskContext, names: Sequence[str], *, r: int
     ) -> dict[str, Tensor]:
-        """A of each weight that S protects: the task's leading inputs outside S, r x n, orthonormal or zero."""
+        """Return A, r x n, of each weight that has an S: the leading directions of the task's inputs outside S.
+
+        Its rows are orthonormal, or zero where fewer than r directions stand out from rounding error.
+        """
         names = [name for name in names if self.memory.size(name)]
-        # A layer that no row has reached has no inputs to lead, and its A is zero.
+        # The A of a layer that no row of the task reaches stays zero.
         rows = {name: torch.zeros(r, self.memory.dimension(name)) for name in names}
-        count = -(-self.config.memory_rows // ROWS_BEFORE)
+        count = -(-self.config.memory_rows // ALIGN_ROWS_DIVISOR)
         for readers, inputs in weight_inputs(model, names, task.batches, rows=count) if names else ():
             for name in readers:
-                found = leading_outside(inputs.total, self.memory.basis(name, inputs.total), count=r)
-                rows[name] = torch.cat([found, found.new_zeros(r - len(found), found.shape[1])])
+                leading = leading_outside(inputs.total, self.memory.basis(name, inputs.total), count=r)
+                rows[name] = torch.cat([leading, leading.new_zeros(r - len(leading), leading.shape[1])])
         return rows
 
-    def _place(self, name: str, pair: LoraPair, aligned: Tensor | None) -> None:
-        """Put A of a fresh pair into the complement of S."""
+    def _init_rows(self, name: str, pair: LoraPair, aligned: Tensor | None) -> None:
+        """Set A of a new pair: to `aligned`, or to its random rows projected onto the complement of S.
+
+        Each row keeps the norm that it was initialized with.
+        """
         if aligned is not None:
             pair.down.data = aligned.to(pair.down) * pair.down.data.norm(dim=1, keepdim=True)
             pair.down.requires_grad_(False)
         elif self.config.projection == "both" and self.config.adapter == "fresh":
-            size = pair.down.data.norm(dim=1, keepdim=True)
-            inside = self.memory.project_rows(name, pair.down.data)
-            pair.down.data = inside * (size / inside.norm(dim=1, keepdim=True).clamp(min=1e-12))
+            norms = pair.down.data.norm(dim=1, keepdim=True)
+            outside = self.memory.project_rows(name, pair.down.data)  # A (I - S Sᵀ), r x n
+            pair.down.data = outside * (norms / outside.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
     def _project_factor(self, name: str, rows: Tensor) -> Tensor:
-        """G_A - G_A S Sᵀ in the input coordinates of A; or S on the side of its r rows."""
+        """Return G - G S Sᵀ for G = A or its gradient, r x n; with `adapter_side: rank` G - S Sᵀ G, with S r x s."""
         if self.config.adapter_side == "rank":
             return project_out(rows, self.memory.basis(f"{name}::rank", rows.mT))
         return self.memory.project_rows(name, rows)
 
     @torch.no_grad()
-    def _drop_rounding(self) -> None:
-        """Zero the gradients of the pairs whose weight's gradient lies in S: rounding is all that they hold."""
+    def _zero_rounding(self) -> None:
+        """Set the gradients of a pair to zero if its weight's gradient lies in S: they hold only rounding error."""
         rows = {}
         for name, watch in self.row_watches.items():
             row, down = watch.take(), self.pairs[name].down
@@ -226,29 +232,29 @@ class GorpTask:
         sums = sum_over_ranks(torch.cat(list(rows.values()))).split([len(row) for row in rows.values()])
         known = [watch.made_in for watch in self.row_watches.values() if watch.made_in is not None]
         for name, total in zip(rows, sums, strict=True):
-            # A rank that has never used this layer takes what its others are made in, so that ranks agree.
+            # A rank that has never used this layer takes the dtype of its other layers, so that all ranks agree.
             made_in = self.row_watches[name].made_in or (coarsest(*known) if known else None)
-            speaks = stands_out(total[None], self.memory.basis(name, total), made_in=made_in).to(total)
+            is_outside = stands_out(total[None], self.memory.basis(name, total), made_in=made_in).to(total)  # 0 or 1
             for factor in (self.pairs[name].down, self.pairs[name].up):
                 if factor.grad is not None:
-                    factor.grad.mul_(speaks)
+                    factor.grad.mul_(is_outside)
 
     @torch.no_grad()
-    def _refresh(self, found: Mapping[str, Pairs], optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Of the layers whose turn it is: feed the sketches, and give the cores new frames."""
-        seen = {}
-        for name, pairs in found.items():
+    def _refresh(self, recorded: Mapping[str, Pairs], optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Update the sketches and the frames of the layers whose X and D were recorded in this step."""
+        due = {}
+        for name, pairs in recorded.items():
             count = self.config.rank + self.config.oversampling
             rows = gradient_rows(pairs, count=count, generator=self._generator(name, step))
-            self.summary.feed(name, rows)
+            self.summary.add_rows(name, rows)
             if name in self.cores:
                 like, strict = self.cores[name].right.mT, self.config.mode == "strict"
                 basis = self.memory.basis(name, like) if strict else like.new_zeros(like.shape[1], 0)
-                seen[name] = Seen(pairs=pairs, basis=basis, rows=rows)
-        self.full.refresh(seen, optimizer)
+                due[name] = Seen(pairs=pairs, basis=basis, rows=rows)
+        self.full.refresh(due, optimizer)
 
     def _generator(self, name: str, step: int) -> torch.Generator:
-        """Randomness that depends on the place alone, so that a resumed run draws the same numbers."""
+        """Return a generator seeded by seed, task, step and layer: a resumed run draws the same numbers."""
         index = list(self.pair_watches).index(name)
         seed = ((self._seed * 1009 + self._index) * 100_003 + step) * 1009 + index
         return torch.Generator().manual_seed(seed % 2**63)
