@@ -123,7 +123,7 @@ def test_a_model_folder_beside_the_yaml_wins_over_a_hub_id(tmp_path):
         ({"lora": {"lora_alpha": 0}}, "lora.lora_alpha is 0.0; it must be above 0."),
         ({"eval": {"max_new_tokens": 10**9}}, "eval: max_new_tokens is 1000000000; it must be at least 1 and at most"),
         ({"training": {"max_steps": True}}, "training.max_steps is True; it must be at least 1"),
-        ({"model": {"path": ""}}, "model.path is empty; it must be a folder, the name of the shipped model, or a hub id"),
+        ({"model": {"path": ""}}, "model.path is empty; it must be a folder, the name of the shipped model"),
         ({"model": {"path": "~nobody-at-all/x"}}, "model.path is '~nobody-at-all/x': Could not determine home"),
         ({"tasks": [{"name": "a", "train": " "}]}, "tasks[0].train is empty"),
         ({"tasks": [{"name": "a", "train": "x", "eval": ""}]}, "tasks[0].eval is empty"),

@@ -32,8 +32,8 @@ Between tasks:
 
 For `gorp estimate`, on a model without data:
 
-    assume_learned      takes the largest state that finished tasks can leave, from shapes and settings alone
-    resident_tensors    returns what the method holds on the device, beside the model, while a task runs
+    assume_learned      sets the state to the largest that finished tasks can leave, from shapes and options alone
+    resident_tensors    returns the tensors, besides the model's, that are on the device while a task runs
     step_work           yields the arithmetic of `edit_gradients` and `after_step`
 
 `state_dict` is called after each task, and whenever a checkpoint is written within one. `load_state_dict` restores it.
@@ -111,7 +111,7 @@ class Work:
     moved: float
     """Bytes read and written."""
     every: int = 1
-    """It runs in one step of so many."""
+    """Number of steps in which the operation runs once."""
 
 
 class Method:
@@ -309,33 +309,34 @@ class Method:
         yield model
 
     def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
-        """Take the largest state that `tasks` finished tasks can leave, in tensors without data (the meta device).
+        """Set the state to the largest that `tasks` finished tasks can leave, as tensors on the meta device.
 
-        `gorp estimate` calls it after `setup`, reads the bytes kept between tasks off `state_dict`, and begins a task
-        from that state. Default: a dense delta of every weight that `choose` names. Overrides fill what else is in
-        `state_dict`.
+        `gorp estimate` calls it after `setup`, computes the bytes kept between tasks from `state_dict`, and begins a
+        task from that state. Default: a dense delta of each weight that `choose` names. Overrides fill whatever else
+        is in `state_dict`.
 
         Args:
             model: The base model, on the meta device.
-            tasks: At least 1.
-            steps: Optimizer steps of each task; None where they are not known.
+            tasks: Number of finished tasks, at least 1.
+            steps: Optimizer steps of each task; None if they are not known.
 
         Raises:
-            ConfigError: If the state depends on more than shapes and settings.
+            ConfigError: If the size of the state depends on more than shapes and options.
         """
         layers = self.choose(model)
         names = map(weight_name, layers) if layers is not None else [name for name, _ in model.named_parameters()]
         self.deltas = {name: WeightDelta.without_data(model.get_parameter(name).shape) for name in names}
 
     def resident_tensors(self) -> list[Tensor]:
-        """Return the tensors, beside the model's, that the method holds on the model's device while a task runs."""
+        """Return the tensors, besides the model's, that the method holds on the device while a task runs."""
         return []
 
     def step_work(self, tokens: Callable[[str], int]) -> Iterator[Work]:
-        """Yield the method's own operations in a step of the task that runs: those of `edit_gradients`, `after_step`.
+        """Yield what `edit_gradients` and `after_step` compute in a step of the running task.
 
         Args:
-            tokens: From the name of a weight to N, the tokens that its layer is shown in an optimizer step.
+            tokens: Called with the name of a weight; returns N, the number of tokens of its layer's inputs in one
+                optimizer step.
         """
         yield from ()
 

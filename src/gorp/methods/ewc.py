@@ -105,7 +105,7 @@ class Ewc(SharedLoraMethod):
 
     @override
     def resident_tensors(self) -> list[Tensor]:
-        return [tensor for pair in self._pull.values() for tensor in pair]
+        return [tensor for pair in self._penalized.values() for tensor in pair]
 
     @override
     def abandon(self, model: nn.Module) -> None:

@@ -78,7 +78,7 @@ class OLora(LoraMethod):
 
     @override
     def resident_tensors(self) -> list[Tensor]:
-        return list(self._beside.values())
+        return list(self._device_rows.values())
 
     @override
     def abandon(self, model: nn.Module) -> None:

@@ -174,11 +174,11 @@ class ProtectedFull(Method):
 
     @override
     def resident_tensors(self) -> list[Tensor]:
-        return [*self.space.bases().values(), *self._starts.values()]
+        return [*self.space.bases().values(), *self._begin_weights.values()]
 
     @override
     def step_work(self, tokens: Callable[[str], int]) -> Iterator[Work]:
-        for name, start in self._starts.items():
+        for name, start in self._begin_weights.items():
             (m, n), s = start.shape, self.memory.size(name)
             yield Work(flops=8 * m * n * s, moved=2 * 4 * (3 * m * n + 2 * n * s))  # G and W, each times S and Sᵀ
 

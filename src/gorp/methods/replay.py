@@ -108,7 +108,7 @@ class Replay(SharedLoraMethod):
     def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
         raise ConfigError(
             "replay cannot be estimated: what it keeps, and the second pass of each step, depend on how long the rows "
-            "of earlier tasks are. Train a few steps (`max_steps`) and look at the time and the memory."
+            "of earlier tasks are. Train a few steps (`max_steps`) and measure the time and the memory."
         )
 
     @override

@@ -167,7 +167,7 @@ class Gorp(Method):
 
     @override
     def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
-        config, r, weights = self.config, self.lora.r, self._weights_in_turn
+        config, r, weights = self.config, self.lora.r, self._weights_by_refresh
         for place, weight in enumerate(weights):
             rank, columns = delta_rank(weight, config, r, place=place, steps=steps), None
             if rank is not None:
@@ -186,11 +186,11 @@ class Gorp(Method):
 
     @override
     def step_work(self, tokens: Callable[[str], int]) -> Iterator[Work]:
-        sizes = {weight.name: self.memory.size(weight.name) for weight in self._weights_in_turn}
-        return work(self._weights_in_turn, sizes, self.config, self.lora.r, tokens)
+        sizes = {weight.name: self.memory.size(weight.name) for weight in self._weights_by_refresh}
+        return work(self._weights_by_refresh, sizes, self.config, self.lora.r, tokens)
 
     @property
-    def _weights_in_turn(self) -> list[TrainedWeight]:
+    def _weights_by_refresh(self) -> list[TrainedWeight]:
         """The trained weights in the order in which their frames are refreshed."""
         return trained_weights(self.weights, cores=self._full_layers, pairs=self._lora_layers)
 

@@ -1,8 +1,8 @@
-"""The largest state that finished tasks leave in GORP, and the products of its own in a step, from shapes and settings.
+"""The largest state that finished tasks can leave in GORP, and its own work in a step, from shapes and options.
 
-Between tasks a weight of m x n leaves 4·s·(n + 1) bytes of S and its energies, and 4·min(R·(m + n), m·n) of delta. How
-many directions s the data has, and the rank R of a task's change, are not known before: both are taken as large as a
-task can make them.
+A weight of m x n keeps 4·s·(n + 1) bytes of S and its energies between tasks, and 4·min(R·(m + n), m·n) bytes of delta.
+The size s of S and the rank R of a task's change are not known in advance, so both are the largest that a task can
+reach.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class TrainedWeight:
     """A weight that GORP trains, m x n."""
 
     name: str
-    """In the base model's `state_dict`."""
+    """Name in the base model's `state_dict`."""
     shape: torch.Size
     core: bool
     """Whether it has a core C, k x k."""
@@ -46,53 +46,53 @@ def trained_weights(weights: BaseWeights, *, cores: Sequence[str], pairs: Sequen
 def directions(
     weights: Sequence[TrainedWeight], config: GorpConfig, r: int, *, tasks: int, steps: int | None
 ) -> dict[str, tuple[int, int]]:
-    """Return for each basis in S its dimension and the most directions that `tasks` tasks can bring, in the budget.
+    """Return for each basis S its dimension n and the most directions that `tasks` tasks can add within the budget.
 
-    A task brings the rows of its first moments, r of A and k of C; or those of its sketch; or as many directions as its
-    inputs have, at most n.
+    A task adds as many directions as its first moments have rows (r of A, k of C), as its sketch has rows, or as its
+    inputs have dimensions, at most n.
 
     Args:
-        weights: Of the model, in the order of `trained_weights`.
-        config: Without open fields.
-        r: Rows of A.
-        tasks: Finished tasks.
-        steps: Of each task; None if not known.
+        weights: The trained weights, in the order of `trained_weights`.
+        config: The options, with every None resolved.
+        r: Number of rows of A.
+        tasks: Number of finished tasks.
+        steps: Optimizer steps of each task; None if not known.
     """
-    brought: dict[str, tuple[int, int]] = {}
+    added: dict[str, tuple[int, int]] = {}
     paper, source = config.mode == "paper", config.memory_source
     for place, weight in enumerate(weights):
         name, (_, n), k = weight.name, weight.shape, config.rank
         if source == "inputs":
-            brought[name] = (n, n)
+            added[name] = (n, n)
             continue
         if paper and weight.core:
-            brought[f"{name}::core"] = (k, k)
+            added[f"{name}::core"] = (k, k)
         if paper and weight.lora and config.adapter_side == "rank":
-            brought[f"{name}::rank"] = (r, r)
+            added[f"{name}::rank"] = (r, r)
         elif source == "sketch" and (weight.lora or not paper):
-            brought[name] = (n, _sketch_rows(config, n, _refreshes(config, place, steps)))
+            added[name] = (n, _sketch_rows(config, n, _refreshes(config, place, steps)))
         elif rows := r * weight.lora + k * (weight.core and not paper):
-            brought[name] = (n, rows)
+            added[name] = (n, rows)
     budget = config.budget or 1.0
-    return {key: (n, min(room(n, budget), tasks * min(rows, n))) for key, (n, rows) in brought.items()}
+    return {key: (n, min(room(n, budget), tasks * min(rows, n))) for key, (n, rows) in added.items()}
 
 
 def delta_rank(weight: TrainedWeight, config: GorpConfig, r: int, *, place: int, steps: int | None) -> int | None:
-    """Return the most columns of a task's change; None if it is dense, or may be because `steps` is not known.
+    """Return the largest rank of a task's change; None if it is dense, or could be because `steps` is not known.
 
     Args:
-        weight: Its `place` in the order of `trained_weights` says when its frame is refreshed.
-        config: Without open fields.
-        r: Rows of A.
-        place: From 0.
-        steps: Of a task.
+        weight: The weight.
+        config: The options, with every None resolved.
+        r: Number of rows of A.
+        place: Index of the weight in the order of `trained_weights`, which decides when its frame is refreshed.
+        steps: Optimizer steps of a task; None if not known.
     """
     (m, n), k = weight.shape, config.rank
     refreshes = _refreshes(config, place, steps) if weight.core else 0
     if refreshes is None:
         return None
     folds = (refreshes + 1) * weight.core  # one at each refresh, one at the task's end
-    if (k * folds + r * weight.lora) * (m + n) >= m * n:  # multiplied out while the task runs
+    if (k * folds + r * weight.lora) * (m + n) >= m * n:  # factors this large are replaced by a dense matrix
         return None
     return min(k * refreshes + r * weight.lora, m, n)  # the first fold adds zero
 
@@ -100,7 +100,7 @@ def delta_rank(weight: TrainedWeight, config: GorpConfig, r: int, *, place: int,
 def work(
     weights: Sequence[TrainedWeight], sizes: Mapping[str, int], config: GorpConfig, r: int, tokens: Callable[[str], int]
 ) -> Iterator[Work]:
-    """Yield what GORP adds to a step: projections of A, and the refresh of each frame in one step of T.
+    """Yield what GORP adds to a step: projections of A, and in one of T steps the refresh of each frame.
 
     With N tokens, S n x s, q = k + oversampling and p power steps:
 
@@ -108,11 +108,11 @@ def work(
         refresh      (3 + 2p) · 2·N·q·(m + n) + 2·m·n·k flops   thin products with X and D, and one fold
 
     Args:
-        weights: The trained ones.
-        sizes: s of each, by name.
-        config: Without open fields.
-        r: Rows of A.
-        tokens: N of each weight, by name.
+        weights: The trained weights.
+        sizes: Name of a weight -> s.
+        config: The options, with every None resolved.
+        r: Number of rows of A.
+        tokens: Called with the name of a weight; returns N.
     """
     q, sketched, power = config.rank + config.oversampling, config.memory_source == "sketch", config.power_steps or 0
     for weight in weights:
@@ -129,7 +129,7 @@ def work(
 
 
 def _refreshes(config: GorpConfig, place: int, steps: int | None) -> int | None:
-    """How often it is the turn of the weight at `place` in a task of `steps` steps; None if that is not known."""
+    """Return how often the weight at index `place` is refreshed in a task of `steps` steps; None if not known."""
     if steps is None:
         return None
     period = min(config.refresh_every, steps)
@@ -137,7 +137,7 @@ def _refreshes(config: GorpConfig, place: int, steps: int | None) -> int | None:
 
 
 def _sketch_rows(config: GorpConfig, n: int, refreshes: int | None) -> int:
-    """Rows of a sketch of size l after k + oversampling rows a refresh: from 2·l on it shrinks to l."""
+    """Return the rows that a sketch of size l has after k + oversampling rows per refresh; at 2·l it shrinks to l."""
     size, rows = min(config.sketch_size, n), 0
     if refreshes is None:
         return 2 * size

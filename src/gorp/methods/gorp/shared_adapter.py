@@ -57,12 +57,12 @@ class SharedAdapter:
             self.core_deltas[name] = delta
 
     def assume(self, weights: Sequence[TrainedWeight], deltas: Mapping[str, WeightDelta], *, r: int) -> None:
-        """Hold what finished tasks leave of these weights, in tensors without data (the meta device).
+        """Set the state to what finished tasks leave, as tensors on the meta device.
 
         Args:
-            weights: The trained ones.
-            deltas: All tasks' changes of them.
-            r: Rows of A.
+            weights: The trained weights.
+            deltas: The changes of all tasks.
+            r: Number of rows of A.
         """
         for weight in weights:
             m, n = weight.shape
@@ -71,7 +71,7 @@ class SharedAdapter:
             if weight.core:
                 delta = deltas[weight.name]
                 columns = None if delta.is_dense else delta.rank + r * weight.lora
-                self.folded[weight.name] = WeightDelta.without_data(weight.shape, columns)
+                self.core_deltas[weight.name] = WeightDelta.without_data(weight.shape, columns)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the factors under `shared/…` and the cores' deltas under `folded/…`."""
