@@ -423,7 +423,7 @@ def test_a_loss_that_is_not_finite_leaves_all_versions_whole(tmp_path):
         ({"lora": {"target_modules": ["q_prj"]}}, ModelError, "lora.target_modules: `q_prj` matches no linear"),
         ({"method": {"name": "gorp", "full_modules": ["wj"]}}, ModelError, "method.full_modules: `wj` matches no"),
         ({"model": {"path": "./nothing"}}, ModelError, "no such folder"),
-        ({"encoding": {"max_completion_tokens": 1}}, DataError, "task one, row 0 (counted from 0) of the training rows"),
+        ({"encoding": {"max_completion_tokens": 1}}, DataError, "row 0 (counted from 0) of the training rows"),
         ({"training": {"optim": "adamw_bnb_8bt"}}, ConfigError, "adamw_bnb_8bt"),
         ({"training": {"lr_scheduler_type": "constnt"}}, ConfigError, "constnt"),
         ({"tasks": [task("one", labels=["true"])]}, DataError, "one.jsonl, line 2: label `false` is not one of"),
