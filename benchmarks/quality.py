@@ -132,7 +132,8 @@ def main(
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    comparison = Comparison(args.model, training=training or {}, lora=lora or {}, full=full, tokens=tokens)
+    lora = lora or {"target_modules": "auto"}
+    comparison = Comparison(args.model, training=training or {}, lora=lora, full=full, tokens=tokens)
     if args.stage == "tune":
         run_grid(
             [c for m in args.methods for c in comparison.tuning(m)], args.out / "trials", args.data, report=say, run=run

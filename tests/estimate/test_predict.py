@@ -165,7 +165,7 @@ def test_a_loss_term_costs_what_its_forward_pass_costs(tmp_path):
         load_config(make_project(tmp_path / name, method={"name": name})) for name in ("incremental_lora", "lwf")
     )
     model, _ = load_model(plain.model, "cpu")
-    add_lora(model, resolve(model, plain.lora.target_modules, role="lora"), plain.lora)
+    add_lora(model, resolve(model, plain.lora.targets, role="lora"), plain.lora)
     encoding, rows = plain.encoding, plain.training["per_device_train_batch_size"]
     batch = batch_of(model, rows=rows, prompt=encoding.max_prompt_tokens, answer=encoding.max_completion_tokens)
     with torch.no_grad(), Ledger() as ledger:

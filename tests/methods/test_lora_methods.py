@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from gorp.layers.lora import LoraSettings
+from gorp.layers.targets import resolve
 from gorp.methods import METHODS
 from gorp.methods.base import TaskContext
 from tests.runs import assert_equal, fresh, tiny, train
@@ -111,3 +113,15 @@ def test_sequential_full_trains_every_parameter(tmp_path):
     train(model, method, 1, tmp_path)
     assert set(method.deltas) == {name for name, _ in pristine.named_parameters()}
     assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), pristine.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_adapters_are_on_all_linear_layers_by_default_and_in_paper_mode_on_the_preset(family):
+    model = tiny(family)
+    for name, method in METHODS.items():
+        if method.uses_lora:
+            assert set(fresh(name, model).choose(model)) == set(resolve(model, "all-linear", role="lora")), name
+    preset = [resolve(model, "auto", role=role) for role in ("lora", "full")]
+    assert fresh("gorp", model, mode="paper").choose(model) == [layer for layers in preset for layer in layers]
+    chosen = fresh("gorp", model, mode="paper", lora=LoraSettings(target_modules="all-linear")).choose(model)
+    assert set(chosen) == set(resolve(model, "all-linear", role="lora"))

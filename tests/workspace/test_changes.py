@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from gorp.errors import CheckpointError, TrainingError
+from gorp.errors import CheckpointError, ConfigError, TrainingError
 from gorp.progress import Progress
-from gorp.workspace import Workspace, load_config, plan, run_sequence, status
+from gorp.workspace import Workspace, effective, load_config, plan, run_sequence, status
 from gorp.workspace import run as run_module
 from tests.workspace.project import make_project, task, tree_hash, weights, write_config, write_rows
 
@@ -148,3 +148,36 @@ def test_an_appended_task_whose_training_was_interrupted_is_pending(tmp_path, mo
     interrupted(monkeypatch, load_config(write_config(tmp_path)), work)
     state = status(work)
     assert (state["tasks"], state["pending"], state["begun"]) == (["one", "two"], ["two"], ["two"])
+
+
+def test_a_workspace_made_with_the_old_default_layers_keeps_them_or_is_refused(tmp_path):
+    """Adapters were on `auto` by default; a workspace recorded that value, as it records any."""
+    work, preset = tmp_path / "work", {"target_modules": "auto"}
+    run_sequence(load_config(make_project(tmp_path, tasks=[task("one")], lora=preset)), work)
+    before = tree_hash(work)
+    with pytest.raises(ConfigError, match=r"lora.target_modules is 'all-linear', but .* with 'auto'.*Set it to"):
+        run_sequence(load_config(write_config(tmp_path)), work)
+    assert tree_hash(work) == before
+    run_sequence(load_config(write_config(tmp_path, lora=preset)), work)
+    assert status(work)["current"] == "v2"
+
+
+def test_a_task_begun_with_the_old_default_layers_is_not_gone_on_with_on_other_layers(tmp_path, monkeypatch):
+    work, preset = tmp_path / "work", {"target_modules": "auto"}
+    interrupted(monkeypatch, load_config(make_project(tmp_path, tasks=[task("one")], lora=preset)), work)
+    with pytest.raises(CheckpointError, match=r"lora.target_modules = 'auto' \(now 'all-linear'\)"):
+        run_sequence(load_config(write_config(tmp_path, tasks=[task("one")])), work)
+
+
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [
+        ({"name": "gorp"}, "all-linear"),
+        ({"name": "gorp", "mode": "paper"}, "auto"),
+        ({"name": "sequential_lora"}, "all-linear"),
+    ],
+)
+def test_the_default_layers_are_recorded_by_name(tmp_path, method, layers):
+    config = load_config(write_config(tmp_path, method=method))
+    assert config.lora.target_modules is None
+    assert effective(config)["lora"]["target_modules"] == layers

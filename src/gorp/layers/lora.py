@@ -35,12 +35,18 @@ class LoraSettings:
     """B A is scaled by s = lora_alpha / r."""
     lora_dropout: Annotated[float, BELOW_ONE, BETWEEN_TASKS] = 0.0
     """Dropout probability of the inputs of A during training."""
-    target_modules: tuple[str, ...] | str = "auto"
-    """Layers that get a pair: "auto", "all-linear", or patterns (`gorp.layers.targets.resolve`)."""
+    target_modules: tuple[str, ...] | str | None = None
+    """Layers that get a pair: "all-linear", "auto", "none", or patterns (`gorp.layers.targets.resolve`). None is
+    "all-linear", and "auto" in gorp's `mode: paper`."""
 
     def __post_init__(self) -> None:
         """Check the ranges of all numbers, before a model is loaded."""
         check_ranges(self, "lora.")
+
+    @property
+    def targets(self) -> tuple[str, ...] | str:
+        """`target_modules`, its default filled in; a method with another default sets `target_modules` first."""
+        return "all-linear" if self.target_modules is None else self.target_modules
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,17 +34,18 @@ class LoraMethod(Method):
 
     @override
     def choose(self, model: nn.Module) -> list[str]:
-        self.layers: list[str] = resolve(model, self.lora.target_modules, role="lora")
+        self.layers: list[str] = resolve(model, self.lora.targets, role="lora")
         if not self.layers:
             raise ConfigError(
-                f"{self.name} has nothing to train: lora.target_modules is `none`. Set it to layer names or `auto`."
+                f"{self.name} has nothing to train: lora.target_modules is `none`. Set it to layer names or "
+                "`all-linear`."
             )
         check_rank(model, self.layers, self.lora.r, "lora.r")
         return self.layers
 
     @override
     def notes(self, model: nn.Module) -> list[str]:
-        return [line for line in [left_out_line(model, self.lora.target_modules)] if line]
+        return [line for line in [left_out_line(model, self.lora.targets)] if line]
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:

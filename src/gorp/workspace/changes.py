@@ -87,9 +87,9 @@ def _compare(old: Any, new: Any, where: str, *, free: Sequence[str] = ()) -> Non
     for path, before, now in differences(old, new, where):
         options = ", ".join(f"`{where}.{name}`" for name in free)
         raise ConfigError(
-            f"{path} is {now!r}, but the learned tasks of this workspace were trained with {before!r}. Change it back, "
-            "or use another workspace. After the first task these may change: `training`, `encoding`, `eval`, tasks "
-            f"not learned yet{options and ', '}{options}."
+            f"{path} is {now!r}, but the learned tasks of this workspace were trained with {before!r}. Set it to that "
+            "value, or use another workspace. After the first task these may change: `training`, `encoding`, `eval`, "
+            f"tasks not learned yet{options and ', '}{options}."
         )
 
 

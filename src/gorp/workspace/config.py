@@ -124,10 +124,11 @@ def num_tasks(config: RunConfig) -> int | None:
 def effective(config: RunConfig) -> dict[str, Any]:
     """Return everything that determines the result as JSON values, with all defaults (also those of the mode)."""
     method = build_method(config.method, config.options, config.lora)
+    lora: LoraSettings = getattr(method, "lora", LoraSettings())
     return {
         "model": asdict(config.model),
         "method": {"name": config.method, **_plain(asdict(method.config))},
-        "lora": None if config.lora is None else _plain(asdict(config.lora)),
+        "lora": None if config.lora is None else _plain(asdict(lora) | {"target_modules": lora.targets}),
         "training": DEFAULTS | dict(config.training),
         "encoding": asdict(config.encoding),
         "tasks": [asdict(task) for task in config.tasks],

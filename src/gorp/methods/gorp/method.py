@@ -13,6 +13,7 @@ This file holds what is carried from task to task; `gorp.methods.gorp.task` hold
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -49,6 +50,8 @@ class Gorp(Method):
     def __init__(self, config: GorpConfig | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__((config or GorpConfig()).resolved())
         self.lora = lora or LoraSettings()
+        if self.config.mode == "paper" and self.lora.target_modules is None:
+            self.lora = replace(self.lora, target_modules="auto")  # queries and values, as published
         self.space = SharedSpace(budget=self.config.budget, energy=self.config.energy)
         self.memory = self.space.memory
         self.task: GorpTask | None = None
@@ -63,7 +66,7 @@ class Gorp(Method):
 
     @override
     def choose(self, model: nn.Module) -> list[str]:
-        self._lora_layers = resolve(model, self.lora.target_modules, role="lora")
+        self._lora_layers = resolve(model, self.lora.targets, role="lora")
         self._full_layers = resolve(model, self.config.full_modules, role="full")
         if not self._lora_layers and not self._full_layers:
             raise ConfigError(
@@ -76,7 +79,7 @@ class Gorp(Method):
 
     @override
     def notes(self, model: nn.Module) -> list[str]:
-        return [line for line in [left_out_line(model, self.lora.target_modules, self.config.full_modules)] if line]
+        return [line for line in [left_out_line(model, self.lora.targets, self.config.full_modules)] if line]
 
     @override
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
