@@ -19,7 +19,7 @@ from peers import Peer, task_of
 from records import arguments, conditions, described, settle, write_record
 from torch import Tensor, nn
 
-from gorp.core.frame import Seen, exact_frame, gradient_rows, sketched_frames
+from gorp.core.frame import FrameInputs, exact_frame, gradient_rows, sketched_frames
 from gorp.data import Collator, Encoding, encode
 from gorp.demo.run import DemoSettings, demo_tasks
 from gorp.layers.lora import LoraSettings
@@ -54,7 +54,7 @@ def captured(pair: tuple[Tensor, Tensor], basis: Tensor, config: GorpConfig, see
     options = {"rank": config.rank, "oversampling": config.oversampling, "power_steps": config.power_steps}
     generator = torch.Generator().manual_seed(seed)
     rows = gradient_rows([pair], count=config.rank + config.oversampling, generator=generator)
-    seen = Seen(pairs=[pair], basis=basis, rows=rows)
+    seen = FrameInputs(pairs=[pair], basis=basis, rows=rows)
     (sketched,) = sketched_frames([seen], **options)
     gradient = d.double().mT @ x.double()
     exact = exact_frame(gradient, basis.double(), rank=config.rank)

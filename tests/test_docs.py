@@ -29,7 +29,7 @@ from gorp.methods.gorp import MODE_DEFAULTS, GorpConfig
 from gorp.models.load import SHIPPED_FOLDER, ModelConfig
 from gorp.ranges import may_change, ranges
 from gorp.storage import read_tensors
-from gorp.training.settings import DEFAULTS, OURS
+from gorp.training.settings import DEFAULTS, SET_BY_GORP
 from gorp.workspace import load_config, run_sequence
 from gorp.workspace.config import BLOCKS, NOT_SHARED, parse_config
 from tests.runs import KNOWN
@@ -160,9 +160,9 @@ def test_the_top_level_has_every_block():
 def test_training_lists_each_default_that_gorp_changes_and_each_field_that_it_refuses():
     lines = table("training")
     assert {key: value(line.defaults[0]) for key, line in lines.items()} == DEFAULTS
-    assert words("training", "Set by gorp itself") == set(OURS)
+    assert words("training", "Set by gorp itself") == set(SET_BY_GORP)
     others = words("training", "for example `gradient") - {"transformers.TrainingArguments"}
-    assert others <= {field.name for field in fields(TrainingArguments)} - set(OURS) - set(DEFAULTS)
+    assert others <= {field.name for field in fields(TrainingArguments)} - set(SET_BY_GORP) - set(DEFAULTS)
 
 
 def test_formats_metrics_and_templates_are_those_of_the_code():

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from gorp.core.frame import Seen, exact_frame, gradient_rows, is_due, sketched_frames
+from gorp.core.frame import FrameInputs, exact_frame, gradient_rows, is_due, sketched_frames
 from gorp.core.linalg import orthonormalize
 from tests.matrices import basis, decaying, orthonormality_error, projector
 
@@ -24,7 +24,7 @@ def gradient_of(pairs):
 
 def frame_inputs(pairs, away_from):
     rows = gradient_rows(pairs, count=16, generator=generator())
-    return Seen(pairs=pairs, basis=away_from, rows=rows)
+    return FrameInputs(pairs=pairs, basis=away_from, rows=rows)
 
 
 def sketch(pairs, away_from, **options):

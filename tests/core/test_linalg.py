@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gorp.core.linalg import (
+    exceeds_rounding,
     extend_basis,
     extend_basis_above,
     leading_outside,
@@ -15,7 +16,6 @@ from gorp.core.linalg import (
     orthonormalize,
     project_out,
     project_out_rows,
-    stands_out,
 )
 from tests.matrices import basis as random_basis
 from tests.matrices import basis_and_matrix, orthonormality_error
@@ -167,7 +167,7 @@ class TestStandsOut:
         basis = random_basis(50, 10, dtype=torch.float32)
         inside, outside = torch.randn(3, 10) @ basis.mT, project_out_rows(torch.randn(1, 50), basis)
         rows = torch.cat([inside, outside, inside[:1] + 0.01 * outside, torch.zeros(1, 50)])
-        assert stands_out(rows, basis).tolist() == [False, False, False, True, True, False]
+        assert exceeds_rounding(rows, basis).tolist() == [False, False, False, True, True, False]
 
 
 class TestLeadingOutside:

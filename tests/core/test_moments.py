@@ -6,13 +6,13 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from gorp.core.frame import Frame
-from gorp.core.moments import KEPT, check_moments, first_moment, kept_by, reset_moments, rotate_moments
+from gorp.core.moments import STATE_KEYS, check_moments, first_moment, reset_moments, rotate_moments, state_keys_of
 from gorp.core.reference import adam_direction, carried_moments
 from gorp.errors import ConfigError
 from tests.matrices import projector
 
 
-ADAM = KEPT["torch", "AdamW"]
+ADAM = STATE_KEYS["torch", "AdamW"]
 K = 4
 
 
@@ -162,7 +162,7 @@ OPTIMIZERS = {
 class TestOptimizers:
     def test_every_matrix_or_factor_of_the_state_is_listed(self, name):
         optimizer, core = stepped(OPTIMIZERS[name])
-        kept = kept_by(type(optimizer))
+        kept = state_keys_of(type(optimizer))
         known = {*kept.means, *kept.squares, *(kept.factors or ())}
         large = {key for key, x in optimizer.state[core].items() if torch.is_tensor(x) and x.numel() > 1}
         assert large <= known and large
@@ -177,7 +177,7 @@ class TestOptimizers:
         for at in (old, new):
             optimizer, core = stepped(OPTIMIZERS[name])
             if at is new:
-                rotate_moments(optimizer.state[core], kept_by(type(optimizer)), old, new)
+                rotate_moments(optimizer.state[core], state_keys_of(type(optimizer)), old, new)
             core.data.zero_()
             core.grad = at.left.mT @ gradient @ at.right
             optimizer.step()
@@ -187,15 +187,15 @@ class TestOptimizers:
     def test_an_empty_state_can_be_rotated_and_reset(self, name):
         optimizer, core = stepped(OPTIMIZERS[name], steps=0)
         state = optimizer.state.get(core, {})
-        rotate_moments(state, kept_by(type(optimizer)), frame(rank=0), frame())
-        reset_moments(state, kept_by(type(optimizer)))
+        rotate_moments(state, state_keys_of(type(optimizer)), frame(rank=0), frame())
+        reset_moments(state, state_keys_of(type(optimizer)))
         core.grad = torch.ones(K, K, dtype=torch.float64)
         optimizer.step()
         assert core.isfinite().all() and core.any()
 
     def test_reset_gives_the_state_of_a_new_optimizer_or_is_refused(self, name):
         optimizer, core = stepped(OPTIMIZERS[name])
-        kept = kept_by(type(optimizer))
+        kept = state_keys_of(type(optimizer))
         if not kept.restarts:
             with pytest.raises(ConfigError, match=r"`moments: rotate` or `keep`"):
                 check_moments(type(optimizer), {}, rule="reset", rank=K)

@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gorp.core.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
-from gorp.core.frame import Seen, gradient_rows, sketched_frames
+from gorp.core.frame import FrameInputs, gradient_rows, sketched_frames
 from tests.matrices import basis
 
 
@@ -46,7 +46,7 @@ def a_frame_is_that_of_all_ranks_rows(rank, ranks):
     rows = gradient_rows(mine, count=11, generator=torch.Generator().manual_seed(0))
     psi = torch.randn(7, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 11**0.5
     torch.testing.assert_close(rows, psi.mT @ d.mT @ x / ranks)
-    seen = Seen(pairs=mine, basis=away_from, rows=rows)
+    seen = FrameInputs(pairs=mine, basis=away_from, rows=rows)
     (frame,) = sketched_frames([seen], **settings)
     copies = [torch.empty_like(frame.right) for _ in range(ranks)]
     dist.all_gather(copies, frame.right)

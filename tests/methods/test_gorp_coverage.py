@@ -120,14 +120,14 @@ def test_an_error_while_a_task_is_taken_in_leaves_what_was_told_before(tmp_path,
     before = {key: value.clone() for key, value in method.space.coverage.state_dict().items()}
     calls = []
 
-    def enter(self, *args, **kwargs):
+    def add_task(self, *args, **kwargs):
         calls.append(args)
         if len(calls) == 2:
             raise RuntimeError("out of luck")
         return plain(self, *args, **kwargs)
 
-    plain = Coverage.enter
-    monkeypatch.setattr(Coverage, "enter", enter)
+    plain = Coverage.add_task
+    monkeypatch.setattr(Coverage, "add_task", add_task)
     with pytest.raises(RuntimeError, match="out of luck"):
         train(model, method, 2, tmp_path, num_train_epochs=0.5)
     assert len(calls) == 2

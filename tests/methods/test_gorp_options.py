@@ -83,7 +83,7 @@ def covered(chosen: dict[str, Any]) -> list[tuple[tuple[str, Any], ...]]:
 
 
 def learn(method: Gorp, model: torch.nn.Module, index: int, steps: int = 6) -> None:
-    """One task of random rows, through the seams, with AdamW and much weight decay."""
+    """One task of random rows, through the method hooks, with AdamW and much weight decay."""
     generator = torch.Generator().manual_seed(index)
 
     def batches(size: int, limit: int | None) -> Iterator[dict[str, torch.Tensor]]:

@@ -57,3 +57,11 @@ def test_it_keeps_the_rows_of_every_task(tmp_path):
     for task in (1, 2, 1):
         train(model, method, task, tmp_path, max_steps=1)
     assert {tuple(rows.shape) for rows in method.rows.values()} == {(3 * 8, 32)}
+
+
+def test_between_tasks_the_device_holds_no_rows_of_earlier_tasks(tmp_path):
+    model = tiny("llama")
+    method = fresh("olora", model)
+    for task in (1, 2):
+        train(model, method, task, tmp_path, max_steps=1)
+    assert method.resident_tensors() == []

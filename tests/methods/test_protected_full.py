@@ -273,7 +273,7 @@ def test_the_dtype_of_products_is_that_of_autocast(tmp_path):
 
     class Ask(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            self.seen = {layer.made_in for layer in method._layers.values()}
+            self.seen = {layer.compute_dtype for layer in method._layers.values()}
 
     for options, expected in (({}, torch.float32), ({"bf16": True}, torch.bfloat16)):
         model, ask = tiny("llama"), Ask()

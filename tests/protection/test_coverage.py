@@ -38,7 +38,7 @@ def factored(left: Tensor, right: Tensor) -> WeightDelta:
 def entered(coverage: Coverage, task: str, name: str, x: Tensor, weight: Tensor, *, s: int = 2) -> Tensor:
     """Store the input summary of a task with these rows and a random S; return S."""
     space = basis(x.shape[1], s, dtype=x.dtype)
-    coverage.enter(task, name, sums_of(x), basis=space, weight=weight)
+    coverage.add_task(task, name, sums_of(x), basis=space, weight=weight)
     return space
 
 
@@ -81,10 +81,10 @@ def test_output_change_adds_up_over_later_tasks():
     first, second = factored(randn(5, 1, seed=2), randn(8, 1, seed=3)), WeightDelta.of(0.3 * randn(5, 8, seed=4))
     coverage = Coverage()
     entered(coverage, "a", "w", x, weight)
-    coverage.move("w", first)
-    coverage.move("another", second)
+    coverage.add_change("w", first)
+    coverage.add_change("another", second)
     entered(coverage, "b", "w", x, weight + first.dense())
-    coverage.move("w", second)
+    coverage.add_change("w", second)
 
     projected = sums_of(x).projected
     for task, change, then in (
@@ -101,7 +101,7 @@ def test_a_change_along_a_released_direction_counts():
     coverage = Coverage()
     space = entered(coverage, "a", "w", x, weight, s=3)
     released = space[:, :1]
-    coverage.move("w", factored(randn(5, 1, seed=2), released))
+    coverage.add_change("w", factored(randn(5, 1, seed=2), released))
     assert coverage.facts()["a"]["output_change"] > 0.1
 
 
@@ -109,14 +109,14 @@ def test_facts_over_two_weights_computed_by_hand():
     coverage = Coverage()
     x = torch.tensor([[3.0, 0.0], [0.0, 4.0]])  # M = diag(9, 16)
     first, second = torch.eye(2)[:, :1], torch.eye(2)[:, 1:]
-    coverage.enter("t", "u", sums_of(x), basis=first, weight=torch.eye(2))
-    coverage.enter("t", "v", sums_of(x), basis=second, weight=2 * torch.eye(2))
+    coverage.add_task("t", "u", sums_of(x), basis=first, weight=torch.eye(2))
+    coverage.add_task("t", "v", sums_of(x), basis=second, weight=2 * torch.eye(2))
     before = coverage.facts()["t"]
     assert (before["output_change"], before["output_change_worst"]) == (0.0, 0.0)
     assert before["coverage"] == pytest.approx(0.5)
     assert (before["coverage_worst"], before["coverage_worst_weight"]) == (pytest.approx(9 / 25), "u")
 
-    coverage.move("v", factored(first, first))  # Y = 3 Ω / √8 in one row, so ‖Y‖² = 9; centred outputs 12.5 and 50
+    coverage.add_change("v", factored(first, first))  # Y = 3 Ω / √8 in one row: ‖Y‖² = 9; centred outputs 12.5, 50
     facts = coverage.facts()["t"]
     assert facts["output_change"] == pytest.approx((9 / 62.5) ** 0.5, rel=5e-3)
     assert (facts["output_change_worst"], facts["output_change_worst_weight"]) == (
@@ -128,8 +128,8 @@ def test_facts_over_two_weights_computed_by_hand():
 
 def test_output_change_is_none_if_all_outputs_are_equal():
     coverage = Coverage()
-    coverage.enter("t", "w", sums_of(torch.ones(9, 2)), basis=torch.eye(2), weight=torch.eye(2))
-    coverage.move("w", WeightDelta.of(torch.eye(2)))
+    coverage.add_task("t", "w", sums_of(torch.ones(9, 2)), basis=torch.eye(2), weight=torch.eye(2))
+    coverage.add_change("w", WeightDelta.of(torch.eye(2)))
     facts = coverage.facts()["t"]
     assert facts["coverage"] == 1.0
     assert facts["output_change"] is facts["output_change_worst"] is facts["output_change_worst_weight"] is None
@@ -152,7 +152,7 @@ def test_coverage_is_a_lower_bound_after_releases_and_exact_for_the_newest_task(
         sums = sums_of(randn(3 * n, n, seed=seed + int(task)) * spectrum)
         memory.extend_above(["w"], sums.total, threshold=threshold)
         space = memory.basis("w", sums.total)
-        coverage.enter(task, "w", sums, basis=space, weight=torch.eye(n))
+        coverage.add_task(task, "w", sums, basis=space, weight=torch.eye(n))
         coverage.release(memory.released, newest=task)
         moments[task] = sums.total
         reported = {name: entry["coverage"] for name, entry in coverage.facts().items()}
@@ -176,7 +176,7 @@ def test_a_state_dict_restores_all_tasks_in_order_whatever_their_names():
     for name in names:
         for weight in ("u.weight", "v.weight"):
             entered(coverage, name, weight, randn(20, 4), randn(3, 4))
-        coverage.move("u.weight", WeightDelta.of(randn(3, 4, seed=1)))
+        coverage.add_change("u.weight", WeightDelta.of(randn(3, 4, seed=1)))
     again = Coverage()
     again.load_state_dict(dict(sorted(coverage.state_dict().items())))  # as safetensors may order them
     assert again.facts() == coverage.facts() and list(again.facts()) == names

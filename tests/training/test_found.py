@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from gorp.training.found import AsFound, ProcessAsFound
+from gorp.training.found import SavedModelState, SavedTorchSettings
 from tests.runs import Kill, Killed, fresh, tiny, train
 
 
@@ -78,7 +78,7 @@ def test_fisher_information_is_taken_in_the_precision_of_the_model(tmp_path, mon
 def test_hooks_stay_under_the_control_of_their_handles():
     layer = torch.nn.Linear(2, 2)
     handle = layer.register_forward_hook(lambda *_: None)
-    found = AsFound(layer)
+    found = SavedModelState(layer)
     layer.register_forward_hook(lambda *_: None)
     layer.new = 1
     found.restore()
@@ -93,7 +93,7 @@ def how_torch_computes():
 
 
 def test_the_process_computes_as_before():
-    before, found = how_torch_computes(), ProcessAsFound()
+    before, found = how_torch_computes(), SavedTorchSettings()
     torch.backends.fp32_precision = "tf32"
     torch.backends.cudnn.deterministic = not before[2]
     torch.use_deterministic_algorithms(not before[1])

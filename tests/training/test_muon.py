@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from gorp.core.moments import kept_by
+from gorp.core.moments import state_keys_of
 from gorp.errors import ConfigError
 from gorp.training.muon import MuonAdamW, tables_of
 from gorp.weights.delta import WeightDelta, leak
@@ -111,7 +111,7 @@ def test_s_is_as_safe_as_under_adam_and_moments_are_carried(tmp_path):
     """The momentum of a core is a matrix in its frame: rotated, like Adam's; strict mode's promise holds."""
     model = tiny("llama")
     method = fresh("gorp", model)
-    assert kept_by(MuonAdamW).means[0] == "momentum_buffer" and kept_by(torch.optim.Muon) is not None
+    assert state_keys_of(MuonAdamW).means[0] == "momentum_buffer" and state_keys_of(torch.optim.Muon) is not None
     train(model, method, 1, tmp_path, optim="muon")
     protected, before = method.memory_tensors(), {n: d.dense().clone() for n, d in method.deltas.items()}
     result = train(model, method, 2, tmp_path, optim="muon")

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from gorp.errors import ConfigError
 from gorp.training import check_arguments, training_arguments
 from gorp.training.preflight import num_steps
-from gorp.training.settings import OURS, check_training_block
+from gorp.training.settings import SET_BY_GORP, check_training_block
 from gorp.workspace import load_config, plan, run_sequence
 from tests.runs import fresh, rows, tiny, train
 from tests.workspace.project import make_project
@@ -107,7 +107,7 @@ def test_what_can_be_made_is_the_optimizer_that_trains(block, tmp_path):
 
 def test_every_refused_key_is_one_of_hugging_face():
     known = {name for name in TrainingArguments.__dataclass_fields__}
-    assert set(OURS) <= known | {"parallelism_config", "enable_jit_checkpoint", "hub_revision"}
+    assert set(SET_BY_GORP) <= known | {"parallelism_config", "enable_jit_checkpoint", "hub_revision"}
 
 
 @given(

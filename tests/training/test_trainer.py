@@ -1,4 +1,4 @@
-"""The seams are called in order, a loss that is not finite stops the run, and checkpoints are whole or unread."""
+"""Method hooks run in order, a loss that is not finite stops the run, and checkpoints are read whole or not at all."""
 
 import pytest
 import torch

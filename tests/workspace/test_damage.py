@@ -37,7 +37,7 @@ def make(root: Path) -> Workspace:
             for name, score in zip(TASKS, (100 / 3, 50.0), strict=True):
                 samples = [{"index": 0, "prompt": "p", "answer": "a"}]
                 found = TaskScore(task=name, metric="m", score=score, rows=6, samples=samples)
-                scores.enter(f"v{number}", found, "k", "c")
+                scores.add(f"v{number}", found, "k", "c")
             parent, task = (f"v{number - 1}", TASKS[number - 1]) if number else (None, None)
             publish(store, f"v{number}", **facts, parent=parent, task=task, contains=list(TASKS[:number]))
     return store

@@ -170,5 +170,5 @@ def test_no_score_is_lost_when_several_processes_write(tmp_path):
     tables = [Scores(tmp_path / "eval") for _ in range(4)]
     for number, table in enumerate(tables):  # each was read before any other wrote
         score = TaskScore(task=f"t{number}", metric="m", score=float(number), rows=1, samples=[])
-        table.enter("v0", score, "k", "c")
+        table.add("v0", score, "k", "c")
     assert set(Scores(tmp_path / "eval").cells["v0"]) == {"t0", "t1", "t2", "t3"}

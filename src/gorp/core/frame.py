@@ -44,7 +44,7 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class FrameInputs:
     """Inputs from which one layer's frame is computed."""
 
     pairs: Pairs
@@ -55,7 +55,9 @@ class Seen:
     """R, random combinations of the gradient's rows from `gradient_rows`: at least q x n, the same on every rank."""
 
 
-def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, power_steps: int) -> list[Frame | None]:
+def sketched_frames(
+    layers: Sequence[FrameInputs], *, rank: int, oversampling: int, power_steps: int
+) -> list[Frame | None]:
     """Return U, V of each layer's projected gradient G (I - S Sᵀ), by a randomized SVD of thin products only.
 
         R = Ψᵀ G                q x n, Ψ Gaussian, q = k + oversampling; the task's sketch receives the same rows
@@ -103,8 +105,8 @@ def sketched_frames(layers: Sequence[Seen], *, rank: int, oversampling: int, pow
         bs.append(project_out_rows(unprojected, basis))  # B = (D Q)ᵀ X (I - S Sᵀ)
         norms.append(unprojected.norm())
     bases = [seen.basis for seen in layers]
-    made_in = [coarsest(*(x.dtype for pair in seen.pairs for x in pair)) for seen in layers]
-    return _frames_from(ranges, bs, norms, bases, made_in, rank=rank)
+    compute_dtype = [coarsest(*(x.dtype for pair in seen.pairs for x in pair)) for seen in layers]
+    return _frames_from(ranges, bs, norms, bases, compute_dtype, rank=rank)
 
 
 def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
@@ -118,7 +120,7 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
     b = project_out_rows(gradient, basis)
     left, sigma, right_t = torch.linalg.svd(b, full_matrices=False)
     kept = _numerical_rank(
-        sigma[:rank], gradient.norm(), b.norm(), size=max(gradient.shape), dtype=b.dtype, made_in=b.dtype
+        sigma[:rank], gradient.norm(), b.norm(), size=max(gradient.shape), dtype=b.dtype, compute_dtype=b.dtype
     )
     right = orthonormalize(right_t[:kept].mT, away_from=basis)
     return _finish(left[:, :kept], sigma[:kept], right, rank=rank)
@@ -134,7 +136,7 @@ def _frames_from(
     bs: Sequence[Tensor],
     norms: Sequence[Tensor],
     bases: Sequence[Tensor],
-    made_in: Sequence[torch.dtype],
+    compute_dtype: Sequence[torch.dtype],
     *,
     rank: int,
 ) -> list[Frame | None]:
@@ -152,7 +154,9 @@ def _frames_from(
         sigma, vectors = squared.sqrt()[:rank], vectors[:, :rank]
         projected_norm = squared.sum().sqrt()  # ‖B‖
         size = max(len(q_matrix), b.shape[1])
-        kept = _numerical_rank(sigma, part[-1], projected_norm, size=size, dtype=b.dtype, made_in=made_in[index])
+        kept = _numerical_rank(
+            sigma, part[-1], projected_norm, size=size, dtype=b.dtype, compute_dtype=compute_dtype[index]
+        )
         vectors, sigma = (x.to(b.device, non_blocking=True) for x in (vectors[:, :kept], sigma[:kept]))
         left = q_matrix @ vectors.to(q_matrix)  # U = Q U_b: (m, q) @ (q, k)
         right = wide[index].mT @ (vectors / sigma)  # V = Bᵀ U_b Σ⁻¹: (n, q) @ (q, k)
@@ -164,17 +168,18 @@ def _frames_from(
 
 
 def _numerical_rank(
-    sigma: Tensor, whole: Tensor, outside: Tensor, *, size: int, dtype: torch.dtype, made_in: torch.dtype
+    sigma: Tensor, whole: Tensor, outside: Tensor, *, size: int, dtype: torch.dtype, compute_dtype: torch.dtype
 ) -> int:
     """Return how many singular values of the projected gradient are above rounding.
 
     Two sources of rounding are added. The products in this file round in `dtype`, relative to the gradient before
-    projection (norm `whole`). The model's own arithmetic rounds in `made_in`, relative to the part that was projected
-    away, as in `gorp.core.linalg.stands_out`; C's gradients between two refreshes have that rounding too.
+    projection (norm `whole`). The model's own arithmetic rounds in `compute_dtype`, relative to the part that was
+    projected away, as in `gorp.core.linalg.exceeds_rounding`; C's gradients between two refreshes have that rounding
+    too.
     """
     eps = torch.finfo(dtype).eps
     inside = (whole.square() - outside.square()).clamp(min=0).sqrt()  # norm of the part in span(S), by Pythagoras
-    return int((sigma > max(eps * size, SQUARED) * whole + rounding_floor(dtype, made_in) * inside).sum())
+    return int((sigma > max(eps * size, SQUARED) * whole + rounding_floor(dtype, compute_dtype) * inside).sum())
 
 
 def _finish(left: Tensor, sigma: Tensor, right: Tensor, *, rank: int) -> Frame:

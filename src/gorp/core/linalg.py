@@ -43,7 +43,7 @@ def coarsest(*dtypes: torch.dtype) -> torch.dtype:
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def rounding_floor(dtype: torch.dtype, made_in: torch.dtype) -> float:
+def rounding_floor(dtype: torch.dtype, compute_dtype: torch.dtype) -> float:
     """Return the share of a gradient's norm below which its part outside span(S) counts as rounding: max(√eps, 4 eps').
 
     If a gradient g lies in span(S), projecting it leaves rounding errors: about eps ‖g‖ in a random direction. Adam
@@ -54,39 +54,39 @@ def rounding_floor(dtype: torch.dtype, made_in: torch.dtype) -> float:
 
     Args:
         dtype: Dtype in which the gradient is stored: eps.
-        made_in: Dtype in which the gradient was computed: eps'.
+        compute_dtype: Dtype in which the gradient was computed: eps'.
     """
-    return max(torch.finfo(dtype).eps ** 0.5, 4 * torch.finfo(made_in).eps)
+    return max(torch.finfo(dtype).eps ** 0.5, 4 * torch.finfo(compute_dtype).eps)
 
 
-def stands_out(rows: Tensor, basis: Tensor, *, made_in: torch.dtype | None = None) -> Tensor:
+def exceeds_rounding(rows: Tensor, basis: Tensor, *, compute_dtype: torch.dtype | None = None) -> Tensor:
     """Return, per row, whether its part outside span(`basis`) exceeds rounding: ‖row (I - S Sᵀ)‖ > floor ‖row‖.
 
     Args:
         rows: p x n.
         basis: S, n x s.
-        made_in: Dtype in which the rows were computed; None: the dtype of `rows`. See `rounding_floor`.
+        compute_dtype: Dtype in which the rows were computed; None: the dtype of `rows`. See `rounding_floor`.
 
     Returns:
         p booleans, on the device of `rows`.
     """
-    return _above_rounding(project_out_rows(rows, basis), rows, made_in)
+    return _above_rounding(project_out_rows(rows, basis), rows, compute_dtype)
 
 
-def project_gradient(rows: Tensor, basis: Tensor, *, made_in: torch.dtype | None = None) -> Tensor:
-    """Return G (I - S Sᵀ), with zeros in each row that has only rounding outside span(S) (see `stands_out`).
+def project_gradient(rows: Tensor, basis: Tensor, *, compute_dtype: torch.dtype | None = None) -> Tensor:
+    """Return G (I - S Sᵀ), with zeros in each row that has only rounding outside span(S) (see `exceeds_rounding`).
 
     Args:
         rows: G, p x n.
         basis: S, n x s, of the same dtype.
-        made_in: See `stands_out`.
+        compute_dtype: See `exceeds_rounding`.
     """
     rest = project_out_rows(rows, basis)
-    return rest * _above_rounding(rest, rows, made_in)[:, None]
+    return rest * _above_rounding(rest, rows, compute_dtype)[:, None]
 
 
-def _above_rounding(rest: Tensor, rows: Tensor, made_in: torch.dtype | None) -> Tensor:
-    floor = rounding_floor(rows.dtype, rows.dtype if made_in is None else made_in)
+def _above_rounding(rest: Tensor, rows: Tensor, compute_dtype: torch.dtype | None) -> Tensor:
+    floor = rounding_floor(rows.dtype, rows.dtype if compute_dtype is None else compute_dtype)
     return rest.norm(dim=1) > floor * rows.norm(dim=1)
 
 

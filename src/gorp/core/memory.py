@@ -9,7 +9,7 @@ from gorp.core.linalg import extend_basis, extend_basis_above, project_out_rows
 from gorp.errors import ModelError
 
 
-def room(n: int, budget: float) -> int:
+def max_directions(n: int, budget: float) -> int:
     """Return the largest number of directions of R^n that `budget`, a share in (0, 1], allows; at least 1."""
     return max(1, int(budget * n))
 
@@ -91,7 +91,7 @@ class SubspaceMemory:
 
     def cap(self, name: str) -> int:
         """Return the largest number of directions that the budget allows for `name`."""
-        return room(self.dimension(name), self.budget)
+        return max_directions(self.dimension(name), self.budget)
 
     def is_full(self, name: str) -> bool:
         """Return whether S is the whole space and the budget keeps it so; then no change of the weight is possible."""
@@ -170,7 +170,7 @@ class SubspaceMemory:
 
     def _cut(self, name: str, basis: Tensor, energies: Tensor, *, num_old: int) -> None:
         """Store the strongest directions within the budget; the first `num_old` are those of earlier tasks."""
-        keep = self._strongest(energies, cap=room(len(basis), self.budget))
+        keep = self._strongest(energies, cap=max_directions(len(basis), self.budget))
         removed = torch.ones(len(energies), dtype=torch.bool, device=energies.device)
         removed[keep] = False
         for part, record in ((slice(num_old), self.released), (slice(num_old, None), self.left_out)):

@@ -29,7 +29,7 @@ Rule = Literal["rotate", "keep", "reset"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class StateKeys:
     """State keys of one optimizer class, by kind. Which of them are present depends on the optimizer's options."""
 
     means: tuple[str, ...] = ()
@@ -42,27 +42,27 @@ class Kept:
     """Whether zero initial moments are bias-corrected. Otherwise the first steps would be ten times as long."""
 
 
-KEPT: dict[tuple[str, str], Kept] = {
-    ("torch", "Adam"): Kept(means=("exp_avg",), squares=("exp_avg_sq", "max_exp_avg_sq")),
-    ("torch", "AdamW"): Kept(means=("exp_avg",), squares=("exp_avg_sq", "max_exp_avg_sq")),
-    ("torch", "SGD"): Kept(means=("momentum_buffer",)),
-    ("torch", "RMSprop"): Kept(means=("momentum_buffer",), squares=("square_avg",), restarts=False),
-    ("torch", "Muon"): Kept(means=("momentum_buffer",)),
-    ("gorp", "MuonAdamW"): Kept(means=("momentum_buffer", "exp_avg"), squares=("exp_avg_sq",)),
-    ("torch", "Adagrad"): Kept(squares=("sum",), restarts=False),
-    ("transformers", "Adafactor"): Kept(means=("exp_avg",), factors=("exp_avg_sq_row", "exp_avg_sq_col")),
-    ("bitsandbytes", "AdamW"): Kept(means=("state1",), squares=("state2",)),
-    ("bitsandbytes", "AdEMAMix"): Kept(means=("state1",), squares=("state2",)),
-    ("bitsandbytes", "Lion"): Kept(means=("state1",)),
-    ("bitsandbytes", "RMSprop"): Kept(squares=("state1",), restarts=False),
+STATE_KEYS: dict[tuple[str, str], StateKeys] = {
+    ("torch", "Adam"): StateKeys(means=("exp_avg",), squares=("exp_avg_sq", "max_exp_avg_sq")),
+    ("torch", "AdamW"): StateKeys(means=("exp_avg",), squares=("exp_avg_sq", "max_exp_avg_sq")),
+    ("torch", "SGD"): StateKeys(means=("momentum_buffer",)),
+    ("torch", "RMSprop"): StateKeys(means=("momentum_buffer",), squares=("square_avg",), restarts=False),
+    ("torch", "Muon"): StateKeys(means=("momentum_buffer",)),
+    ("gorp", "MuonAdamW"): StateKeys(means=("momentum_buffer", "exp_avg"), squares=("exp_avg_sq",)),
+    ("torch", "Adagrad"): StateKeys(squares=("sum",), restarts=False),
+    ("transformers", "Adafactor"): StateKeys(means=("exp_avg",), factors=("exp_avg_sq_row", "exp_avg_sq_col")),
+    ("bitsandbytes", "AdamW"): StateKeys(means=("state1",), squares=("state2",)),
+    ("bitsandbytes", "AdEMAMix"): StateKeys(means=("state1",), squares=("state2",)),
+    ("bitsandbytes", "Lion"): StateKeys(means=("state1",)),
+    ("bitsandbytes", "RMSprop"): StateKeys(squares=("state1",), restarts=False),
 }
 """State keys by (package, class name); an entry also applies to subclasses."""
 
 
-def kept_by(optimizer: type) -> Kept | None:
+def state_keys_of(optimizer: type) -> StateKeys | None:
     """Return the state keys of an optimizer class or of its nearest known base class; None if there is none."""
     for base in optimizer.__mro__:
-        if (found := KEPT.get((base.__module__.partition(".")[0], base.__name__))) is not None:
+        if (found := STATE_KEYS.get((base.__module__.partition(".")[0], base.__name__))) is not None:
             return found
     return None
 
@@ -79,7 +79,7 @@ def check_moments(optimizer: type, options: Mapping[str, Any], *, rule: Rule, ra
     Raises:
         ConfigError: The state cannot be converted; the message says which settings work.
     """
-    name, kept = f"{optimizer.__module__.partition('.')[0]}'s {optimizer.__name__}", kept_by(optimizer)
+    name, kept = f"{optimizer.__module__.partition('.')[0]}'s {optimizer.__name__}", state_keys_of(optimizer)
     without = "or train without cores (method.full_modules: none)"
     if "ScheduleFree" in optimizer.__name__:
         raise ConfigError(
@@ -111,7 +111,7 @@ def check_moments(optimizer: type, options: Mapping[str, Any], *, rule: Rule, ra
 
 
 @torch.no_grad()
-def rotate_moments(state: Mapping[str, Any], kept: Kept, old: Frame, new: Frame) -> None:
+def rotate_moments(state: Mapping[str, Any], kept: StateKeys, old: Frame, new: Frame) -> None:
     """Convert an optimizer's state of a core from the old frame to the new one, in place; see the module docstring.
 
     Args:
@@ -150,7 +150,7 @@ def rotate_moments(state: Mapping[str, Any], kept: Kept, old: Frame, new: Frame)
 
 
 @torch.no_grad()
-def reset_moments(state: Mapping[str, Any], kept: Kept) -> None:
+def reset_moments(state: Mapping[str, Any], kept: StateKeys) -> None:
     """Set an optimizer's state of a core to its initial value: all moments and the step count to zero."""
     for key in _present(state, (*kept.means, *kept.squares, *(kept.factors or ()))):
         state[key].zero_()
@@ -162,7 +162,7 @@ def reset_moments(state: Mapping[str, Any], kept: Kept) -> None:
 
 def first_moment(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor | None:
     """Return the optimizer's average of the gradients of `parameter`, in its shape; None if it keeps none."""
-    state, kept = optimizer.state.get(parameter, {}), kept_by(type(optimizer))
+    state, kept = optimizer.state.get(parameter, {}), state_keys_of(type(optimizer))
     keys = _present(state, ("exp_avg", "momentum_buffer") if kept is None else kept.means[:1])
     if not keys or not state[keys[0]].is_floating_point():  # an integer state is quantized (8-bit optimizers)
         return None

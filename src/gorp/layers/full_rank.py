@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gorp.core.distributed import num_ranks
-from gorp.core.frame import Frame, Seen, sketched_frames
-from gorp.core.moments import Rule, kept_by, reset_moments, rotate_moments
+from gorp.core.frame import Frame, FrameInputs, sketched_frames
+from gorp.core.moments import Rule, reset_moments, rotate_moments, state_keys_of
 from gorp.layers.low_rank import LowRankUpdate, wrap
 from gorp.layers.names import weight_name
 from gorp.weights.base import BaseWeights
@@ -58,7 +58,7 @@ class FullRankBranch:
         self._moments = moments
 
     @torch.no_grad()
-    def refresh(self, seen: Mapping[str, Seen], optimizer: torch.optim.Optimizer) -> None:
+    def refresh(self, seen: Mapping[str, FrameInputs], optimizer: torch.optim.Optimizer) -> None:
         """Refresh each layer: fold C, switch to the frame of the current gradient, and set C's gradient in that frame.
 
         Args:
@@ -84,7 +84,7 @@ class FullRankBranch:
         # G' = Uᵀ G V = Σ, averaged over ranks. Computed as a product it would have rounding errors off the diagonal,
         # and Adam would make full steps of them.
         layer.core.grad.copy_((new.sigma / num_ranks()).diag())
-        state, kept = optimizer.state.get(layer.core, {}), kept_by(type(optimizer))
+        state, kept = optimizer.state.get(layer.core, {}), state_keys_of(type(optimizer))
         if self._moments == "rotate" and kept is not None:
             rotate_moments(state, kept, old, new)
         elif self._moments == "reset" and kept is not None:

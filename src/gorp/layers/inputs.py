@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gorp.core.distributed import broadcast_from_owner
+from gorp.layers.low_rank import linear_of
 from gorp.layers.names import layers_of
 from gorp.layers.watch import Watch
 
@@ -220,7 +221,8 @@ def _groups(layers: Mapping[str, nn.Module]) -> Iterable[list[str]]:
     groups: list[list[str]] = []
     room = 0
     for name, layer in layers.items():
-        size = 4 * int(layer.in_features) ** 2  # pyright: ignore[reportArgumentType]
+        weight = linear_of(layer).weight
+        size = max(4, weight.element_size()) * weight.shape[1] ** 2  # M is float32, or float64 in a float64 model
         if not groups or size > room:
             groups.append([])
             room = BYTES

@@ -138,7 +138,7 @@ class RowWatch(Watch):
     Costs 2·N·(m + n) flops per pass. ψ is a Weyl sequence in [-1, 1), the same on every rank and device.
     """
 
-    made_in: torch.dtype | None = None
+    compute_dtype: torch.dtype | None = None
     """The coarser of the dtypes of X and D in the last pass; under autocast it differs from the weight's dtype."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -151,7 +151,7 @@ class RowWatch(Watch):
         if self._weights is None:
             # ψ_i = 2 · frac(i · 0.618...) - 1, in integers: a float product would differ between devices
             self._weights = torch.arange(1, d.shape[1] + 1, device=d.device) * 2654435761 % 2**32 / 2**31 - 1
-        self.made_in = coarsest(x.dtype, d.dtype)
+        self.compute_dtype = coarsest(x.dtype, d.dtype)
         combined = (d @ self._weights.to(d.dtype)).to(x.dtype)  # D ψ: (N, m) @ (m,)
         row = (combined @ x).to(torch.promote_types(x.dtype, torch.float32))  # (N,) @ (N, n)
         self._row = row if self._row is None else self._row + row  # sum over micro-batches

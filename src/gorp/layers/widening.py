@@ -44,7 +44,7 @@ class WidenedLayer:
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        self.made_in: torch.dtype | None = None
+        self.compute_dtype: torch.dtype | None = None
         """Dtype of the last forward product, and so of the gradient's product; None before the first forward pass."""
         self._dtype = layer.weight.dtype
         self._widened = Widened(layer.parameters())
@@ -73,16 +73,16 @@ class WidenedLayer:
         return tuple(x.to(wide) for x in args), {name: x.to(wide) for name, x in named.items()}
 
     def _after_forward(self, layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        self.made_in = output.dtype  # before conversion: the dtype in which the product was computed
+        self.compute_dtype = output.dtype  # before conversion: the dtype in which the product was computed
         if not self.is_wider or torch.is_autocast_enabled(layer.weight.device.type):
             return None
         return output.to(self._dtype)
 
 
-def made_in(layers: Iterable[WidenedLayer]) -> torch.dtype | None:
+def compute_dtype(layers: Iterable[WidenedLayer]) -> torch.dtype | None:
     """Return the coarsest dtype of all layers' products; None if none has run.
 
     One dtype for all layers, so that ranks that used different layers agree.
     """
-    dtypes = [layer.made_in for layer in layers if layer.made_in is not None]
+    dtypes = [layer.compute_dtype for layer in layers if layer.compute_dtype is not None]
     return coarsest(*dtypes) if dtypes else None

@@ -68,6 +68,7 @@ class OLora(LoraMethod):
         for name, pair in self.pairs.items():
             finished = pair.down.detach().cpu().clone()
             self.rows[name] = torch.cat([self.rows[name], finished]) if name in self.rows else finished
+        self._device_rows = {}  # the device holds nothing of earlier tasks between two tasks
         super().end_task(model, optimizer, task)
 
     @override

@@ -25,11 +25,11 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from gorp.core.linalg import project_gradient, project_out_rows
-from gorp.core.memory import room
+from gorp.core.memory import max_directions
 from gorp.errors import ConfigError
 from gorp.layers.names import layer_name, weight_name
 from gorp.layers.targets import left_out_line, resolve
-from gorp.layers.widening import WidenedLayer, made_in
+from gorp.layers.widening import WidenedLayer, compute_dtype
 from gorp.methods.base import Method, MethodConfig, TaskContext, Work
 from gorp.protection.report import check_room
 from gorp.protection.space import SharedSpace
@@ -108,11 +108,11 @@ class ProtectedFull(Method):
 
     @override
     def edit_gradients(self, model: nn.Module, optimizer: Optimizer) -> None:
-        dtype = made_in(self._layers.values())
+        dtype = compute_dtype(self._layers.values())
         for name in self._begin_weights:
             gradient = self.weights.parameter(name).grad
             if gradient is not None:  # G ← G (I - S Sᵀ); rows that are only rounding error become zero
-                gradient.copy_(project_gradient(gradient, self.memory.basis(name, gradient), made_in=dtype))
+                gradient.copy_(project_gradient(gradient, self.memory.basis(name, gradient), compute_dtype=dtype))
 
     @override
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -150,7 +150,7 @@ class ProtectedFull(Method):
             change = WeightDelta.of(project_out_rows(parameter.detach() - start, basis))
             self.deltas[name] = WeightDelta.of(before.dense() + change.to("cpu").dense())
         self._layers[name].narrow()  # the served weight has the model's dtype
-        self.space.changed(name, change, weights=self.weights, before=before, after=self.deltas[name])
+        self.space.record_change(name, change, weights=self.weights, before=before, after=self.deltas[name])
 
     @override
     def abandon(self, model: nn.Module) -> None:
@@ -169,7 +169,7 @@ class ProtectedFull(Method):
         super().assume_learned(model, tasks=tasks, steps=steps)
         shapes = {name: delta.shape for name, delta in self.deltas.items()}
         # Inputs may have as many directions as the budget allows; at s = n the weight would be frozen and cost nothing.
-        sizes = {name: (n, min(room(n, self.config.budget), n - 1)) for name, (_, n) in shapes.items()}
+        sizes = {name: (n, min(max_directions(n, self.config.budget), n - 1)) for name, (_, n) in shapes.items()}
         self.space.assume(sizes, read=shapes, tasks=tasks)
 
     @override
@@ -197,7 +197,7 @@ class ProtectedFull(Method):
         return self._room_warnings(finished)
 
     def _room_warnings(self, finished: int) -> list[str]:
-        return self.space.outlook(self._full_weights(), trained=len(self._weight_names), finished=finished)
+        return self.space.next_task_warnings(self._full_weights(), trained=len(self._weight_names), finished=finished)
 
     def _full_weights(self) -> Sequence[str]:
         """Return the weights that no task can change any more, because their S is the whole space."""

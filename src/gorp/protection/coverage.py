@@ -83,7 +83,7 @@ class Coverage:
         self._tasks: dict[str, dict[str, Reading]] = {}
 
     @torch.no_grad()
-    def move(self, name: str, change: WeightDelta) -> None:
+    def add_change(self, name: str, change: WeightDelta) -> None:
         """Add the change ΔW_u of weight `name` to the output change of every earlier task: Y ← Y + ΔW_u R."""
         for readings in self._tasks.values():
             if name in readings:
@@ -91,7 +91,7 @@ class Coverage:
                 step = change.times(old.projected).cpu()  # (m, n) @ (n, k)
                 readings[name] = replace(old, moved=(old.moved.to(step) + step).to(torch.bfloat16))
 
-    def enter(self, task: str, name: str, inputs: InputSums, *, basis: Tensor, weight: Tensor) -> None:
+    def add_task(self, task: str, name: str, inputs: InputSums, *, basis: Tensor, weight: Tensor) -> None:
         """Store the input summary of a weight at the end of a task, replacing an earlier one of the same task name.
 
         Args:

@@ -84,17 +84,17 @@ class TaskReport:
         }
 
 
-def check_room(stuck: Sequence[str], trained: Sequence[str]) -> None:
+def check_room(full: Sequence[str], trained: Sequence[str]) -> None:
     """Raise if no trained weight can change any more.
 
     Args:
-        stuck: Names of the weights that cannot change, because S is their whole input space.
+        full: Names of the weights that cannot change, because S is their whole input space.
         trained: Names of all weights that a task trains.
 
     Raises:
-        ConfigError: All trained weights are stuck.
+        ConfigError: All trained weights are full.
     """
-    if trained and len(stuck) == len(trained):
+    if trained and len(full) == len(trained):
         raise ConfigError(
             f"S is the whole space for every trained weight ({len(trained)} of them), so another task cannot change "
             "anything. Set a lower method.budget, below 1: the weakest directions of earlier tasks are then released, "
@@ -102,20 +102,20 @@ def check_room(stuck: Sequence[str], trained: Sequence[str]) -> None:
         )
 
 
-def full_and_nearly_full(memory: SubspaceMemory, stuck: Sequence[str], trained: int, finished: int) -> list[str]:
+def full_and_nearly_full(memory: SubspaceMemory, full: Sequence[str], trained: int, finished: int) -> list[str]:
     """Return warnings on weights whose S is full or may become full in the next task.
 
     Args:
         memory: The current S.
-        stuck: Names of the weights that cannot change, because S is their whole input space.
+        full: Names of the weights that cannot change, because S is their whole input space.
         trained: Number of trained weights.
         finished: Number of tasks that S protects. The size of S divided by it estimates what the next task will add.
     """
     lines = []
-    if stuck:
+    if full:
         lines.append(
-            f"S is the whole space for {len(stuck)} of {trained} weights, and a task can change nothing there: "
-            f"{_first_names(stuck)}"
+            f"S is the whole space for {len(full)} of {trained} weights, and a task can change nothing there: "
+            f"{_first_names(full)}"
         )
     near = [] if finished < 1 else [name for name in memory if _short_of_room(memory, name, finished)]
     whole = [name for name in near if memory.cap(name) == memory.dimension(name)]

@@ -53,7 +53,7 @@ class SharedSpace:
             self.coverage.load_state_dict(coverage)
         self._before = None
 
-    def changed(
+    def record_change(
         self, name: str, change: WeightDelta, *, weights: BaseWeights, before: WeightDelta, after: WeightDelta
     ) -> None:
         """Record the task's change of one weight: its leak, and its effect on outputs of earlier tasks.
@@ -65,7 +65,7 @@ class SharedSpace:
             before: Delta of the weight at the start of the task.
             after: Delta of the weight including `change`.
         """
-        self.coverage.move(name, change)
+        self.coverage.add_change(name, change)
         if self.memory.size(name):
             parameter = weights.parameter(name)
             wide = torch.promote_types(parameter.dtype, torch.float32)
@@ -90,7 +90,7 @@ class SharedSpace:
             self.memory.extend_above(readers, inputs.total, threshold=threshold)
             for name in readers:
                 basis, weight = self.memory.basis(name, inputs.total), model.get_parameter(name)
-                self.coverage.enter(task, name, inputs, basis=basis, weight=weight)
+                self.coverage.add_task(task, name, inputs, basis=basis, weight=weight)
         self.coverage.release(self.memory.released, newest=task)
 
     def assume(self, directions: Mapping[str, tuple[int, int]], *, read: Mapping[str, torch.Size], tasks: int) -> None:
@@ -119,9 +119,9 @@ class SharedSpace:
         dtypes = [str(weights.parameter(name).dtype).removeprefix("torch.") for name in self.report.served]
         return self.report.warnings(self.memory, dtypes)
 
-    def outlook(self, stuck: Sequence[str], *, trained: int, finished: int) -> list[str]:
+    def next_task_warnings(self, full: Sequence[str], *, trained: int, finished: int) -> list[str]:
         """Return warnings on the next task; see `full_and_nearly_full`."""
-        return full_and_nearly_full(self.memory, stuck, trained, finished)
+        return full_and_nearly_full(self.memory, full, trained, finished)
 
     def bases(self) -> dict[str, Tensor]:
         """Return S by weight, for `Method.memory_tensors`."""

@@ -2,17 +2,17 @@
 
 from gorp.training.checkpoint import last_complete, last_whole
 from gorp.training.engine import TaskResult, train_encoded, train_task
-from gorp.training.found import AsFound, ProcessAsFound
+from gorp.training.found import SavedModelState, SavedTorchSettings
 from gorp.training.preflight import check_arguments, check_method
 from gorp.training.settings import training_arguments
 from gorp.training.trainer import ContinualSeq2SeqTrainer, ContinualTrainer
 
 
 __all__ = [
-    "AsFound",
     "ContinualSeq2SeqTrainer",
     "ContinualTrainer",
-    "ProcessAsFound",
+    "SavedModelState",
+    "SavedTorchSettings",
     "TaskResult",
     "check_arguments",
     "check_method",

@@ -24,7 +24,7 @@ from gorp.storage import read_json, read_tensors, sync_folder, write_json, write
 
 
 COMPLETE = "complete.json"
-ANEW = "Restore the file from a copy, or start the task again: `gorp train` with --restart."
+RESTART = "Restore the file from a copy, or start the task again: `gorp train` with --restart."
 
 
 def save_checkpoint(folder: Path, model: nn.Module, method: Method) -> None:
@@ -81,20 +81,20 @@ def verify(folder: Path, *, ranks: int = 1) -> None:
     try:
         complete = read_json(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error} {ANEW}") from None
+        raise CheckpointError(f"{error} {RESTART}") from None
     digests = complete.get("sha256") if isinstance(complete, dict) else None
     if not isinstance(digests, dict) or not digests:
-        raise CheckpointError(f"{path}: holds no digests, so the checkpoint's files cannot be verified. {ANEW}")
+        raise CheckpointError(f"{path}: holds no digests, so the checkpoint's files cannot be verified. {RESTART}")
     files = _files(folder)
     for name, digest in digests.items():
         if name not in files:
-            raise CheckpointError(f"{folder / name}: the file is missing, but {COMPLETE} lists it. {ANEW}")
+            raise CheckpointError(f"{folder / name}: the file is missing, but {COMPLETE} lists it. {RESTART}")
         if _sha256(files[name]) != digest:
-            raise CheckpointError(f"{folder / name}: damaged; its SHA-256 is not the one in {COMPLETE}. {ANEW}")
+            raise CheckpointError(f"{folder / name}: damaged; its SHA-256 is not the one in {COMPLETE}. {RESTART}")
     if complete.get("ranks") != ranks:
         raise CheckpointError(
             f"{folder}: written by {complete.get('ranks')} processes, and {ranks} would resume from it. Start the "
-            f"same number of processes. {ANEW}"
+            f"same number of processes. {RESTART}"
         )
 
 
@@ -147,7 +147,8 @@ def last_whole(folder: Path, *, ranks: int = 1, say: Callable[[str], None] = lam
             first = first or error
             continue
         if first is not None:
-            say(f"{str(first).removesuffix(' ' + ANEW)} Training uses an older checkpoint, which is whole: {path.name}")
+            damage = str(first).removesuffix(f" {RESTART}")
+            say(f"{damage} Training uses an older checkpoint, which is whole: {path.name}")
         return path
     if first is not None:
         raise first

@@ -19,7 +19,7 @@ from gorp.layers.targets import Treatment, treatments, untouched_line, weight_of
 from gorp.methods.base import Method, TaskContext
 from gorp.training.checkpoint import last_whole
 from gorp.training.failures import explained
-from gorp.training.found import AsFound, ProcessAsFound
+from gorp.training.found import SavedModelState, SavedTorchSettings
 from gorp.training.interrupt import SaveOnInterrupt
 from gorp.training.preflight import check_arguments, check_method, num_steps
 from gorp.training.settings import training_arguments
@@ -146,7 +146,7 @@ def train_encoded(
     `encoded` holds the encoded rows. `collator` turns a list of them into a batch: the keyword arguments of the model's
     forward pass. All other arguments are those of `train_task`.
     """
-    process, found = ProcessAsFound(), AsFound(model)
+    process, found = SavedTorchSettings(), SavedModelState(model)
     try:
         arguments = training_arguments(
             training,
@@ -196,7 +196,7 @@ def _train(
     method.begin_task(model, context)
     if on_ready is not None:
         on_ready(treatments(model))
-    begun = AsFound(model)
+    begun = SavedModelState(model)
     trainer_class = ContinualSeq2SeqTrainer if _is_encoder_decoder(model) else ContinualTrainer
     trainer = trainer_class(
         model, arguments, method=method, task_name=name, train_dataset=encoded, data_collator=collator

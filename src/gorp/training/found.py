@@ -15,7 +15,7 @@ CONTENTS = ("_parameters", "_buffers", "_modules")
 """Attributes of a module that hold its tensors and layers: methods change these, the Trainer does not."""
 
 
-class AsFound:
+class SavedModelState:
     """Saves, when created, everything of `model` except its tensors and layers.
 
     That is: the attributes of every module (training or evaluation mode, hooks, a replaced `forward`), the fields of
@@ -44,7 +44,7 @@ class AsFound:
             parameter.requires_grad_(trained)
 
 
-class ProcessAsFound:
+class SavedTorchSettings:
     """Saves, when created, this process's settings of torch: float32 precision and deterministic algorithms."""
 
     def __init__(self) -> None:

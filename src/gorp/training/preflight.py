@@ -16,7 +16,7 @@ from transformers.trainer_utils import SchedulerType
 
 from gorp.errors import ConfigError
 from gorp.methods.base import Method
-from gorp.training.found import ProcessAsFound
+from gorp.training.found import SavedTorchSettings
 from gorp.training.muon import MUON, MuonAdamW, tables_of
 
 
@@ -33,7 +33,7 @@ def check_arguments(arguments: TrainingArguments, num_rows: Sequence[int] = ()) 
     Raises:
         ConfigError: If one cannot be created; the message names the key of the `training:` block.
     """
-    process = ProcessAsFound()
+    process = SavedTorchSettings()
     try:
         cls, options = optimizer_of(arguments)
         steps = [num_steps(rows, arguments) for rows in num_rows] or [100]

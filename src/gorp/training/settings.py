@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
 checkpoints are kept, so that one is left if the other is damaged. Buffers need no broadcast: frames are buffers, and
 they are the same on every rank already."""
 
-OURS = (
+SET_BY_GORP = (
     "output_dir",
     "seed",
     "data_seed",
@@ -132,7 +132,7 @@ def check_training_block(block: Mapping[Any, Any]) -> None:
                 f"training.{key}: a secret must not be in the configuration, which is stored with every version. "
                 "Remove it; loggers read their secrets from the environment, and gorp uploads nothing."
             )
-        if key in OURS:
+        if key in SET_BY_GORP:
             raise ConfigError(f"training.{key} is set by gorp itself, or not supported. Remove it.")
         if key not in known:
             raise ConfigError(f"training.{key} is not a field of transformers.TrainingArguments.{nearest(key, known)}")

@@ -14,7 +14,7 @@ from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, load_config, parse_config
 from gorp.workspace.mark import check_place
 from gorp.workspace.prepare import Session, prepare
-from gorp.workspace.scoring import enter, learned_digest, score_row, write_matrix
+from gorp.workspace.scoring import learned_digest, load_version, score_row, write_matrix
 from gorp.workspace.store import Workspace
 from gorp.workspace.version import Version
 
@@ -62,7 +62,7 @@ def evaluate_version(
 
 
 def _score(session: Session, chosen: Version, task: str | None, progress: Progress) -> dict[str, Any]:
-    enter(session, chosen)
+    load_version(session, chosen)
     wanted = [item for item in session.tasks if task in (None, item.name)]
     cells = score_row(
         session, chosen.name, learned_digest(session, chosen.record["sha256"]), progress, tasks=wanted, fresh=True

@@ -16,7 +16,7 @@ from gorp.methods.base import Method
 from gorp.models.files import base_digests
 from gorp.models.load import architecture_of, load_model, load_tokenizer, locate
 from gorp.progress import Progress
-from gorp.training import ProcessAsFound, check_arguments, check_method, training_arguments
+from gorp.training import SavedTorchSettings, check_arguments, check_method, training_arguments
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, num_tasks
 from gorp.workspace.learned import recall, train_file_sha256
@@ -181,7 +181,7 @@ def check_training(
         ConfigError: If Hugging Face refuses the arguments, or if something they name cannot be built.
     """
     dtype = architecture.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-    process = ProcessAsFound()
+    process = SavedTorchSettings()
     try:
         arguments = training_arguments(
             config.training,

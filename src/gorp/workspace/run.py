@@ -28,7 +28,15 @@ from gorp.workspace.mark import check_place
 from gorp.workspace.prepare import Session, prepare
 from gorp.workspace.preview import preview
 from gorp.workspace.record import version_record
-from gorp.workspace.scoring import BASE_WEIGHTS, enter, is_scored, learned_digest, not_learned, score_row, write_matrix
+from gorp.workspace.scoring import (
+    BASE_WEIGHTS,
+    is_scored,
+    learned_digest,
+    load_version,
+    not_learned,
+    score_row,
+    write_matrix,
+)
 from gorp.workspace.seal import sealed
 from gorp.workspace.state import DELTA, MEMORY, METHOD, file_sha256, read_state, write_state
 from gorp.workspace.store import Version, Workspace
@@ -201,9 +209,9 @@ def _measure_versions(session: Session, progress: Progress) -> None:
     lineage = store.lineage()
     for version in lineage:
         if not is_scored(session, version):
-            enter(session, version)
+            load_version(session, version)
             score_row(session, version.name, learned_digest(session, version.record["sha256"]), progress)
-    enter(session, lineage[-1])
+    load_version(session, lineage[-1])
 
 
 def _stages(session: Session, learned: list[str]) -> list[Stage[Task]]:
@@ -224,7 +232,7 @@ def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart
     store = session.workspace
     if session.method.joint:  # joint methods always start from the base model
         lineage = lineage[:1]
-        enter(session, lineage[0])
+        load_version(session, lineage[0])
     work = _unfinished(session, stage, lineage)
     name = work.folder.name.removeprefix(".tmp-")
     if restart:

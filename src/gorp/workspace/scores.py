@@ -51,7 +51,7 @@ class Scores:
         cell = self.cells.get(version, {}).get(task)
         return cell if cell is not None and cell["key"] == key else None
 
-    def enter(self, version: str, score: "TaskScore", key: str, conditions: str) -> dict[str, Any]:
+    def add(self, version: str, score: "TaskScore", key: str, conditions: str) -> dict[str, Any]:
         """Save a score and its answers.
 
         Raises:

@@ -55,7 +55,7 @@ def score_row(
                     config=session.config.eval,
                     progress=advance,
                 )
-            cell = scores.enter(version, score, key, conditions)
+            cell = scores.add(version, score, key, conditions)
         cells[task.name] = {name: cell[name] for name in ("score", "rows", "metric")}
     return cells
 
@@ -77,7 +77,7 @@ def not_learned(
     ]
 
 
-def enter(session: Session, version: Version) -> None:
+def load_version(session: Session, version: Version) -> None:
     """Load into the method the state that it had after `version`; for v0, the state before its first task."""
     state, config = version.method_state(session.base["sha256"]), session.config
     session.method.load_state_dict(state or build_method(config.method, config.options, config.lora).state_dict())

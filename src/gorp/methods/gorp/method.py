@@ -131,7 +131,7 @@ class Gorp(Method):
         for name, change in changes.items():
             before = self.deltas.get(name, WeightDelta(change.shape)).to("cpu")
             self._add_to_delta(name, change)
-            self.space.changed(name, change, weights=self.weights, before=before, after=self.deltas[name])
+            self.space.record_change(name, change, weights=self.weights, before=before, after=self.deltas[name])
             if config.memory_source != "inputs":
                 pair, core = running.pairs.get(name), running.cores.get(name)
                 running.summary.extend_memory(self.memory, name, optimizer, pair, core)
@@ -213,7 +213,7 @@ class Gorp(Method):
         return self._room_warnings(finished)
 
     def _room_warnings(self, finished: int) -> list[str]:
-        return self.space.outlook(self._full_weights(), trained=len(self._weight_names), finished=finished)
+        return self.space.next_task_warnings(self._full_weights(), trained=len(self._weight_names), finished=finished)
 
     @property
     def _weight_names(self) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gorp.core.memory import room
+from gorp.core.memory import max_directions
 from gorp.layers.names import weight_name
 from gorp.methods.base import Work
 from gorp.methods.gorp.config import GorpConfig
@@ -74,7 +74,7 @@ def directions(
         elif rows := r * weight.lora + k * (weight.core and not paper):
             added[name] = (n, rows)
     budget = config.budget or 1.0
-    return {key: (n, min(room(n, budget), tasks * min(rows, n))) for key, (n, rows) in added.items()}
+    return {key: (n, min(max_directions(n, budget), tasks * min(rows, n))) for key, (n, rows) in added.items()}
 
 
 def delta_rank(weight: TrainedWeight, config: GorpConfig, r: int, *, place: int, steps: int | None) -> int | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gorp.core.distributed import sum_over_ranks
-from gorp.core.frame import Pairs, Seen, gradient_rows, is_due
-from gorp.core.linalg import coarsest, leading_outside, project_out, stands_out
+from gorp.core.frame import FrameInputs, Pairs, gradient_rows, is_due
+from gorp.core.linalg import coarsest, exceeds_rounding, leading_outside, project_out
 from gorp.core.memory import SubspaceMemory
 from gorp.core.state import prefixed, without_prefix
 from gorp.layers.full_rank import FullRankBranch
@@ -230,11 +230,13 @@ class GorpTask:
         if not rows:
             return
         sums = sum_over_ranks(torch.cat(list(rows.values()))).split([len(row) for row in rows.values()])
-        known = [watch.made_in for watch in self.row_watches.values() if watch.made_in is not None]
+        known = [watch.compute_dtype for watch in self.row_watches.values() if watch.compute_dtype is not None]
         for name, total in zip(rows, sums, strict=True):
             # A rank that has never used this layer takes the dtype of its other layers, so that all ranks agree.
-            made_in = self.row_watches[name].made_in or (coarsest(*known) if known else None)
-            is_outside = stands_out(total[None], self.memory.basis(name, total), made_in=made_in).to(total)  # 0 or 1
+            compute_dtype = self.row_watches[name].compute_dtype or (coarsest(*known) if known else None)
+            is_outside = exceeds_rounding(total[None], self.memory.basis(name, total), compute_dtype=compute_dtype).to(
+                total
+            )  # 0 or 1
             for factor in (self.pairs[name].down, self.pairs[name].up):
                 if factor.grad is not None:
                     factor.grad.mul_(is_outside)
@@ -250,7 +252,7 @@ class GorpTask:
             if name in self.cores:
                 like, strict = self.cores[name].right.mT, self.config.mode == "strict"
                 basis = self.memory.basis(name, like) if strict else like.new_zeros(like.shape[1], 0)
-                due[name] = Seen(pairs=pairs, basis=basis, rows=rows)
+                due[name] = FrameInputs(pairs=pairs, basis=basis, rows=rows)
         self.full.refresh(due, optimizer)
 
     def _generator(self, name: str, step: int) -> torch.Generator:
