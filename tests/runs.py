@@ -69,6 +69,7 @@ def fresh(name: str, model: PreTrainedModel, *, lora: LoraSettings | None = None
         options = {"rank": 4, "refresh_every": 3, "oversampling": 4} | options
     if name == "ewc":
         options = {"fisher_examples": 4} | options
+    lora = lora or LoraSettings(target_modules="auto")  # a few layers, so that runs stay short
     config = KNOWN[name].Config(**options)
     method = build_method(name, config, lora) if name in METHODS else KNOWN[name](config, lora)  # type: ignore[call-arg]
     method.setup(model)

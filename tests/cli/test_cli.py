@@ -170,7 +170,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {
         "pending": ["one", "two"],
-        "trainable": 4 * 2 * 512 + 4 * 16,
+        "trainable": 19968 + 4 * 16,
         "parameters": 56448,
     }
     assert "trainable parameters" in result.stderr
@@ -210,7 +210,7 @@ BAD = {
     "completion too long": ({"tasks": [task("one", **FREE)]}, {"one.jsonl": TOO_LONG}, 1,
                             ["task one, row 3 (counted from 0) of the training rows", "max_completion_tokens = 8"]),
     "pattern matches nothing": ({"lora": {"target_modules": ["q_proj"]}}, {}, 1, ["`q_proj` matches no linear layer"]),
-    "no such model": ({"model": {"path": "./modle"}}, {}, 1, ["modle: no such folder"]),
+    "no such model": ({"model": {"path": "./modle"}}, {}, 1, ["modle: there is no such folder"]),
     "no such file": ({"tasks": [task("three")]}, {}, 1, ["three.jsonl"]),
     "wrong optimizer": ({"training": {"optim": "adamm"}}, {}, 2, ["training"]),
     "rate is no number": ({"training": {"learning_rate": float("nan")}}, {}, 2, ["training.learning_rate is nan"]),

@@ -138,7 +138,9 @@ def test_gorp_is_exact_at_the_budget_and_then_grows_by_input_summaries_alone(sou
 
 
 def test_steps_that_are_not_known_count_as_dense_deltas():
-    (unknown, _), (known, _) = (assumed("gorp", tasks=1, steps=steps) for steps in (None, 5))
+    (unknown, _), (known, _) = (
+        assumed("gorp", None, LoraSettings(target_modules="auto"), tasks=1, steps=steps) for steps in (None, 5)
+    )
     assert footprint(unknown.state_dict()) > footprint(known.state_dict())
 
 

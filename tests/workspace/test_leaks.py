@@ -54,7 +54,7 @@ def test_the_script_computes_from_the_files_what_the_run_reported(finished):
         assert [name.split()[1] for name in entry["earlier"]] == list(version["leak_earlier"])
         for name, leaks in entry["earlier"].items():
             told = version["leak_earlier"][name.split()[1]]
-            assert leaks["weights"] == told["weights"] == 6
+            assert leaks["weights"] == told["weights"] == 14
             assert leaks["worst"] == pytest.approx(told["worst"], rel=1e-3, abs=1e-6)
             assert leaks["median"] == pytest.approx(told["median"], rel=1e-3, abs=1e-6)
 
@@ -105,5 +105,5 @@ def test_training_warns_before_a_task_and_refuses_one_that_could_change_nothing(
     monkeypatch.setattr("gorp.core.memory.SubspaceMemory.is_full", lambda self, name: True)
     for extra in ([], ["--dry-run"]):
         result = CliRunner().invoke(app, ["train", str(path), *extra])
-        assert result.exit_code == 2 and "S is the whole space for every trained weight (6 of them)" in result.stderr
+        assert result.exit_code == 2 and "S is the whole space for every trained weight (14 of them)" in result.stderr
         assert status(tmp_path / "run")["versions"][-1]["task"] == "one"

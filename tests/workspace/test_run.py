@@ -125,8 +125,9 @@ def test_planning_writes_nothing(tmp_path):
     before = tree_hash(tmp_path)
     pending, treatments, total = plan(load_config(path), tmp_path / "work")
     assert pending == ["one", "two"] and total == 56448
-    # Tiny T5: q and v of 4 self-attentions with pairs of rank 8, of 2 cross-attentions with 4 x 4 cores.
-    assert {(t.treatment, t.trainable) for t in treatments} == {("LoRA", 2 * 8 * 32), ("core", 2 * 16)}
+    # Tiny T5: pairs of rank 8 on attention (32 x 32) and feed-forward (32 x 64) layers, 4 x 4 cores on cross-attention.
+    sizes = {("LoRA", 8 * (32 + 32)), ("LoRA", 8 * (32 + 64)), ("core", 2 * 16)}
+    assert {(t.treatment, t.trainable) for t in treatments} == sizes
     assert tree_hash(tmp_path) == before
 
 
