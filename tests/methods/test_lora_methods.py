@@ -117,11 +117,14 @@ def test_sequential_full_trains_every_parameter(tmp_path):
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_adapters_are_on_all_linear_layers_by_default_and_in_paper_mode_on_the_preset(family):
-    model = tiny(family)
+    model, default = tiny(family), LoraSettings()
     for name, method in METHODS.items():
         if method.uses_lora:
-            assert set(fresh(name, model).choose(model)) == set(resolve(model, "all-linear", role="lora")), name
+            assert set(fresh(name, model, lora=default).choose(model)) == set(
+                resolve(model, "all-linear", role="lora")
+            ), name
     preset = [resolve(model, "auto", role=role) for role in ("lora", "full")]
-    assert fresh("gorp", model, mode="paper").choose(model) == [layer for layers in preset for layer in layers]
+    paper = fresh("gorp", model, mode="paper", lora=default)
+    assert paper.choose(model) == [layer for layers in preset for layer in layers]
     chosen = fresh("gorp", model, mode="paper", lora=LoraSettings(target_modules="all-linear")).choose(model)
     assert set(chosen) == set(resolve(model, "all-linear", role="lora"))
