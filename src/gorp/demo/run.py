@@ -10,7 +10,6 @@ import torch
 
 from gorp.data import Encoding, Task, TaskSpec, load_task
 from gorp.evaluation import AccuracyMatrix, EvalConfig, TaskScore, score_task, summary
-from gorp.layers.lora import LoraSettings
 from gorp.methods import build_method
 from gorp.methods.gorp import GorpConfig
 from gorp.models.load import ModelConfig, load_model
@@ -23,9 +22,6 @@ DATA = Path(__file__).parent / "data"
 
 TASKS = ("snips", "clinc150", "banking77", "dbpedia")
 """Order of training: intents of three assistants, then topics of encyclopedia articles."""
-
-LORA = LoraSettings(target_modules="all-linear")
-"""The same adapters for both methods. A model this small needs adapters on all linear layers to learn the tasks."""
 
 CONFIGS = {"sequential_lora": None, "gorp": GorpConfig(full_modules="all-linear")}
 """Configuration of each method; other options have their defaults."""
@@ -121,7 +117,7 @@ def _learn(
     `base` caches the base model's scores: the first method fills it, the second one reads it.
     """
     model, tokenizer = load_model(ModelConfig(path=settings.model), "cuda" if torch.cuda.is_available() else "cpu")
-    method = build_method(name, CONFIGS[name], LORA)
+    method = build_method(name, CONFIGS[name])
     encoding, config = Encoding(max_prompt_tokens=64, max_completion_tokens=24), EvalConfig(batch_size=64)
     training = {
         "learning_rate": settings.learning_rates[name],
