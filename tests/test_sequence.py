@@ -60,7 +60,7 @@ def test_the_loop_leaves_what_its_trainings_leave_one_by_one(tmp_path, name):
     for number, task in enumerate(TASKS, 1):
         train(expected_model, expected, number, tmp_path / task.name, data=task.train, num_train_epochs=1)
 
-    model, method = tiny("t5"), build_method(name, expected.config)
+    model, method = tiny("t5"), build_method(name, expected.config, expected.lora)
     asked, heard = [], Heard()
 
     def train_stage(stage, **where):
