@@ -33,6 +33,7 @@ def relative_error(rule: str, rate: float, seed: int) -> float:
     method.setup(model)
     context = TaskContext(name="t", index=1, seed=seed, num_steps=STEPS, batches=lambda size, limit: iter(()))
     method.begin_task(model, context)
+    method.begin_training(model, context)
     optimizer = torch.optim.AdamW(method.parameter_groups(model, rate), lr=rate, weight_decay=0.0)
     for step in range(STEPS):
         for group in optimizer.param_groups:

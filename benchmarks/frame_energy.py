@@ -78,6 +78,7 @@ def main() -> None:
         rows = encode(task.train, tokenizer, encoder_decoder=True, encoding=Encoding(max_prompt_tokens=args.tokens))
         known = {key: value.to(args.device) for key, value in collate([rows[i] for i in range(args.rows)]).items()}
         method.begin_task(model, task_of(index, batch=known))
+        method.begin_training(model, task_of(index, batch=known))
         optimizer = torch.optim.AdamW(method.parameter_groups(model, RATE), lr=RATE)
         peer, model_layers = Peer(model, optimizer, method), dict(model.named_modules())
         cores = {f"{n}.weight": layer for n, layer in model_layers.items() if type(layer).__name__ == "LowRankUpdate"}

@@ -113,6 +113,7 @@ def _asked(batch: Batch | None, limit: int | None) -> int:
 def attach(method: Method, model: nn.Module, index: int, num_steps: int = 1000, batch: Batch | None = None) -> Peer:
     """Begin task `index` through the method hooks that the Trainer code calls, and return the peer."""
     method.begin_task(model, task_of(index, num_steps, batch))
+    method.begin_training(model, task_of(index, num_steps, batch))
     return Peer(model, torch.optim.AdamW(method.parameter_groups(model, RATE), lr=RATE, fused=True), method)
 
 

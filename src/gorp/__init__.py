@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from gorp.attach import Protection
     from gorp.data import Encoding, Task, TaskSpec, load_task
     from gorp.errors import GorpError
     from gorp.evaluation import AccuracyMatrix, EvalConfig, TaskScore, score_task, summary
@@ -47,6 +48,7 @@ __all__ = [  # noqa: RUF022  in the order in which a program uses them
     "LoraSettings",
     "train_task",
     "TaskResult",
+    "Protection",
     "EvalConfig",
     "score_task",
     "TaskScore",
@@ -70,6 +72,7 @@ _MODULES = {
     "methods.gorp": ("GorpConfig",),
     "layers.lora": ("LoraSettings",),
     "training": ("train_task", "TaskResult"),
+    "attach": ("Protection",),
     "evaluation": ("EvalConfig", "score_task", "TaskScore", "AccuracyMatrix", "summary"),
     "workspace": (
         "load_config",

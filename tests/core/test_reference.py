@@ -40,6 +40,7 @@ def batches(task: int, sizes: tuple[int, int, int]) -> list[tuple[Tensor, Tensor
 
 def begin(net: Net, method: Gorp, index: int) -> torch.optim.Optimizer:
     method.begin_task(net, context(index))
+    method.begin_training(net, context(index))
     return torch.optim.AdamW(method.parameter_groups(net, LORA_RATE), lr=LORA_RATE, weight_decay=DECAY)
 
 

@@ -42,6 +42,7 @@ def learned(name, config=None, lora=None, *, family="llama", tasks, steps):
     for index in range(1, tasks + 1):
         task = context(model, index=index, steps=steps)
         method.begin_task(model, task)
+        method.begin_training(model, task)
         optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-2), lr=1e-2)
         for _ in range(steps):
             ids = torch.randint(3, model.config.vocab_size, (4, 12))
@@ -150,11 +151,13 @@ def begun(budget):
     method, model = assumed("protected_full", config, tasks=1, steps=1)
     bases = {name: torch.eye(len(basis))[:, : basis.shape[1]] for name, basis in method.space.bases().items()}
     method.begin_task(model, context(model, index=2, steps=1))
+    method.begin_training(model, context(model, index=2, steps=1))
 
     real, real_model = build_method("protected_full", config), small("llama")
     real.setup(real_model)
     real.memory.load_state_dict(bases | {f"{name}::energy": torch.ones(s.shape[1]) for name, s in bases.items()})
     real.begin_task(real_model, context(real_model, index=2, steps=1))
+    real.begin_training(real_model, context(real_model, index=2, steps=1))
     return method, real, real_model
 
 

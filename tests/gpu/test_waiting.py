@@ -71,6 +71,7 @@ def steps(name: str, device: torch.device, **options) -> Iterator[tuple[int, int
 
         task = TaskContext(name=f"task{index}", index=index, seed=0, num_steps=STEPS, batches=batches)
         method.begin_task(model, task)
+        method.begin_training(model, task)
         optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-3), lr=1e-3, fused=True)
         for step in range(1, STEPS + 1):
             watches = method.task.pair_watches.values() if name == "gorp" else ()

@@ -90,6 +90,7 @@ def test_one_graph_trains_every_step_as_the_eager_model_does(family):
             context = TaskContext(index=task, name=str(task), num_steps=6, seed=0, batches=lambda size, limit: iter(()))
             torch.manual_seed(task)  # of A
             method.begin_task(model, context)
+            method.begin_training(model, context)
             run = torch.compile(model, backend=counting, fullgraph=True) if compiled else model
             groups = method.parameter_groups(model, 1e-2)
             optimizer = torch.optim.AdamW(groups, lr=1e-2)

@@ -32,6 +32,7 @@ def watched_pass(index: int, checkpointing: str, *, cores: str = "none") -> tupl
         method.memory.extend(name, torch.randn(3, n, generator=torch.Generator().manual_seed(1)))
     torch.manual_seed(0)
     method.begin_task(model, context(index))
+    method.begin_training(model, context(index))
     assert len(method.task.row_watches) == (len(method.task.pairs) if index > 1 else 0)
     assert all(watch.on for watch in method.task.pair_watches.values())
     model.train()
@@ -97,6 +98,7 @@ def moved(arithmetic: str, *, outside: float) -> dict[str, float]:
     method.memory.energy = 1 - 1e-7
     method.memory.extend("0.weight", inside)
     method.begin_task(model, context(2, steps=6))
+    method.begin_training(model, context(2, steps=6))
     optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-2), lr=1e-2, weight_decay=0.0)
     for _ in range(6):
         optimizer.zero_grad()

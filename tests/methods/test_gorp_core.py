@@ -25,6 +25,7 @@ def learned(lora: tuple[str, ...] | str, full: tuple[str, ...] | str) -> float:
     method.setup(model)
     context = TaskContext(name="t", index=1, seed=0, num_steps=STEPS, batches=lambda size, limit: iter(()))
     method.begin_task(model, context)
+    method.begin_training(model, context)
     optimizer = torch.optim.AdamW(method.parameter_groups(model, 2e-2), lr=2e-2, weight_decay=0.0)
     for _ in range(STEPS):
         optimizer.zero_grad()

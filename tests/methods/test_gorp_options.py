@@ -93,6 +93,7 @@ def learn(method: Gorp, model: torch.nn.Module, index: int, steps: int = 6) -> N
 
     task = TaskContext(name=str(index), index=index, seed=0, num_steps=steps, batches=batches)
     method.begin_task(model, task)
+    method.begin_training(model, task)
     optimizer = torch.optim.AdamW(method.parameter_groups(model, 5e-3), lr=5e-3, weight_decay=0.5)
     for _ in range(steps):
         ids = torch.randint(5, 60, (4, 8), generator=generator) + 40 * index

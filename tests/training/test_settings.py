@@ -68,7 +68,7 @@ def test_a_token_is_refused_and_not_repeated(key):
     ("block", "message"),
     [
         ({"report_to": "bogus"}, r"training\.report_to: bogus cannot be used"),
-        ({"report_to": ["wandb"]}, r"training\.report_to: wandb cannot be used"),
+        ({"report_to": ["clearml"]}, r"training\.report_to: clearml cannot be used"),
         ({"optim": "lion_8bit"}, r"training\.optim: `lion_8bit` cannot"),
         ({"optim": "galore_adamw"}, r"training\.optim: `galore_adamw` cannot"),
         ({"optim": "bogus"}, "Hugging Face refuses"),

@@ -1,7 +1,7 @@
 """Add LoRA pairs to named layers with PEFT, without changing the class of the model. arXiv:2106.09685."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -42,6 +42,20 @@ class LoraSettings:
     def __post_init__(self) -> None:
         """Check the ranges of all numbers, before a model is loaded."""
         check_ranges(self, "lora.")
+
+    def wrappers(self, model: nn.Module, layers: list[str]) -> list[LoraLayer]:
+        """Return PEFT's wrapper with a new pair for each of the named layers; they are not in the model yet."""
+        config = LoraConfig(
+            r=self.r,
+            lora_alpha=self.lora_alpha,  # pyright: ignore[reportArgumentType]
+            lora_dropout=self.lora_dropout,
+            target_modules=r"\d+",  # the names of the layers in `container`
+        )
+        # PEFT gets a container with these layers only, not the model: in a model with fused experts it would put the
+        # pairs of neighbouring layers (shared experts, dense layers) on the fused experts.
+        container = nn.ModuleDict({str(index): model.get_submodule(name) for index, name in enumerate(layers)})
+        inject_adapter_in_model(config, container, adapter_name=ADAPTER)
+        return cast(list[LoraLayer], list(container.values()))
 
     @property
     def targets(self) -> tuple[str, ...] | str:
@@ -87,25 +101,16 @@ def add_lora(model: nn.Module, layers: list[str], settings: LoraSettings) -> dic
         The pairs by the name of their weight in the base model.
     """
     model.requires_grad_(False)
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=settings.lora_dropout,
-        target_modules=r"\d+",  # the names of the layers in `container`
-    )
-    # PEFT gets a container with these layers only, not the model: in a model with fused experts it would put the pairs
-    # of neighbouring layers (shared experts, dense layers) on the fused experts.
-    container = nn.ModuleDict({str(index): model.get_submodule(name) for index, name in enumerate(layers)})
-    inject_adapter_in_model(config, container, adapter_name=ADAPTER)
     pairs = {}
-    for name, layer in zip(layers, container.values(), strict=True):
-        assert isinstance(layer, LoraLayer)
-        replace(model, name, layer)
-        linears: list[Any] = [layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]]
+    for name, layer in zip(layers, settings.wrappers(model, layers), strict=True):
+        (adapter,) = layer.lora_A
+        replace(model, name, cast(nn.Module, layer))
+        linears: list[Any] = [layer.lora_A[adapter], layer.lora_B[adapter]]
         for factor in linears:
-            factor.to(torch.promote_types(factor.weight.dtype, torch.float32))  # PEFT created it in the weight's dtype
+            # PEFT created it in the weight's dtype, or the user's script has frozen it.
+            factor.to(torch.promote_types(factor.weight.dtype, torch.float32)).requires_grad_(True)
         down, up = (factor.weight for factor in linears)
-        pairs[weight_name(name)] = LoraPair(down=down, up=up, scale=layer.scaling[ADAPTER])
+        pairs[weight_name(name)] = LoraPair(down=down, up=up, scale=layer.scaling[adapter])
     return pairs
 
 

@@ -13,6 +13,7 @@ For each task, in this order:
 
     warnings            returns what the user should know before the task; raises if the task could change nothing
     begin_task          loads the deltas of earlier tasks, adds adapters, freezes all that is not trained
+    begin_training      the task's rows and the number of steps are known now: sets what depends on them
     check_optimizer     raises if the method cannot work with the optimizer that the user chose (in a dry run too)
     parameter_groups    returns what is trained, and at which learning rate
     make_optimizer      returns the method's own optimizer, or None for the one that the user chose
@@ -38,8 +39,9 @@ For `gorp estimate`, on a model without data:
 
 `state_dict` is called after each task, and whenever a checkpoint is written within one. `load_state_dict` restores it.
 
-**Resuming a task.** A new object is loaded with the state that was saved before the task; `begin_task` is called as
-usual; then the state of the checkpoint is loaded. State consists of tensors only, so that safetensors can hold it.
+**Resuming a task.** A new object is loaded with the state that was saved before the task; `begin_task` and
+`begin_training` are called as usual; then the state of the checkpoint is loaded. State consists of tensors only, so
+that safetensors can hold it.
 
 **Flags** (class attributes) declare what a method needs: `joint`, `needs_task_id`, `needs_num_tasks`, `stores_data`,
 `mergeable`. A run that cannot meet them is refused before training (`gorp.training.preflight`).
@@ -93,13 +95,14 @@ class TaskContext:
     seed: int
     """Seed of the whole sequence, the same for every task."""
     num_steps: int
-    """Optimizer steps that this task will take."""
+    """Optimizer steps that this task will take; not for `begin_task`, which may be called before they are known."""
     num_tasks: int | None = None
     """Number of tasks in the whole sequence, or None if it is not known. A benchmark knows it. A workspace does not,
     because tasks can be added to it; if the method sets `needs_num_tasks`, its YAML must list all tasks."""
     batches: Callable[[int, int | None], Iterator[Batch]]
     """`batches(batch_size, limit)` yields at most `limit` of the task's training rows (None: all), drawn at random
-    without replacement. The rows are the same on every call, on every rank and in a resumed run."""
+    without replacement, in batches of at most `batch_size` rows. The rows are the same on every call, on every rank and
+    in a resumed run. Not for `begin_task`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,9 @@ class Method:
     """Whether the state holds rows of earlier tasks. If so, deleting a file of rows does not delete these copies."""
     mergeable: ClassVar[bool] = True
     """Whether `deltas` holds all that was learned, so that one plain model, W₀ + deltas, answers for every task."""
+    loss_reads_batch: ClassVar[bool] = True
+    """Whether `extra_loss` depends on the batch or on the model's outputs. If False, it is a function of the weights,
+    and its gradient can be added in a training loop whose loss gorp does not compute."""
     widens: ClassVar[bool] = False
     """Whether the model's own weights are trained, in float32 whatever their dtype is between tasks. The forward pass
     of a bfloat16 model then runs under autocast."""
@@ -196,8 +202,9 @@ class Method:
         return []
 
     def begin_task(self, model: nn.Module, task: TaskContext) -> None:
-        """Prepare the model for training; it may add layers to the model, but must not train.
+        """Prepare the model for training: add layers, and choose which parameters are trained.
 
+        It is called before the optimizer exists, so the task's rows and its number of steps may not be known yet.
         Default: load all finished tasks' deltas into the weights and make no parameter trainable.
 
         Raises:
@@ -218,6 +225,14 @@ class Method:
         self.step = 0
         self.weights.load(self.deltas)
         model.requires_grad_(False)
+
+    def begin_training(self, model: nn.Module, task: TaskContext) -> None:
+        """Set what depends on the task's rows or on its number of steps; the trained parameters stay the same objects.
+
+        Args:
+            model: The model as `begin_task` left it; it may be wrapped for data parallelism.
+            task: The same task, now with its rows and its number of steps.
+        """
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """Return optimizer groups. A group without its own `lr` gets `learning_rate`.

@@ -49,6 +49,7 @@ class Ewc(SharedLoraMethod):
     paper = "Kirkpatrick et al. 2017, arXiv:1612.00796"
     keeps = "F and θ*, each the size of the adapter; it does not grow"
     Config = EwcConfig
+    loss_reads_batch = False
 
     def __init__(self, config: EwcConfig | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__(config, lora)

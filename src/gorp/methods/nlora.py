@@ -41,6 +41,7 @@ class NLora(LoraMethod):
     title = "a new LoRA pair per task, with a penalty that makes its product sparse"
     paper = "Yang et al. 2024, arXiv:2410.10179"
     Config = NLoraConfig
+    loss_reads_batch = False
 
     @override
     def extra_loss(self, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor | None:

@@ -43,6 +43,7 @@ class OLora(LoraMethod):
     paper = "Wang et al. 2023, arXiv:2310.14152"
     keeps = "the A rows of every task: r x n floats per weight and task"
     Config = OLoraConfig
+    loss_reads_batch = False
 
     def __init__(self, config: OLoraConfig | None = None, lora: LoraSettings | None = None) -> None:
         super().__init__(config, lora)

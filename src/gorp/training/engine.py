@@ -163,7 +163,15 @@ def train_encoded(
             seed=seed,
             num_steps=num_steps(len(encoded), arguments),
             num_tasks=num_tasks,
-            batches=lambda size, limit: _batches(encoded, collator, size, limit, arguments.seed, _device(model)),
+            # A micro-batch of the training fits into memory; a larger batch might not.
+            batches=lambda size, limit: _batches(
+                encoded,
+                collator,
+                min(size, arguments.per_device_train_batch_size),
+                limit,
+                arguments.seed,
+                _device(model),
+            ),
         )
         checkpoint = last_whole(folder, ranks=arguments.world_size, say=say)
         for line in method.warnings(index - 1):
@@ -194,6 +202,7 @@ def _train(
     resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     set_seed(arguments.seed)
     method.begin_task(model, context)
+    method.begin_training(model, context)
     if on_ready is not None:
         on_ready(treatments(model))
     begun = SavedModelState(model)

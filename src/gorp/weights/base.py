@@ -1,5 +1,6 @@
 """Base weights W₀ of all trained parameters, and the working weights computed from them."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -44,6 +45,16 @@ class BaseWeights:
                 "Was the delta or the memory made for another model?"
             )
         return self._parameters[name]
+
+    def sha256(self) -> str:
+        """Return a digest of the base model: name, dtype, shape and W₀ of every parameter."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self._parameters.items()):
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+            original = self._base.get(name, parameter).detach()
+            for rows in _blocks(original.shape) if original.dim() else (...,):
+                digest.update(original[rows].cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def copies(self) -> list[Tensor]:
         """W₀ of every parameter touched so far, in main memory."""

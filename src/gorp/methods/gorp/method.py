@@ -102,6 +102,11 @@ class Gorp(Method):
         )
 
     @override
+    def begin_training(self, model: nn.Module, task: TaskContext) -> None:
+        assert self.task is not None
+        self.task.begin_training(model, task)
+
+    @override
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         assert self.task is not None
         return self.task.parameter_groups(learning_rate)

@@ -18,7 +18,7 @@ from gorp.layers.full_rank import FullRankBranch
 from gorp.layers.inputs import weight_inputs
 from gorp.layers.lora import LoraPair, LoraSettings, add_lora, remove_lora
 from gorp.layers.low_rank import LowRankUpdate, unwrap
-from gorp.layers.names import layers_of, weight_name
+from gorp.layers.names import layers_of
 from gorp.layers.watch import PairWatch, RowWatch
 from gorp.methods.base import TaskContext
 from gorp.methods.gorp.config import GorpConfig
@@ -67,16 +67,13 @@ class GorpTask:
     ) -> None:
         self.config, self.memory = config, memory
         self._seed, self._index = task.seed, task.index
-        # At most the length of the task, so that each layer is refreshed in a short task too.
-        self._period = min(config.refresh_every, task.num_steps)
-        aligned = [weight_name(name) for name in lora_layers] if config.adapter_rows == "aligned" else []
-        leading = self._leading_inputs(model, task, aligned, r=lora.r)
+        self._period = config.refresh_every
         self.pairs: dict[str, LoraPair] = add_lora(model, list(lora_layers), lora) if lora_layers else {}
         """Name of a weight -> its pair."""
         if shared is not None:
             shared.load_into(self.pairs)
         for name, pair in self.pairs.items():
-            self._init_rows(name, pair, leading.get(name))
+            self._init_rows(name, pair)
         self.full = FullRankBranch(
             model,
             full_layers,
@@ -97,6 +94,15 @@ class GorpTask:
             # A fixed A needs no watch: its rows are zero where the task's inputs outside S are only rounding error.
             protected = [name for name, pair in self.pairs.items() if name in memory and pair.down.requires_grad]
             self.row_watches = {n: RowWatch(layer) for n, layer in layers_of(model, protected).items()}
+
+    def begin_training(self, model: nn.Module, task: TaskContext) -> None:
+        """Compute the fixed rows of A from the task's rows, and choose the layers of the first refresh."""
+        # At most the length of the task, so that each layer is refreshed in a short task too.
+        self._period = min(self.config.refresh_every, task.num_steps)
+        fixed = {name: pair for name, pair in self.pairs.items() if not pair.down.requires_grad}
+        for name, rows in self._leading_inputs(model, task, fixed).items():
+            down = fixed[name].down
+            down.data = rows.to(down) * down.data.norm(dim=1, keepdim=True)
         self.watch_due_layers(0)
 
     @property
@@ -184,30 +190,27 @@ class GorpTask:
         for name, rows in without_prefix("aligned", state).items():
             self.pairs[name].down.data.copy_(rows)
 
-    def _leading_inputs(
-        self, model: nn.Module, task: TaskContext, names: Sequence[str], *, r: int
-    ) -> dict[str, Tensor]:
-        """Return A, r x n, of each weight that has an S: the leading directions of the task's inputs outside S.
+    def _leading_inputs(self, model: nn.Module, task: TaskContext, pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+        """Return A, r x n, of each pair: the leading directions of the task's inputs outside S.
 
         Its rows are orthonormal, or zero where fewer than r directions stand out from rounding error.
         """
-        names = [name for name in names if self.memory.size(name)]
         # The A of a layer that no row of the task reaches stays zero.
-        rows = {name: torch.zeros(r, self.memory.dimension(name)) for name in names}
+        rows = {name: torch.zeros(pair.down.shape) for name, pair in pairs.items()}
         count = -(-self.config.memory_rows // ALIGN_ROWS_DIVISOR)
-        for readers, inputs in weight_inputs(model, names, task.batches, rows=count) if names else ():
+        for readers, inputs in weight_inputs(model, list(pairs), task.batches, rows=count) if pairs else ():
             for name in readers:
+                r = len(rows[name])
                 leading = leading_outside(inputs.total, self.memory.basis(name, inputs.total), count=r)
                 rows[name] = torch.cat([leading, leading.new_zeros(r - len(leading), leading.shape[1])])
         return rows
 
-    def _init_rows(self, name: str, pair: LoraPair, aligned: Tensor | None) -> None:
-        """Set A of a new pair: to `aligned`, or to its random rows projected onto the complement of S.
+    def _init_rows(self, name: str, pair: LoraPair) -> None:
+        """Fix A of a new pair, whose rows `begin_training` computes, or project its random rows off S.
 
         Each row keeps the norm that it was initialized with.
         """
-        if aligned is not None:
-            pair.down.data = aligned.to(pair.down) * pair.down.data.norm(dim=1, keepdim=True)
+        if self.config.adapter_rows == "aligned" and self.memory.size(name):
             pair.down.requires_grad_(False)
         elif self.config.projection == "both" and self.config.adapter == "fresh":
             norms = pair.down.data.norm(dim=1, keepdim=True)

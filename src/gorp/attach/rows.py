@@ -1,0 +1,63 @@
+"""Batches of a task's rows from the data loader of the user's training."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from gorp.core.outputs import IGNORED, Batch
+from gorp.errors import ConfigError
+
+
+def row_batches(
+    loader: DataLoader[Any], *, seed: int, device: torch.device, most: int | None
+) -> Callable[[int, int | None], Iterator[Batch]]:
+    """Return `TaskContext.batches` for the rows of a data loader.
+
+    The rows are drawn by `seed` without replacement, collated by the loader's own function. From an iterable data set,
+    which cannot be drawn from, they are the first ones. Reading does not change the order of the loader's own batches.
+
+    Args:
+        loader: The training loader; each rank has one over the same rows.
+        seed: Seed of the draw.
+        device: Device of the model.
+        most: Rows in one micro-batch of the training, which fit into memory; a batch never has more.
+
+    Raises:
+        ConfigError: If the rows have no labels, so that nothing shows which tokens an answer depends on.
+    """
+    dataset, collate = loader.dataset, loader.collate_fn
+    first = _first(loader)
+    labels = first.get("labels") if isinstance(first, dict) else None
+    if not isinstance(labels, torch.Tensor):
+        has = ", ".join(map(str, first)) if isinstance(first, dict) else type(first).__name__
+        raise ConfigError(
+            f"a batch of the training rows has no `labels` (it has {has}), and gorp needs them to read which inputs "
+            "the answers depend on. Give the data set or the collator labels, with -100 where there is no loss."
+        )
+
+    def rows(limit: int | None) -> Iterator[Any]:
+        if isinstance(dataset, IterableDataset):
+            yield from islice(iter(dataset), limit)
+            return
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()  # pyright: ignore[reportArgumentType]
+        yield from (dataset[i] for i in order[:limit])
+
+    def batches(size: int, limit: int | None) -> Iterator[Batch]:
+        source = rows(limit)
+        while chunk := list(islice(source, min(size, most or size))):
+            batch: Any = collate(chunk)
+            found = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+            if (found["labels"] != IGNORED).any():  # without a label the loss of a model is nan
+                yield found
+
+    return batches
+
+
+def _first(loader: DataLoader[Any]) -> Any:
+    """Return the first row, collated; {} if there is none."""
+    dataset = loader.dataset
+    chunk = list(islice(iter(dataset), 1)) if isinstance(dataset, IterableDataset) else [dataset[0]]
+    return loader.collate_fn(chunk) if chunk else {}
