@@ -5,7 +5,8 @@
     ├── DataError         a task's rows: a missing file, a malformed line, a label outside the set
     ├── ModelError        the base model: a pattern that matches nothing, a dtype that the device does not support
     ├── CheckpointError   a saved file: the memory of another model, an incomplete or damaged version
-    └── TrainingError     a run that must stop: a loss that is not finite
+    ├── TrainingError     a run that must stop: a loss that is not finite
+    └── ExportError       an exported folder that is not equal to its version, or cannot be uploaded
 
 `ValueError` is for wrong arguments of a function, `assert` for internal invariants.
 """
@@ -45,6 +46,10 @@ class CheckpointError(GorpError):
 
 class TrainingError(GorpError):
     """Training cannot continue; everything saved before is complete."""
+
+
+class ExportError(GorpError):
+    """An exported folder differs from the version that it was written from, or cannot be uploaded."""
 
 
 LONGEST_NAME = 200

@@ -30,3 +30,8 @@ class Progress:
     def evaluating(self, name: str) -> Iterator[Callable[[int, int], None]]:
         """Show the scoring of a task inside the context; yield a function to call with (rows done, all rows)."""
         yield lambda done, total: None
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a long loop inside the context; yield a function to call with (items done, all items)."""
+        yield lambda done, total: None

@@ -83,6 +83,10 @@ def test_every_command_has_exactly_these_options():
         "train": {"--workspace", "--restart", "--dry-run", "--json"},
         "status": {"--explain", "--json"},
         "eval": {"--version", "--task", "--trust-remote-code", "--json"},
+        "export": {
+            *("--to", "--version", "--dtype", "--rank", "--each", "--base", "--force", "--dry-run", "--push-to-hub"),
+            *("--private", "--trust-remote-code", "--json"),
+        },
         "methods": {"--json"},
         "estimate": {"--tflops", "--gbps", "--json"},
     }
@@ -130,6 +134,24 @@ def test_status_has_a_line_for_each_task_and_explains_the_numbers_when_asked(fin
     assert "AP = " not in text and "R[i, j]" not in text
     explained = gorp("status", path, "--explain").stdout
     assert "AP = " in explained and "R[i, j]" in explained and "capacity: share of the input space" in explained
+
+
+def test_export_writes_a_folder_says_what_was_measured_and_replaces_it_only_with_force(finished, tmp_path):
+    path, work, _ = finished
+    out = tmp_path / "out"
+    text = gorp("export", path, out, "--dry-run").stdout
+    assert re.search(r"would write v2 to .*out: merged, float32, [\d.]+ kB", text) and not out.exists()
+    done = gorp("export", work, out)
+    assert done.exit_code == 0, done.stderr
+    assert "every weight is equal bit for bit" in done.stdout and "served leak on one" in done.stdout
+    assert f"written to {out}" in done.stdout and "writing the weights" in done.stderr
+    again = gorp("export", work, out, "--to", "lora")
+    assert again.exit_code == 2 and "Replace it with --force" in again.stderr
+    facts = json.loads(gorp("export", work, out, "--to", "lora", "--version", "v1", "--force", "--json").stdout)
+    assert (facts["form"], facts["version"], facts["folder"]) == ("lora", "v1", str(out))
+    assert set(facts["files"]) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert gorp("export", work, work / "x").exit_code == 2
+    assert gorp("export", work, out, "--version", "v9").exit_code == 2
 
 
 def test_status_reads_the_current_yaml(finished, tmp_path):

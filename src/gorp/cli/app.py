@@ -10,6 +10,7 @@ import typer
 
 from gorp.cli.demo import demo
 from gorp.cli.evaluate import evaluate
+from gorp.cli.export import export
 from gorp.cli.look import methods, status
 from gorp.cli.train import estimate, train
 
@@ -23,7 +24,7 @@ app = typer.Typer(
 for command in (demo, train, status):
     app.command()(command)
 app.command("eval")(evaluate)
-for command in (methods, estimate):
+for command in (export, methods, estimate):
     app.command()(command)
 
 

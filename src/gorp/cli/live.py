@@ -73,11 +73,17 @@ class PlainProgress(Progress):
     @contextmanager
     def evaluating(self, name: str) -> Iterator[Callable[[int, int], None]]:
         """Print lines with the number of scored rows, if scoring takes more than `FIRST_LINE` seconds."""
+        with self.counting(f"scoring {name}", " rows") as show:
+            yield show
+
+    @contextmanager
+    def counting(self, what: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+        """Print lines with the number of items done, if the loop takes more than `FIRST_LINE` seconds."""
         due = _every(FIRST_LINE, NEXT_LINE)
 
         def show(done: int, total: int) -> None:
             if done < total and due():
-                self.say(f"scoring {name}: {done} of {total} rows")
+                self.say(f"{what}: {done} of {total}{unit}")
 
         yield show
 
@@ -95,8 +101,14 @@ class LiveProgress(PlainProgress):
     @contextmanager
     def evaluating(self, name: str) -> Iterator[Callable[[int, int], None]]:
         """Show a bar of the scored rows; it is removed at the end."""
+        with self.counting(f"score {name}") as show:
+            yield show
+
+    @contextmanager
+    def counting(self, what: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+        """Show a bar of the items done; it is removed at the end."""
         with self._bars(transient=True) as bars:
-            bar = bars.add_task(f"score {name}", total=None, note="")
+            bar = bars.add_task(what, total=None, note="")
             yield lambda done, total: bars.update(bar, completed=done, total=total)
 
     def _bars(self, *, transient: bool = False) -> Bars:

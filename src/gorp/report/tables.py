@@ -56,7 +56,7 @@ def comparison_table(runs: Runs, *, title: str = "") -> Group:
 def comparison_markdown(runs: Runs) -> str:
     """Return `comparison_table` as Markdown, with the formulas in a list below the table."""
     formulas = "".join(f"- `{formula}`\n" for formula in _formulas(runs))
-    return _markdown(_comparison_lines(runs)) + f"\n{spread_reading(runs)} {MATRIX_READING}\n\n{formulas}"
+    return markdown_table(_comparison_lines(runs)) + f"\n{spread_reading(runs)} {MATRIX_READING}\n\n{formulas}"
 
 
 def _comparison_lines(runs: Runs) -> list[list[str]]:
@@ -87,12 +87,24 @@ def _table(headings: Sequence[Text], title: str) -> Table:
     return table
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    heading, *rest = [f"| {' | '.join(map(_cell, line))} |" for line in lines]
+def matrix_markdown(matrix: AccuracyMatrix) -> str:
+    """Return the score matrix as a Markdown table, without rows and columns that have no score."""
+    R = matrix.R.tolist()
+    columns = [j for j in range(len(matrix.tasks)) if any(not math.isnan(row[j]) for row in R)]
+    lines = [["after", *(matrix.tasks[j] for j in columns)]]
+    for name, row in zip(matrix.row_names(), R, strict=True):
+        if not all(map(math.isnan, row)):
+            lines.append([name, *(number(row[j]) for j in columns)])
+    return markdown_table(lines)
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of plain text: the first line is the heading; numbers are right-aligned."""
+    heading, *rest = [f"| {' | '.join(map(escaped, line))} |" for line in lines]
     rule = f"| --- |{' ---: |' * (len(lines[0]) - 1)}"
     return "\n".join([heading, rule, *rest]) + "\n"
 
 
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
     """Return `text` as a Markdown cell: on one line, with the characters escaped that Markdown or HTML would read."""
     return re.sub(r"([\\`*{}\[\]<>|#~&!$]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(printable(text).split()))

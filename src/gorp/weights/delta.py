@@ -51,6 +51,11 @@ class WeightDelta:
         """Whether the delta is stored as a dense matrix."""
         return self._dense is not None
 
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """L and R of L Rᵀ, m x r and n x r; None if the delta is dense or empty."""
+        return None if self._left is None or self._right is None else (self._left, self._right)
+
     def append(self, left: Tensor, right: Tensor) -> None:
         """Add `left` `right`ᵀ, m x r and n x r, exactly; convert to dense once the factors are as large as that."""
         left, right = _wide(left), _wide(right)

@@ -23,6 +23,8 @@ record.py     the content of version.json
 unfinished.py a training that was interrupted
 run.py        train the pending tasks, score, write versions
 evaluate.py   score a version again
+loaded.py     the base model of a version, its deltas, and the rows that it is scored on
+export.py     write a version as a merged model or a LoRA adapter
 place.py      find the workspace that a command-line argument means
 status.py     read the state of a workspace
 """

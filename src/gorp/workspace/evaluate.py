@@ -93,8 +93,8 @@ def present_configuration(
     config, where = _found_configuration(store, progress, given)
     if config.model.trust_remote_code and not trust_remote_code and where != given:
         raise ConfigError(
-            f"{where}: model.trust_remote_code is true, but you did not name this file. `gorp eval` runs code that "
-            "comes with a model only if you allow it: give the YAML instead of the workspace, or add "
+            f"{where}: model.trust_remote_code is true, but you did not name this file. gorp runs code that comes "
+            "with a model only if you allow it: give the YAML instead of the workspace, or add "
             "--trust-remote-code."
         )
     return config

@@ -1,17 +1,25 @@
-"""Compute the leak of a task against what each earlier task protected, from the files of the versions alone.
+"""Compute the leak of a task, or of an export, against what each earlier task protected.
 
 At the budget, S loses old directions. The leak against S before the task does not show this; the leak against S as it
 was after each earlier task does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+import torch
+from torch import Tensor
+
 from gorp.storage import read_tensors, tensor_names
+from gorp.weights.base import BaseWeights
 from gorp.weights.delta import WeightDelta, leak, unpack_deltas
 from gorp.workspace.state import DELTA, MEMORY
 from gorp.workspace.store import Version
+
+
+Measure = Callable[[Version, Tensor], float]
+"""Returns the leak of one weight against the basis S that a version protects."""
 
 
 def earlier_leaks(lineage: Sequence[Version], folder: Path) -> dict[str, Mapping[str, float]]:
@@ -26,17 +34,81 @@ def earlier_leaks(lineage: Sequence[Version], folder: Path) -> dict[str, Mapping
     Returns:
         Earlier task -> the number of `weights` compared, the `worst` and the `median` leak over them.
     """
-    earlier = [version for version in lineage if version.record["task"] and (version.folder / MEMORY).is_file()]
-    names = {version.name: set(tensor_names(version.folder / MEMORY)) for version in earlier}
-    found: dict[str, list[float]] = {version.name: [] for version in earlier}
-    for name in _weights(folder / DELTA):
+
+    def measure(name: str) -> Measure:
         change, before = _delta(folder / DELTA, name), _delta(lineage[-1].folder / DELTA, name)
         assert change is not None
         change = change if before is None else change.since(before)
+        return lambda version, basis: leak(change, basis)
+
+    return _over_earlier(lineage, _weights(folder / DELTA), measure)
+
+
+def served_leaks(
+    lineage: Sequence[Version], weights: BaseWeights, deltas: Mapping[str, WeightDelta]
+) -> dict[str, Mapping[str, float]]:
+    """Return ‖D Sⱼ‖ / ‖D‖ for each earlier task j, D being what all later tasks changed in the served weights.
+
+        D = round(W₀ + delta) - round(W₀ + deltaⱼ)        deltaⱼ, Sⱼ: as task j left them
+
+    Rounding is to the dtype that the parameters have now, so the leak is that of the model as it is exported.
+
+    Args:
+        lineage: The versions from v0 to the parent of the exported one.
+        weights: W₀ of the model.
+        deltas: Those of the exported version.
+    """
+
+    def measure(name: str) -> Measure:
+        def of(version: Version, basis: Tensor) -> float:
+            before = _delta(version.folder / DELTA, name) or WeightDelta(deltas[name].shape)
+            return weights.served_leak(name, before, deltas[name], basis.to(weights.parameter(name).device))
+
+        return of
+
+    return _over_earlier(lineage, deltas, measure)
+
+
+def adapter_leaks(
+    lineage: Sequence[Version], pairs: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Mapping[str, float]]:
+    """Return the same for an adapter beside W₀, where nothing is rounded to W₀'s grid: D = B A - deltaⱼ.
+
+    Args:
+        lineage: The versions from v0 to the parent of the exported one.
+        pairs: Name of a weight -> B (m x r) and A (r x n).
+    """
+
+    def measure(name: str) -> Measure:
+        up, down = (part.float() for part in pairs[name])
+
+        def of(version: Version, basis: Tensor) -> float:
+            change, before = WeightDelta(torch.Size([len(up), down.shape[1]])), _delta(version.folder / DELTA, name)
+            change.append(up, down.mT)
+            if before is not None and before.factors is not None:
+                change.append(-before.factors[0], before.factors[1])
+            elif before is not None:
+                change.add(WeightDelta.of(-before.dense()))
+            return leak(change, basis)
+
+        return of
+
+    return _over_earlier(lineage, pairs, measure)
+
+
+def _over_earlier(
+    lineage: Sequence[Version], names: Iterable[str], measure: Callable[[str], Measure]
+) -> dict[str, Mapping[str, float]]:
+    """Return for each task of `lineage` the number of weights, and the worst and median leak over them."""
+    earlier = [version for version in lineage if version.record["task"] and (version.folder / MEMORY).is_file()]
+    protected = {version.name: set(tensor_names(version.folder / MEMORY)) for version in earlier}
+    found: dict[str, list[float]] = {version.name: [] for version in earlier}
+    for name in names:
+        of = measure(name)
         for version in earlier:
-            if name in names[version.name]:
+            if name in protected[version.name]:
                 basis = read_tensors(version.folder / MEMORY, only={name})[0][name]
-                found[version.name].append(leak(change, basis))
+                found[version.name].append(of(version, basis))
     return {
         version.record["task"]: {"weights": len(leaks), "worst": max(leaks), "median": median(leaks)}
         for version in earlier

@@ -31,7 +31,7 @@ def kept_path(workspace: Workspace, task: str) -> Path:
 def keep(workspace: Workspace, task: Task) -> None:
     """Store the eval rows of `task`, unless the same rows are stored already."""
     path, fingerprint = kept_path(workspace, task.name), rows_fingerprint(task.eval)
-    if path.is_file() and _is_whole(kept := read_json(path), task.name) and kept["fingerprint"] == fingerprint:
+    if path.is_file() and is_kept(kept := read_json(path), task.name) and kept["fingerprint"] == fingerprint:
         return
     described = {"source": task.source, "notes": list(task.notes), "fingerprint": fingerprint}
     write_json(path, sealed({**described, "rows": listed(task.eval)}, task.name))
@@ -68,7 +68,7 @@ def recall(
         return replace(load_task(spec, tokenizer=tokenizer, seed=seed, date=date), train=None, dev=None)
     kept = read_json(path) if path.is_file() else None
     _report_train_file(spec, version, progress)
-    if kept is not None and not _is_whole(kept, spec.name):
+    if kept is not None and not is_kept(kept, spec.name):
         if not readable:
             raise CheckpointError(
                 f"{path}: the stored eval rows are damaged or changed (their digest differs). Restore the file from a "
@@ -125,6 +125,6 @@ def _report_train_file(spec: TaskSpec, version: Version, progress: Progress) -> 
         )
 
 
-def _is_whole(kept: Any, task: str) -> bool:
+def is_kept(kept: Any, task: str) -> bool:
     """Whether the stored rows are unchanged and belong to this task."""
     return isinstance(kept, dict) and SEAL in kept and is_whole(kept, task)

@@ -122,13 +122,13 @@ class Workspace:
             )
         return version
 
-    def lineage(self) -> list[Version]:
-        """Return the versions from v0 to CURRENT, each the parent of the next.
+    def lineage(self, last: Version | None = None) -> list[Version]:
+        """Return the versions from v0 to `last` (None for CURRENT), each the parent of the next.
 
         Raises:
             CheckpointError: As `current`, and if one of them is missing.
         """
-        chain = [self.current()]
+        chain = [last or self.current()]
         while (parent := chain[0].record["parent"]) is not None:  # ends: a parent has a smaller number
             try:
                 chain.insert(0, self.version(parent))

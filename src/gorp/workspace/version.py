@@ -94,6 +94,18 @@ class Version:
                     f"Restore the original files of {base['path']}, or use another workspace."
                 )
 
+    def export(self, out: "Path | str", **options: Any) -> dict[str, Any]:
+        """Write the version as a folder that needs no gorp; the options are those of `export.export_version`.
+
+        Example:
+            >>> from gorp import Workspace
+            >>> Workspace("bot").version("v2").export("bot-model", to="merged")["dtype"]  # doctest: +SKIP
+            'float32'
+        """
+        from gorp.workspace.export import export_version
+
+        return export_version(self, Path(out), **options)
+
     def method_state(self, base_sha256: str) -> "dict[str, Tensor]":
         """Verify the version and return the state of the method after its last task; empty for v0.
 
