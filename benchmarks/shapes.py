@@ -52,10 +52,11 @@ SHAPES: dict[str, Callable[[], Any]] = {
     "gorp-tiny": lambda: AutoConfig.from_pretrained(SHIPPED_FOLDER / "gorp-tiny-t5"),
     "t5-base": lambda: _t5(768, 3072, 12, 12),
     "t5-large": lambda: _t5(1024, 4096, 16, 24),
+    "smollm2": lambda: _llama(576, 1536, 9, 3, 30, 49152, True),
     "llama-1b": lambda: _llama(2048, 8192, 32, 8, 16, 128256, True),
     "llama-7b": lambda: _llama(4096, 11008, 32, 32, 32, 32000, False),
 }
-"""Name -> configuration: the model that gorp ships, T5 (v1.0), Llama 3.2 1B, Llama 2 7B."""
+"""Name -> configuration: the model that gorp ships, T5 (v1.0), SmolLM2-135M, Llama 3.2 1B, Llama 2 7B."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
