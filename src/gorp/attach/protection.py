@@ -110,6 +110,7 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
             rate = args.learning_rate or 1.0  # with a learning rate of 0 the factors are those of any other
             self._rates = Rates(self.method.parameter_groups(self._base_model, rate), rate)
             self._limit = args.max_grad_norm or 0.0
+            self.shows_progress = not args.disable_tqdm
             batches = row_batches(
                 train_dataloader, seed=args.seed, device=args.device, most=args.per_device_train_batch_size
             )

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from gorp.attach.checks import check_finite, check_method
 from gorp.attach.folder import Base, ProtectionFolder
@@ -80,6 +81,9 @@ class ProtectedTask:
         self.stage = "new"
         """`new`, `begun`, `training`, `ended`, `saved`, or `failed`."""
         self._steps = 0
+        self.shows_progress = True
+        """Whether a bar shows the reading of rows before and after training; not with a Trainer's `disable_tqdm`."""
+        self._bar: Any = None
 
     # ---- The five calls
 
@@ -254,7 +258,24 @@ class ProtectedTask:
         self.stage = "training"
 
     def _context_of(self, num_steps: int, batches: Callable[[int, int | None], Iterator[Batch]]) -> TaskContext:
-        return TaskContext(name=self.task, index=self.index, seed=self.seed, num_steps=num_steps, batches=batches)
+        return TaskContext(
+            name=self.task,
+            index=self.index,
+            seed=self.seed,
+            num_steps=num_steps,
+            batches=batches,
+            reading=self._reading,
+        )
+
+    def _reading(self, done: int, total: int) -> None:
+        """Show how far the reading of the task's rows is, on a terminal; the first rank does."""
+        if self.shows_progress and rank() == 0:
+            if self._bar is None:
+                self._bar = tqdm(total=total, desc=f"gorp reads rows of {self.task}", unit="batch", leave=False)
+            self._bar.update(done - self._bar.n)
+            if done == total:
+                self._bar.close()
+                self._bar = None
 
     # ---- Helpers
 

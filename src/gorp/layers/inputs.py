@@ -36,6 +36,9 @@ BYTES = 2**30
 Batches = Callable[[int, int | None], Iterable[dict[str, Tensor]]]
 """`batches(batch_size, limit)` returns batches of a task's rows; see `TaskContext`."""
 
+Reading = Callable[[int, int], None]
+"""Called with the number of finished passes and of all passes, while rows are read; see `TaskContext.reading`."""
+
 PROJECTIONS = 8
 """k, the number of columns of R."""
 
@@ -146,7 +149,10 @@ class InputMoment(Watch):
 
 
 def input_moments(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[dict[str, Tensor]]
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[dict[str, Tensor]],
+    reading: Reading = lambda done, total: None,
 ) -> Iterator[tuple[list[str], InputSums]]:
     """Yield the input sums of each layer on which an answer of `batches` depends, one at a time to save memory.
 
@@ -157,6 +163,7 @@ def input_moments(
         model: The model with its served weights.
         layers: Linear layers by the name of their weight.
         batches: Batches of the task, with labels.
+        reading: Called after each forward and backward pass.
 
     Yields:
         The names of the layers that share one input, and the sums over it.
@@ -165,14 +172,16 @@ def input_moments(
     seeds = {name: seed for seed, name in enumerate(layers)}
     model.eval()
     try:
-        for group in _groups(layers):
+        groups = list(_groups(layers))
+        for number, group in enumerate(groups):
             shared = SharedInputs()
             watches = {name: InputMoment(layers[name], seeds[name], shared) for name in group}
             try:
-                for batch in batches:
+                for done, batch in enumerate(batches, 1 + number * len(batches)):
                     model(**batch).loss.backward()
                     model.zero_grad(set_to_none=True)
                     shared.clear()
+                    reading(done, len(groups) * len(batches))
             finally:
                 for watch in watches.values():
                     watch.remove()
@@ -204,6 +213,7 @@ def weight_inputs(
     batches: Batches,
     *,
     rows: int,
+    reading: Reading = lambda done, total: None,
 ) -> Iterator[tuple[list[str], InputSums]]:
     """Yield the input sums of the named weights over rows of a task; see `input_moments`.
 
@@ -212,8 +222,9 @@ def weight_inputs(
         names: Names of weights of linear layers.
         batches: `TaskContext.batches` of the task; every rank reads the same rows.
         rows: Number of rows to read.
+        reading: `TaskContext.reading` of the task.
     """
-    return input_moments(model, layers_of(model, names), list(batches(BATCH, rows)))
+    return input_moments(model, layers_of(model, names), list(batches(BATCH, rows)), reading)
 
 
 def _groups(layers: Mapping[str, nn.Module]) -> Iterable[list[str]]:

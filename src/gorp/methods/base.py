@@ -103,6 +103,8 @@ class TaskContext:
     """`batches(batch_size, limit)` yields at most `limit` of the task's training rows (None: all), drawn at random
     without replacement, in batches of at most `batch_size` rows. The rows are the same on every call, on every rank and
     in a resumed run. Not for `begin_task`."""
+    reading: Callable[[int, int], None] = lambda done, total: None
+    """Called with the number of finished and of all passes, while a method reads rows before or after training."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,9 @@ class ProtectedFull(Method):
         self._release_layers()
         self.weights.load(self.deltas)
         rows, threshold = self.config.memory_rows, self.config.threshold
-        self.space.grow(model, self._weight_names, task.name, task.batches, rows=rows, threshold=threshold)
+        self.space.grow(
+            model, self._weight_names, task.name, task.batches, rows=rows, threshold=threshold, reading=task.reading
+        )
         self.space.end_task()
 
     def _add_to_delta(self, name: str) -> None:

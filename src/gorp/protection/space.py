@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gorp.core.memory import SubspaceMemory
 from gorp.core.state import prefixed, without_prefix
-from gorp.layers.inputs import Batches, weight_inputs
+from gorp.layers.inputs import Batches, Reading, weight_inputs
 from gorp.protection.coverage import Coverage
 from gorp.protection.report import TaskReport, full_and_nearly_full
 from gorp.weights.base import BaseWeights
@@ -74,7 +74,15 @@ class SharedSpace:
             self.report.served[name] = weights.served_leak(name, before, after, basis)
 
     def grow(
-        self, model: nn.Module, names: Sequence[str], task: str, batches: Batches, *, rows: int, threshold: float
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        task: str,
+        batches: Batches,
+        *,
+        rows: int,
+        threshold: float,
+        reading: Reading = lambda done, total: None,
     ) -> None:
         """Extend S of the named weights by the inputs of a finished task.
 
@@ -85,8 +93,9 @@ class SharedSpace:
             batches: `TaskContext.batches` of the task.
             rows: Number of its rows to read.
             threshold: τ of `gorp.core.linalg.extend_basis_above`.
+            reading: `TaskContext.reading` of the task.
         """
-        for readers, inputs in weight_inputs(model, names, batches, rows=rows):
+        for readers, inputs in weight_inputs(model, names, batches, rows=rows, reading=reading):
             self.memory.extend_above(readers, inputs.total, threshold=threshold)
             for name in readers:
                 basis, weight = self.memory.basis(name, inputs.total), model.get_parameter(name)

@@ -152,6 +152,7 @@ class Gorp(Method):
                 task.batches,
                 rows=config.memory_rows,
                 threshold=config.threshold,
+                reading=task.reading,
             )
         self.space.end_task()
 

@@ -198,7 +198,9 @@ class GorpTask:
         # The A of a layer that no row of the task reaches stays zero.
         rows = {name: torch.zeros(pair.down.shape) for name, pair in pairs.items()}
         count = -(-self.config.memory_rows // ALIGN_ROWS_DIVISOR)
-        for readers, inputs in weight_inputs(model, list(pairs), task.batches, rows=count) if pairs else ():
+        for readers, inputs in (
+            weight_inputs(model, list(pairs), task.batches, rows=count, reading=task.reading) if pairs else ()
+        ):
             for name in readers:
                 r = len(rows[name])
                 leading = leading_outside(inputs.total, self.memory.basis(name, inputs.total), count=r)
