@@ -15,13 +15,16 @@ import pytest
 import torch
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments
+from typer.testing import CliRunner
 
+from gorp.cli import app
 from gorp.cli.look import ABOUT
 from gorp.data import ORDERS, Encoding, TaskSpec
 from gorp.data.readers import FORMATS
 from gorp.data.task import METRICS
 from gorp.data.templates import ALPACA, LABELLED
 from gorp.evaluation import EvalConfig
+from gorp.export.lowrank import RANKS
 from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
 from gorp.methods.base import Method
@@ -30,6 +33,7 @@ from gorp.models.load import SHIPPED_FOLDER, ModelConfig
 from gorp.ranges import may_change, ranges
 from gorp.storage import read_tensors
 from gorp.training.settings import DEFAULTS, SET_BY_GORP
+from gorp.weights.delta import unpack_deltas
 from gorp.workspace import load_config, run_sequence
 from gorp.workspace.config import BLOCKS, NOT_SHARED, parse_config
 from tests.runs import KNOWN
@@ -280,25 +284,57 @@ def test_the_three_edits_make_a_method_that_keeps_the_contract(tmp_path):
         print(done.stdout[-200:])
 
 
-def test_the_recipe_writes_a_plain_folder_with_the_newest_version(tmp_path, monkeypatch):
-    config = load_config(make_project(tmp_path).rename(tmp_path / "bot.yaml"))
-    monkeypatch.chdir(tmp_path)
-    run_sequence(config, Path("bot"))
-    [recipe] = re.findall(r"```python\n(.*?)```", START, flags=re.S)
-    exec(compile(recipe, "getting-started.md", "exec"), {})
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with `bot.yaml`, its model and the workspace `bot` of two tasks."""
+    folder = tmp_path_factory.mktemp("docs")
+    run_sequence(load_config(make_project(folder).rename(folder / "bot.yaml")), folder / "bot")
+    return folder
 
-    base, made = (dict(AutoModelForSeq2SeqLM.from_pretrained(f).named_parameters()) for f in ("model", "bot-model"))
-    deltas, _ = read_tensors(tmp_path / "bot/versions/v2/delta.safetensors")
-    touched = {key.removesuffix("::left") for key in deltas if key.endswith("::left")}
-    assert touched and set(base) == set(made)
-    for name, weight in made.items():
-        if name in touched:
-            assert not torch.equal(weight, base[name])
-            change = deltas[f"{name}::left"] @ deltas[f"{name}::right"].mT
-            torch.testing.assert_close(weight, base[name] + change, rtol=0, atol=1e-6)
-        else:
-            torch.testing.assert_close(weight, base[name] + deltas.get(name, 0.0), rtol=0, atol=1e-6)
+
+def commands(text: str) -> list[str]:
+    """Return the commands `gorp export` of a page's bash blocks, without comments."""
+    lines = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.S)).splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.startswith("gorp export ")]
+
+
+# PEFT 0.21 asks transformers 5.23 for a property under its old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("page", "folders"),
+    [
+        ("getting-started", {"bot-model", "bot-adapters", "bot-october"}),
+        ("export", {"bot-model", "bot-bfloat16", "bot-lora", "bot-adapters", "bot-v1", "bot-python"}),
+    ],
+)
+def test_the_commands_and_programs_of_the_pages_export_the_versions(page, folders, trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    before, text = set(os.listdir()), (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    assert commands(text)
+    for command in commands(text):
+        done = CliRunner().invoke(app, command.split()[1:])
+        assert done.exit_code == 0, (command, done.stderr)
+    for program in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        exec(compile(program, f"{page}.md", "exec"), {})
+    assert set(os.listdir()) - before == folders
+
+    merged = dict(AutoModelForSeq2SeqLM.from_pretrained("bot-model").named_parameters())
+    base = dict(AutoModelForSeq2SeqLM.from_pretrained("model").named_parameters())
+    deltas = unpack_deltas(read_tensors(Path("bot/versions/v2/delta.safetensors"))[0])
+    assert deltas and set(base) == set(merged)
+    for name, weight in merged.items():
+        change = deltas[name].dense() if name in deltas else 0.0
+        torch.testing.assert_close(weight, base[name] + change, rtol=0, atol=1e-6)
     assert len(AutoTokenizer.from_pretrained("bot-model")) == len(AutoTokenizer.from_pretrained("model"))
+
+
+def test_the_page_on_export_names_the_ranks_and_options_of_the_code():
+    text = (DOCS / "export.md").read_text(encoding="utf-8")
+    assert f"one rank out of {', '.join(map(str, RANKS))}, the values" in text
+    flags = set(re.findall(r"--[a-z][a-z-]+", re.sub(r"```text\n.*?```", "", text, flags=re.S)))
+    known = set(re.findall(r"--[a-z-]+", CliRunner().invoke(app, ["export", "--help"]).output))
+    assert flags - {"--max-lora-rank"} <= known
 
 
 def test_the_model_of_the_offline_yaml_comes_with_the_package():
