@@ -32,18 +32,20 @@ def write_rows(folder: Path, count: int) -> None:
         (folder / f"{month}.jsonl").write_text(lines + "\n", encoding="utf-8")
 
 
+def tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder)
+
+
 @torch.no_grad()
 def accuracy(model: Any, folder: Path, month: str, count: int) -> float:
     """Percent of a month's test rows that the model answers right, greedily."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tok = tokenizer(folder)
     model.eval()
     right = 0
     for row in rows(month, "eval", count):
-        ids = tokenizer.apply_chat_template(
-            row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        out = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        answer = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        ids = tok.apply_chat_template(row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        out = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tok.pad_token_id)
+        answer = tok.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         right += answer.strip() == row["completion"][0]["content"]
     return 100.0 * right / count
 
