@@ -21,6 +21,7 @@ from gorp.layers.lora import LoraSettings
 from gorp.methods.base import Method
 from gorp.ranges import may_change
 from gorp.workspace.leaks import earlier_leaks
+from gorp.workspace.mark import check_place
 from gorp.workspace.record import PACKAGES
 from gorp.workspace.state import write_state
 from gorp.workspace.status import PROMISE
@@ -63,12 +64,16 @@ class ProtectionFolder:
         root: The folder; it need not exist.
 
     Raises:
-        ConfigError: If the folder is a workspace with a YAML, which `gorp train` updates.
-        CheckpointError: If it holds other files, or is damaged.
+        ConfigError: If the folder holds other files, or is a workspace with a YAML, which `gorp train` updates.
+        CheckpointError: If it is damaged.
     """
 
     def __init__(self, root: Path) -> None:
         self.store = Workspace(root)
+        try:
+            check_place(root)
+        except ConfigError as error:  # the option is of the command line
+            raise ConfigError(str(error).replace(" with --workspace", "")) from None
         self.lineage: list[Version] = self.store.lineage() if self.store.exists() else []
         """The versions from v0 to CURRENT; empty before the first task."""
         if self.lineage and self.lineage[-1].record.get("made_by") != MADE_BY:

@@ -7,7 +7,7 @@ It is a `TrainerCallback`. What each event does, in the order of a training (tra
     on_step_begin           takes the clipping over: it must come after the projection
     on_pre_optimizer_step   after the last micro-batch and the all-reduce: projects the gradients, then clips them
     on_optimizer_step       after the optimizer's step: corrects the weights
-    on_step_end             if a checkpoint follows: writes the method's part of it
+    state                   within each checkpoint, before trainer_state.json and a push: writes the method's part of it
     on_log                  the last log, after all steps: ends the task, and reports `cl/...` metrics
 """
 
@@ -25,10 +25,11 @@ from typing_extensions import override
 
 from gorp.attach.checks import check_arguments, check_optimizer
 from gorp.attach.rates import Rates
-from gorp.attach.resume import load_part, save_part
+from gorp.attach.resume import check_output_dir, load_part, save_part
 from gorp.attach.rows import row_batches
 from gorp.attach.steps import ProtectedTask
 from gorp.attach.trackers import Trackers
+from gorp.core.distributed import sum_over_ranks
 from gorp.errors import ConfigError, TrainingError
 
 
@@ -68,7 +69,8 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
         assert self.method is not None
         with self._undone_on_error():
             check_arguments(args, self.method, model)
-            if self._given is None and args.activation_checkpointing:
+            check_output_dir(Path(str(args.output_dir)), self._identity())
+            if self._given is None and args.gradient_checkpointing:  # also with its new name
                 # With reentrant checkpointing gradients reach the layers only if the inputs have one; PEFT and TRL do
                 # the same for a model with an adapter.
                 model.enable_input_require_grads()  # pyright: ignore[reportCallIssue]
@@ -116,6 +118,7 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
             )
             self._start(state.max_steps, batches)
             self._resume(args, state)
+            self._args, self._state, self._control = args, state, control
             self._trackers = Trackers(args)
 
     @override
@@ -141,21 +144,6 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
             self.after_step(self._optimizer)
 
     @override
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if control.should_save:
-            self._save_part(args, state)
-
-    @override
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if control.should_save:
-            self._save_part(args, state)
-
-    @override
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._part_of != state.global_step:  # another callback asked for this checkpoint, after `on_step_end`
-            self._save_part(args, state)
-
-    @override
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.stage == "training" and self.evaluate is not None:
             self._score()
@@ -166,19 +154,25 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         # The Trainer logs this once, after the last step: trackers are still open, which they are not in on_train_end.
-        if self.stage == "training" and "train_runtime" in (logs or {}):
+        if "train_runtime" in (logs or {}) and self._is_finished():
             self.end(self._optimizer)
             self._report(self._metrics(), args, state, control)
 
     @override
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         args.max_grad_norm = self._limit
-        if self.stage == "training":  # a Trainer whose `log` does not call `on_log`
+        if self._is_finished():  # a Trainer whose `log` does not call `on_log`
             self.end(self._optimizer)
 
     @override
     def state(self) -> dict[str, Any]:
-        """Return what the Trainer writes into trainer_state.json: which training a checkpoint belongs to."""
+        """Return what the Trainer writes into trainer_state.json: which training a checkpoint belongs to.
+
+        The Trainer asks for it within each checkpoint, whoever requested that one: after the weights and the optimizer,
+        before trainer_state.json and a push to the hub. So the method's part of the checkpoint is written here.
+        """
+        if self.stage == "training":
+            self._save_part()
         return {"args": {}, "attributes": {"training": self._token}}
 
     # ---- Helpers
@@ -187,6 +181,8 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
     """A random name of this training of the task, the same after resuming."""
     _part_of: int = -1
     """Step of the last checkpoint that the method's part was written for."""
+    _stopped: bool = False
+    """Whether a signal stopped the training."""
 
     def _identity(self) -> dict[str, Any]:
         current = self.folder.current
@@ -211,13 +207,24 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
         load_part(checkpoint, self._base_model, self.method, training=self._identity(), step=state.global_step)
         self._steps = state.global_step
 
-    def _save_part(self, args: TrainingArguments, state: TrainerState) -> None:
-        if self.stage != "training" or not args.should_save:
+    def _save_part(self) -> None:
+        step = self._state.global_step
+        checkpoint = Path(str(self._args.output_dir)) / f"checkpoint-{step}"
+        # A second call of `train` makes a new TrainerState, which asks too, without a checkpoint.
+        if step == self._part_of or not checkpoint.is_dir():
             return
         assert self.method is not None
-        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        save_part(checkpoint, self._base_model, self.method, training=self._identity(), step=state.global_step)
-        self._part_of = state.global_step
+        save_part(checkpoint, self._base_model, self.method, training=self._identity(), step=step)
+        self._part_of = step
+        # With `enable_jit_checkpoint` SIGTERM ends the training after a checkpoint that no schedule has asked for.
+        self._stopped = self._control.should_training_stop and not self._control.should_save
+
+    def _is_finished(self) -> bool:
+        """Return whether training has come to its end, and was not stopped by a signal."""
+        if self.stage != "training":
+            return False
+        # Only the rank that writes checkpoints has seen it.
+        return not sum_over_ranks(torch.tensor(float(self._stopped), device=self._args.device)).any()
 
     def _metrics(self) -> dict[str, float]:
         """Return the metrics of the finished task: leak and capacity of the method, and the scores of earlier tasks."""

@@ -4,8 +4,8 @@
     checkpoint-N/protection/method.safetensors      the method's state
     checkpoint-N/protection/complete.json           the training that it belongs to, the step, SHA-256 of both files
 
-The folder is written before the Trainer's own files, so that an upload of the checkpoint has it too. The optimizer, the
-schedule and the random state are in the Trainer's files.
+The folder is written before the Trainer's last file, trainer_state.json, and before an upload of the checkpoint. The
+optimizer, the schedule and the random state are in the Trainer's files.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gorp.errors import CheckpointError
 from gorp.methods.base import Method
@@ -49,7 +51,7 @@ def load_part(checkpoint: Path, model: nn.Module, method: Method, *, training: M
         checkpoint: The Trainer's folder.
         model: The base model, after `begin_task` and `begin_training`.
         method: The method.
-        training: As for `save_part`, of the task that is being trained now, without the time of its start.
+        training: As for `save_part`, of the task that is being trained now.
         step: The step that the Trainer resumed at.
 
     Raises:
@@ -68,12 +70,43 @@ def load_part(checkpoint: Path, model: nn.Module, method: Method, *, training: M
     if not isinstance(found, dict) or complete.get("step") != step:
         raise CheckpointError(f"{folder / COMPLETE}: damaged, or of another step than {step}. Resume from another one.")
     check_training(checkpoint, found, training)
+    if found.get("training") != training["training"]:
+        raise CheckpointError(
+            f"{checkpoint}: its files are of two trainings of task `{training['task']}`: one was stopped while it "
+            "wrote over the other's checkpoint. Resume from another checkpoint, or start the task again with another "
+            "output_dir."
+        )
     for name, digest in complete["sha256"].items():
         if name not in FILES or file_sha256(folder / name) != digest:
             raise CheckpointError(
                 f"{folder / name}: damaged; its SHA-256 is not the one in {COMPLETE}. Resume from another checkpoint."
             )
     load_checkpoint(folder, model, method)
+
+
+def check_output_dir(folder: Path, training: Mapping[str, Any]) -> None:
+    """Raise if a Trainer's output folder has checkpoints that this training cannot resume from.
+
+    The Trainer resumes from the checkpoint with the most steps, whichever training wrote it, and loads its weights and
+    its optimizer before any callback is called.
+
+    Args:
+        folder: `output_dir`; it need not exist.
+        training: As for `save_part`; the random name of its start is not compared.
+
+    Raises:
+        CheckpointError: The message names the checkpoint and what to do.
+    """
+    for checkpoint in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+        whole = (checkpoint / TRAINER_STATE_NAME).is_file()
+        if not (checkpoint / FOLDER / COMPLETE).is_file() or not whole:
+            why = "was written without Protection" if whole else "is incomplete: a process ended while it wrote it"
+            raise CheckpointError(
+                f"{checkpoint}: {why}, so task `{training['task']}` cannot resume from it. Delete it, or give this "
+                "task another output_dir."
+            )
+        complete = read_json(checkpoint / FOLDER / COMPLETE)
+        check_training(checkpoint, complete.get("training", {}) if isinstance(complete, dict) else {}, training)
 
 
 def check_training(checkpoint: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

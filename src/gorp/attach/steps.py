@@ -73,6 +73,7 @@ class ProtectedTask:
         self.scores: dict[str, float] = {}
         """What `evaluate` returned last."""
         self._name, self._lora = name, lora
+        _check_options(METHODS[name], options)
         self._config = _config(METHODS[name], self.folder.options(METHODS[name], options))
         if lora is not None and not METHODS[name].uses_lora:
             raise ConfigError(f"lora is given, but the method `{name}` trains no LoRA pairs. Leave it out.")
@@ -201,8 +202,8 @@ class ProtectedTask:
         """Give the task up: the model and the folder are as before `begin`."""
         if self.method is not None and self.stage in ("begun", "training"):
             self.method.abandon(self._base_model)
-            if self._given is not None:
-                put_back(self._base_model, self._given)
+        if self.method is not None and self.stage in ("new", "begun", "training"):
+            self._put_back()
         self.stage = "failed"
 
     def facts(self) -> dict[str, Any]:
@@ -224,6 +225,7 @@ class ProtectedTask:
             raise ConfigError("lora is given, but the model has a LoRA adapter of its own. Leave one of them out.")
         self.method = build_method(self._name, self._config, given or self._lora)
         self._model, self._base_model, self._given = model, base, given
+        self._trained_before = [(p, p.requires_grad) for p in model.parameters()]
         if given is not None:
             take_out(base, given)
         try:
@@ -240,13 +242,12 @@ class ProtectedTask:
             devices = [_device(base)] if _device(base).type == "cuda" else []
             with torch.random.fork_rng(devices):  # new pairs depend on the seed, and leave the random state as it was
                 torch.manual_seed(seed)
+                self.stage = "begun"
                 self.method.begin_task(base, self._context)
         except BaseException:
-            if given is not None:
-                put_back(base, given)
-            self.stage = "failed"
+            self.abandon()
             raise
-        self._found, self.stage = SavedModelState(model), "begun"
+        self._found = SavedModelState(model)
 
     def _start(self, num_steps: int, batches: Callable[[int, int | None], Iterator[Batch]]) -> None:
         """Tell the method the task's rows and its number of steps."""
@@ -278,6 +279,16 @@ class ProtectedTask:
                 self._bar = None
 
     # ---- Helpers
+
+    def _put_back(self) -> None:
+        """Restore the weights that the model came with, the user's adapter, and which parameters are trained."""
+        assert self.method is not None
+        if self._base_model not in _known:  # W₀; otherwise the model has trained a task and came with all of them
+            self.method.weights.load({})
+        if self._given is not None:
+            put_back(self._base_model, self._given)
+        for parameter, trained in self._trained_before:
+            parameter.requires_grad_(trained)
 
     def _add_penalty(self) -> None:
         """Add the gradient of a loss term that depends on the weights alone."""
@@ -343,11 +354,11 @@ class ProtectedTask:
         )
 
 
-def _config(method: type[Method], options: Mapping[str, Any]) -> Any:
-    """Return the method's configuration.
+def _check_options(method: type[Method], options: Mapping[str, Any]) -> None:
+    """Raise if the method has no such option.
 
     Raises:
-        ConfigError: If it has no such option, or a value is not allowed.
+        ConfigError: The message lists its options.
     """
     known = [item.name for item in fields(method.Config)]
     for key in options:
@@ -356,6 +367,14 @@ def _config(method: type[Method], options: Mapping[str, Any]) -> Any:
                 f"`{key}` is not an option of the method `{method.name}`; there are {', '.join(known) or 'none'}."
                 f"{nearest(key, known)}"
             )
+
+
+def _config(method: type[Method], options: Mapping[str, Any]) -> Any:
+    """Return the method's configuration.
+
+    Raises:
+        ConfigError: If a value is not allowed.
+    """
     return method.Config(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
 
 
