@@ -334,7 +334,7 @@ def test_the_page_on_export_names_the_ranks_and_options_of_the_code():
     assert f"one rank out of {', '.join(map(str, RANKS))}, the values" in text
     flags = set(re.findall(r"--[a-z][a-z-]+", re.sub(r"```text\n.*?```", "", text, flags=re.S)))
     known = set(re.findall(r"--[a-z-]+", CliRunner().invoke(app, ["export", "--help"]).output))
-    assert flags - {"--max-lora-rank"} <= known
+    assert flags - {"--max-lora-rank", "--outtype", "--lora"} <= known  # those of vLLM and llama.cpp
 
 
 def test_the_model_of_the_offline_yaml_comes_with_the_package():
