@@ -223,6 +223,16 @@ class Workspace:
             self.remove(self.run_folder(task))
         self.log("version", version=version.name, parent=version.record["parent"], task=task, sha256=version.sha256)
 
+    def move(self, version: Version, *, event: str, **facts: Any) -> None:
+        """Make a version CURRENT that is not new, and enter why into the ledger.
+
+        Raises:
+            CheckpointError: If the disk cannot be written, or this process no longer holds the lock.
+        """
+        self.check_held()
+        write_atomic(self.root / "CURRENT", f"{version.name} {version.sha256}\n".encode())
+        self.log(event, version=version.name, **facts)
+
     def unsettled(self) -> list[Version]:
         """Return a version that is complete but has no `version` event yet, because the process ended too early.
 
