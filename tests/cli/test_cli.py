@@ -83,6 +83,7 @@ def test_every_command_has_exactly_these_options():
         "train": {"--workspace", "--restart", "--dry-run", "--json"},
         "status": {"--explain", "--json"},
         "eval": {"--version", "--task", "--trust-remote-code", "--json"},
+        "rollback": {"--base", "--trust-remote-code", "--dry-run", "--json"},
         "export": {
             *("--to", "--version", "--dtype", "--rank", "--each", "--base", "--force", "--dry-run", "--push-to-hub"),
             *("--private", "--trust-remote-code", "--json"),
