@@ -61,9 +61,7 @@ def test_resumed_is_uninterrupted(case, tmp_path):
     learn(kind, 1, tmp_path / "whole", tmp_path / "out1", adapter=adapter)
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     ends = Optimizer(), Optimizer()
-    whole, _ = learn(
-        kind, 2, tmp_path / "whole", tmp_path / "a", adapter=adapter, callbacks=[ends[0]], **arguments
-    )
+    whole, _ = learn(kind, 2, tmp_path / "whole", tmp_path / "a", adapter=adapter, callbacks=[ends[0]], **arguments)
     at = max(1, whole.state.max_steps // 2)
     interrupted(kind, 2, tmp_path / "resumed", tmp_path / "b", adapter=adapter, at=at, **arguments)
     resumed, _ = learn(
@@ -82,9 +80,7 @@ def test_after_ctrl_c_nothing_can_be_saved_and_a_second_train_is_refused(tmp_pat
                 raise KeyboardInterrupt
 
     protection = Protection(tmp_path / "protected", **options_of("trainer"))
-    trainer = make(
-        "trainer", 1, tmp_path / "out", callbacks=[protection, CtrlC()], save_strategy="steps", save_steps=1
-    )
+    trainer = make("trainer", 1, tmp_path / "out", callbacks=[protection, CtrlC()], save_strategy="steps", save_steps=1)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     before = sorted(path.name for path in (tmp_path / "out").rglob("*"))

@@ -70,6 +70,16 @@ def test_a_file_that_was_added_to_an_export_is_not_deleted(tmp_path):
     assert (out / "part" / "notes.txt").exists()
 
 
+def test_a_file_that_was_edited_after_an_export_is_not_deleted(tmp_path):
+    out = tmp_path / "out"
+    export(out)
+    edited = next(path for path in out.rglob("*") if path.is_file() and path.name != MARK)
+    edited.write_text(edited.read_text() + "license: mine")
+    with pytest.raises(ConfigError, match=f"`.*{edited.name}` was changed after the earlier export wrote it"):
+        export(out, force=True)
+    assert edited.read_text().endswith("license: mine")
+
+
 @pytest.mark.parametrize("earlier", [False, True])
 def test_after_an_error_nothing_is_left_and_an_earlier_export_is_whole(tmp_path, earlier):
     out = tmp_path / "new" / "out"

@@ -62,6 +62,11 @@ def check_out(out: Path, *, force: bool, sources: Mapping[str, Path]) -> None:
             f"{out}: the folder holds `{others[0]}`, which the earlier export did not write; --force would delete it. "
             f"Move it away, or give another folder."
         )
+    if edited := _edited(out):
+        raise ConfigError(
+            f"{out}: `{edited[0]}` was changed after the earlier export wrote it; --force would delete the change. "
+            "Move it away, or give another folder."
+        )
 
 
 def check_space(out: Path, size: int) -> None:
@@ -159,6 +164,13 @@ def _others(folder: Path) -> list[str]:
     """Return the files that the export in `folder` did not write."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
     return sorted(names - {MARK, *read_json(folder / MARK)["files"]})
+
+
+def _edited(folder: Path) -> list[str]:
+    """Return the files that somebody has edited, such as a licence filled in; weights are not read for that."""
+    files = {name: item["sha256"] for name, item in read_json(folder / MARK)["files"].items()}
+    texts = [name for name in files if not name.endswith(".safetensors") and (folder / name).is_file()]
+    return sorted(name for name in texts if _sha256(folder / name) != files[name])
 
 
 def _sha256(path: Path) -> str:
