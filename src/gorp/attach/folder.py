@@ -5,6 +5,7 @@
 v0 is the base model, recorded with the first task. `gorp status` and `gorp export` read such a folder like a workspace.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from gorp.errors import CheckpointError, ConfigError
 from gorp.layers.lora import LoraSettings
 from gorp.methods.base import Method
 from gorp.ranges import may_change
+from gorp.workspace.accepted import portable_path
 from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.mark import check_place
 from gorp.workspace.record import PACKAGES
@@ -91,6 +93,15 @@ class ProtectionFolder:
     def learned(self) -> list[str]:
         """Names of the learned tasks, in order."""
         return self.lineage[-1].contains if self.lineage else []
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """Settings of the pairs of the last learned task; None before the first task, or if the method has no pairs."""
+        found = self.current.record["config"]["lora"] if self.current is not None and self.learned else None
+        if found is None:
+            return None
+        layers = found["target_modules"]
+        return LoraSettings(**found | {"target_modules": tuple(layers) if isinstance(layers, list) else layers})
 
     def check_name(self, task: str) -> None:
         """Raise if a task cannot have this name.
@@ -215,7 +226,7 @@ class ProtectionFolder:
             facts = method.facts()
             record = self._record(base, parent=self.lineage[-1].name, task=task, contains=[*self.learned, task])
             record |= {
-                "config": _config(method, lora, [*self.learned, task], seed, base),
+                "config": _config(method, lora, [*self.learned, task], seed, record["base"]),
                 "layers": None if layers is None else list(layers),
                 "metrics": {"scores": dict(scores), "measures": {}},
                 **{key: facts.get(key) for key in PROMISE},
@@ -230,6 +241,10 @@ class ProtectionFolder:
         self.lineage.append(version)
         return version
 
+    def _portable(self, path: str) -> str:
+        """Return the path of a local model relative to this folder, so that both may move; a hub id as it is."""
+        return portable_path(os.path.realpath(path), self.store.root) if path and os.path.isdir(path) else path
+
     def _record(self, base: Base, *, parent: str | None, task: str | None, contains: list[str]) -> dict[str, Any]:
         tasks = {name: {"notes": []} for name in contains}
         return {
@@ -238,7 +253,7 @@ class ProtectionFolder:
             "task": task,
             "contains": contains,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "base": base.record(),
+            "base": base.record() | {"path": self._portable(base.path)},
             "config": {"method": {"name": None}, "lora": None, "tasks": [{"name": name} for name in contains]},
             "tasks": tasks,
             "metrics": {"scores": {}, "measures": {}},
@@ -246,11 +261,13 @@ class ProtectionFolder:
         }
 
 
-def _config(method: Method, lora: LoraSettings | None, tasks: list[str], seed: int, base: Base) -> dict[str, Any]:
+def _config(
+    method: Method, lora: LoraSettings | None, tasks: list[str], seed: int, base: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the entry `config` of a version.json, with the blocks of a workspace's that apply."""
     pairs = None if lora is None else settings_record(lora)
     return {
-        "model": {"path": base.path, "dtype": base.dtype},
+        "model": {"path": base["path"], "dtype": base["dtype"]},
         "method": {"name": method.name, **asdict(method.config)},
         "lora": pairs,
         "training": {},

@@ -4,7 +4,7 @@ The method works on the base model, as everywhere: its layers are taken out of P
 method asks for new pairs (`add_lora`) it gets these wrappers back, with the user's factors in them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
@@ -97,7 +97,27 @@ def given_pairs(model: nn.Module) -> GivenPairs | None:
 
 def _check_config(config: Any) -> None:
     """Raise if an option of a `LoraConfig` adds something else than s B A x, or trains something besides A and B."""
-    wanted = {
+    unusual = not_plain(vars(config), inits=PLAIN_INIT)
+    if unusual is not None:
+        key, value, wanted = unusual
+        raise ConfigError(
+            f"the adapter's `{key}` is {value!r}; gorp protects earlier tasks for a plain LoRA adapter only, where "
+            f"it is {wanted!r}. Change the LoraConfig, or give the model without an adapter and let gorp add "
+            "the pairs."
+        )
+
+
+def not_plain(options: Mapping[str, Any], *, inits: Sequence[Any]) -> tuple[str, Any, Any] | None:
+    """Return the first option of a LoRA adapter that makes it compute something else than W x + s B A x.
+
+    Args:
+        options: The fields of a `LoraConfig`, or of an adapter_config.json.
+        inits: The allowed values of `init_lora_weights`; others change the base weights.
+
+    Returns:
+        The option, its value, and the value that it must have; None if the adapter is plain LoRA.
+    """
+    wanted: dict[str, Sequence[Any]] = {
         "peft_type": ("LORA",),
         "use_dora": (False, None),
         "bias": ("none", None),
@@ -106,17 +126,20 @@ def _check_config(config: Any) -> None:
         "trainable_token_indices": (None,),
         "target_parameters": (None, []),
         "layer_replication": (None,),
-        "init_lora_weights": PLAIN_INIT,
+        "alora_invocation_tokens": (None,),
+        "use_qalora": (False, None),
+        "use_bdlora": (None, False),
+        "arrow_config": (None,),
+        "kasa_config": (None,),
+        "monteclora_config": (None,),
+        "init_lora_weights": inits,
     }
     for key, allowed in wanted.items():
-        value = getattr(config, key, allowed[0])
+        value = options.get(key, allowed[0])
         value = getattr(value, "value", value)
         if value not in allowed:
-            raise ConfigError(
-                f"the adapter's `{key}` is {value!r}; gorp protects earlier tasks for a plain LoRA adapter only, where "
-                f"it is {allowed[0]!r}. Change the LoraConfig, or give the model without an adapter and let gorp add "
-                "the pairs."
-            )
+            return key, value, allowed[0]
+    return None
 
 
 def take_out(model: nn.Module, pairs: GivenPairs) -> None:

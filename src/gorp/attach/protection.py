@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 from typing_extensions import override
@@ -27,10 +28,12 @@ from gorp.attach.checks import check_arguments, check_optimizer
 from gorp.attach.rates import Rates
 from gorp.attach.resume import check_output_dir, load_part, save_part
 from gorp.attach.rows import row_batches
+from gorp.attach.start import from_adapter, from_finetuned
 from gorp.attach.steps import ProtectedTask
 from gorp.attach.trackers import Trackers
 from gorp.core.distributed import sum_over_ranks
 from gorp.errors import ConfigError, TrainingError
+from gorp.workspace.version import Version
 
 
 class Protection(ProtectedTask, TrainerCallback, ExportableState):
@@ -43,7 +46,8 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
         folder: What earlier tasks left; a folder that does not exist yet begins with this task.
         task: Name of the task; None for `task-N`.
         method: A method of `gorp methods`; None for that of the folder, or gorp.
-        lora: Settings of the LoRA pairs for a model that comes without an adapter; None for the defaults.
+        lora: Settings of the LoRA pairs for a model that comes without an adapter; None for those of the folder, or the
+            defaults.
         evaluate: Returns scores of earlier tasks of the model it is given. It is called after each evaluation of the
             Trainer and after the task; the scores reach the trackers and the version.
         seed: Seed of the whole sequence of tasks.
@@ -59,6 +63,88 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
         >>> protection.index, protection.folder.learned
         (1, [])
     """
+
+    @classmethod
+    def from_adapter(
+        cls,
+        folder: str | Path,
+        model: nn.Module,
+        adapter: str | Path,
+        *,
+        task: str,
+        rows: DataLoader[Any] | None = None,
+        **settings: Any,
+    ) -> Version:
+        """Begin a folder with a task that a LoRA adapter of PEFT has learned, and protect it.
+
+        v1 is the base model with s B A added to each weight, exactly. Later tasks begin with `Protection(folder)` and
+        the base model.
+
+        **With rows** the task is protected as if it had been trained here: S holds the main directions of its inputs.
+
+        **Without rows** S holds, for each layer, only the r directions that the adapter reads: the rows of A. A later
+        change ΔW then satisfies ΔW Aᵀ = 0. So no later task changes what a layer computes for an input in the span of
+        A's rows. The task's real inputs are not in it: of an input x only the part P x in that span is
+        protected, a later task may add ΔW (x - P x) to the output, and nothing bounds that. The adapter's own term
+        s B A x depends on P x alone and stays as it is; so does the same term in the sum with later adapters, which
+        read other directions. This is less than `rows` give, and no coverage is known.
+
+        Args:
+            folder: A folder that does not exist yet.
+            model: The base model that the adapter was trained on, without the adapter. It is left as the base model.
+            adapter: Folder with adapter_config.json and adapter_model.safetensors.
+            task: Name of the task.
+            rows: A data loader over training rows of the task whose batches are keyword arguments of the model, with
+                `labels`; at most `memory_rows` of them are read.
+            **settings: `method`, `lora`, `evaluate`, `seed` and options of the method, as for `Protection`, which the
+                later tasks have. Without rows the layers are those of the adapter, and cores are off unless
+                `full_modules` is given.
+
+        Raises:
+            ConfigError: If the adapter is no plain LoRA (DoRA, biases, `modules_to_save`, embeddings) or not for this
+                model, the folder has a task already, or the method cannot take over a task. Nothing is written.
+            CheckpointError: If a file of the adapter is missing or damaged.
+
+        Example:
+            >>> from gorp import Protection
+            >>> Protection.from_adapter("kept", model, "october-lora", task="october", rows=loader)  # doctest: +SKIP
+        """
+        return from_adapter(cls, Path(folder), model, Path(adapter), rows=rows, task=task, **settings)
+
+    @classmethod
+    def from_finetuned(
+        cls,
+        folder: str | Path,
+        base: nn.Module,
+        tuned: nn.Module,
+        *,
+        task: str,
+        rows: DataLoader[Any],
+        **settings: Any,
+    ) -> Version:
+        """Begin a folder with a task that ordinary fine-tuning has learned, and protect it.
+
+        v1 is the base model with the difference of every parameter that differs, in float32. Norms, embeddings and the
+        output head belong to it too, and no later task changes them. S is read from rows for all layers that the method
+        may train; from the weights alone nothing is known of the task's inputs.
+
+        Args:
+            folder: A folder that does not exist yet.
+            base: The base model. It is left as the base model.
+            tuned: The fine-tuned model, with the same parameters; it is not changed.
+            task: Name of the task.
+            rows: As for `from_adapter`.
+            **settings: `method`, `lora`, `evaluate`, `seed` and options of the method, as for `Protection`.
+
+        Raises:
+            ConfigError: If the models have other parameters or are equal, the folder has a task already, or the method
+                cannot take over a task. Nothing was written.
+
+        Example:
+            >>> from gorp import Protection
+            >>> Protection.from_finetuned("kept", base, tuned, task="october", rows=loader)  # doctest: +SKIP
+        """
+        return from_finetuned(cls, Path(folder), base, tuned, rows=rows, task=task, **settings)
 
     _limit: float = 0.0
     """The user's `max_grad_norm`, while the Trainer's own clipping is off."""

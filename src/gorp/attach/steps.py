@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from gorp.attach.checks import check_finite, check_method
 from gorp.attach.folder import Base, ProtectionFolder
-from gorp.attach.pairs import base_model, given_pairs, leave_as_trained, put_back, take_out
+from gorp.attach.pairs import GivenPairs, base_model, given_pairs, leave_as_trained, put_back, take_out
 from gorp.attach.rows import row_batches
 from gorp.core.distributed import num_ranks, rank
 from gorp.core.outputs import Batch
@@ -82,6 +82,8 @@ class ProtectedTask:
         self.stage = "new"
         """`new`, `begun`, `training`, `ended`, `saved`, or `failed`."""
         self._steps = 0
+        self._origin: dict[str, Any] = {}
+        """What the version records of a task that was learned elsewhere (`gorp.attach.start`)."""
         self.shows_progress = True
         """Whether a bar shows the reading of rows before and after training; not with a Trainer's `disable_tqdm`."""
         self._bar: Any = None
@@ -102,11 +104,9 @@ class ProtectedTask:
             GorpError: If the model is another than the folder's, its layers cannot be trained, or the rows cannot be
                 read. The model is as before.
         """
-        seed = self.seed * 1000 + self.index
-        self._attach(model, seed)
+        self._attach(model, self._own_seed)
         with self._undone_on_error():
-            most = rows.batch_size
-            self._start(num_steps, row_batches(rows, seed=seed, device=_device(model), most=most))
+            self._start(num_steps, self._batches_of(rows, model))
 
     def parameters(self, learning_rate: float) -> list[dict[str, Any]]:
         """Return the groups for an optimizer; the learning rate of some differs from `learning_rate`."""
@@ -188,7 +188,7 @@ class ProtectedTask:
                 lora=getattr(self.method, "lora", None),
                 layers=self._layers,
                 seed=self.seed,
-                training={"steps": self._steps},
+                training={"steps": self._steps, **self._origin},
                 scores=self.scores,
             )
         if num_ranks() > 1:
@@ -223,22 +223,17 @@ class ProtectedTask:
             )
         if given is not None and self._lora is not None:
             raise ConfigError("lora is given, but the model has a LoRA adapter of its own. Leave one of them out.")
-        self.method = build_method(self._name, self._config, given or self._lora)
-        self._model, self._base_model, self._given = model, base, given
+        self._build(model, base, given)
+        assert self.method is not None
         self._trained_before = [(p, p.requires_grad) for p in model.parameters()]
         if given is not None:
             take_out(base, given)
         try:
-            self.method.setup(base)
-            self.method.weights = _known.get(base, self.method.weights)
-            self._base = Base.of(base, self.method.weights.sha256())
-            self._layers = self.method.choose(base)
-            self.folder.check_base(self._base)
-            self.folder.check_layers(self._layers)
+            self._set_up()
             if self.folder.current is not None and self.folder.learned:
                 self.method.load_state_dict(self.folder.current.method_state(self._base.sha256))
             self.notes = [*self.method.notes(base), *self.method.warnings(self.index - 1)]
-            self._context = self._context_of(0, _not_known)
+            self._context = self._context_of(0, rows_unknown)
             devices = [_device(base)] if _device(base).type == "cuda" else []
             with torch.random.fork_rng(devices):  # new pairs depend on the seed, and leave the random state as it was
                 torch.manual_seed(seed)
@@ -248,6 +243,32 @@ class ProtectedTask:
             self.abandon()
             raise
         self._found = SavedModelState(model)
+
+    @property
+    def _own_seed(self) -> int:
+        """Seed of this task, where no Trainer has one."""
+        return self.seed * 1000 + self.index
+
+    def _batches_of(self, rows: DataLoader[Any], model: nn.Module) -> Callable[[int, int | None], Iterator[Batch]]:
+        """Return `TaskContext.batches` for the rows of a data loader, where no Trainer has one."""
+        return row_batches(rows, seed=self._own_seed, device=_device(model), most=rows.batch_size)
+
+    def _build(self, model: nn.Module, base: nn.Module, given: GivenPairs | None) -> Method:
+        """Make the method for a model; without settings of its own, the pairs are those of the learned tasks."""
+        self.method = build_method(self._name, self._config, given or self._lora or self.folder.lora)
+        self._model, self._base_model, self._given = model, base, given
+        return self.method
+
+    def _set_up(self) -> None:
+        """Choose the layers, and compare them and the model with those of the folder."""
+        assert self.method is not None
+        base = self._base_model
+        self.method.setup(base)
+        self.method.weights = _known.get(base, self.method.weights)
+        self._base = Base.of(base, self.method.weights.sha256())
+        self._layers = self.method.choose(base)
+        self.folder.check_base(self._base)
+        self.folder.check_layers(self._layers)
 
     def _start(self, num_steps: int, batches: Callable[[int, int | None], Iterator[Batch]]) -> None:
         """Tell the method the task's rows and its number of steps."""
@@ -378,7 +399,7 @@ def _config(method: type[Method], options: Mapping[str, Any]) -> Any:
     return method.Config(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
 
 
-def _not_known(size: int, limit: int | None) -> Iterator[Batch]:
+def rows_unknown(size: int, limit: int | None) -> Iterator[Batch]:
     raise AssertionError("the task's rows are known only when training begins")
 
 

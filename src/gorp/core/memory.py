@@ -157,6 +157,18 @@ class SubspaceMemory:
             energies = energies + ((before.mT @ moment) * before.mT).sum(dim=1) / total
             self._cut(name, basis, torch.cat([energies, added / total]), num_old=len(energies))
 
+    def protect(self, name: str, directions: Tensor, energies: Tensor) -> None:
+        """Protect given directions of a weight that has no S yet; those with the most energy if not all have room.
+
+        Args:
+            name: The weight's name in the base model.
+            directions: Orthonormal columns, n x p, float32 or wider.
+            energies: Fraction of the task's squared norm along each of them, p numbers.
+        """
+        if self.size(name):
+            raise ValueError(f"{name}: has an S already")
+        self._cut(name, directions, energies, num_old=0)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return `<name>` -> S and `<name>::energy` -> energies, on the CPU."""
         energies = {f"{name}::energy": value for name, value in self._energy.items()}

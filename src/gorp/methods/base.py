@@ -28,6 +28,7 @@ If an error or an interruption ends the task, `abandon` is called in place of `e
 
 Between tasks:
 
+    adopt               takes over a first task that was learned elsewhere; `check_adopt` refuses before that
     serving             gives the model that answers prompts, of a task whose name may be known
     memory_tensors      returns the bases S that are written to `memory.safetensors`
 
@@ -105,6 +106,10 @@ class TaskContext:
     in a resumed run. Not for `begin_task`."""
     reading: Callable[[int, int], None] = lambda done, total: None
     """Called with the number of finished and of all passes, while a method reads rows before or after training."""
+
+
+Directions = Mapping[str, tuple[Tensor, Tensor]]
+"""Name of a weight -> orthonormal columns, n x p, and p energies: fractions of a squared norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +308,36 @@ class Method:
         self.step = self._step_at_start
         self.weights.load(self.deltas)
         model.requires_grad_(False)
+
+    def check_adopt(self) -> None:
+        """Raise if the method cannot take over a task that was learned without it.
+
+        Default: it cannot. Of such a task only the change of the weights and some rows are left, and most methods need
+        what exists while a task trains, or protect nothing.
+
+        Raises:
+            ConfigError: The message names the method, or its option.
+        """
+        raise ConfigError(
+            f"the method `{self.name}` cannot protect a task that was learned without it: it protects nothing, or "
+            'needs what is known only while a task trains. Use method="gorp" or method="protected_full".'
+        )
+
+    def adopt(
+        self, model: nn.Module, task: TaskContext, changes: Mapping[str, WeightDelta], directions: Directions | None
+    ) -> None:
+        """Take over a first task that was learned elsewhere: its change goes into `deltas`, and it is protected.
+
+        Called between tasks, after `setup` and `check_adopt`. Afterwards the model has the task in its weights.
+
+        Args:
+            model: The base model.
+            task: The task; its rows are read if `directions` is None.
+            changes: Name of a parameter, of any layer -> what the task added to it, in main memory.
+            directions: What to protect if there are no rows: name of a weight -> orthonormal columns, n x p, and the
+                energy of each. None: what the method would protect at the end of a task.
+        """
+        raise NotImplementedError
 
     @contextmanager
     def serving(self, model: nn.Module, task: str | None = None) -> Iterator[nn.Module]:

@@ -30,7 +30,7 @@ from gorp.errors import ConfigError
 from gorp.layers.names import layer_name, weight_name
 from gorp.layers.targets import left_out_line, resolve
 from gorp.layers.widening import WidenedLayer, compute_dtype
-from gorp.methods.base import Method, MethodConfig, TaskContext, Work
+from gorp.methods.base import Directions, Method, MethodConfig, TaskContext, Work
 from gorp.protection.report import check_room
 from gorp.protection.space import SharedSpace
 from gorp.ranges import BETWEEN_TASKS, POSITIVE, WIDEST, Range
@@ -132,10 +132,31 @@ class ProtectedFull(Method):
         model.requires_grad_(False)
         self._release_layers()
         self.weights.load(self.deltas)
+        self._protect_inputs(model, task)
+        self.space.end_task()
+
+    def _protect_inputs(self, model: nn.Module, task: TaskContext) -> None:
         rows, threshold = self.config.memory_rows, self.config.threshold
         self.space.grow(
             model, self._weight_names, task.name, task.batches, rows=rows, threshold=threshold, reading=task.reading
         )
+
+    @override
+    def check_adopt(self) -> None:
+        """S grows from the inputs of rows, whoever trained on them."""
+
+    @override
+    def adopt(
+        self, model: nn.Module, task: TaskContext, changes: Mapping[str, WeightDelta], directions: Directions | None
+    ) -> None:
+        self._task_index = task.index
+        self.space.begin_task()
+        self.deltas = dict(changes)
+        self.weights.load(self.deltas)
+        if directions is None:
+            self._protect_inputs(model, task)
+        else:
+            self.space.protect(directions)
         self.space.end_task()
 
     def _add_to_delta(self, name: str) -> None:

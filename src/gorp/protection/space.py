@@ -102,6 +102,15 @@ class SharedSpace:
                 self.coverage.add_task(task, name, inputs, basis=basis, weight=weight)
         self.coverage.release(self.memory.released, newest=task)
 
+    def protect(self, directions: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Make given directions the S of weights that have none; no inputs are read, so there is no coverage.
+
+        Args:
+            directions: Name of a weight -> orthonormal columns, n x p, and their energies (`SubspaceMemory.protect`).
+        """
+        for name, (columns, energies) in directions.items():
+            self.memory.protect(name, columns, energies)
+
     def assume(self, directions: Mapping[str, tuple[int, int]], *, read: Mapping[str, torch.Size], tasks: int) -> None:
         """Hold S and input summaries of these sizes, in tensors without data (the meta device).
 

@@ -24,6 +24,14 @@ SHOWN = ("parent", "task", "contains", "created", *PROMISE, "leak_earlier", "foo
 """Keys of a version's record that `status` returns."""
 
 
+def only_adapter(task: str) -> str:
+    """Return the warning on a task that was begun from an adapter without rows (`Protection.from_adapter`)."""
+    return (
+        f"{task}: begun from an adapter without rows, so only the input directions that the adapter reads are "
+        "protected, not the task's inputs; later tasks may change its outputs, whatever the leak is"
+    )
+
+
 def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
     """Return the state of a workspace as JSON values.
 

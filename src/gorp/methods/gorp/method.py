@@ -26,7 +26,7 @@ from gorp.layers.lora import LoraSettings
 from gorp.layers.names import layer_name, weight_name
 from gorp.layers.targets import left_out_line, resolve
 from gorp.layers.trainable import check_rank
-from gorp.methods.base import Method, TaskContext, Work
+from gorp.methods.base import Directions, Method, TaskContext, Work
 from gorp.methods.gorp.config import GorpConfig
 from gorp.methods.gorp.shapes import TrainedWeight, delta_rank, directions, trained_weights, work
 from gorp.methods.gorp.shared_adapter import SharedAdapter
@@ -145,15 +145,34 @@ class Gorp(Method):
         self._remove_task(model)
         self.weights.load(self.deltas)
         if config.memory_source == "inputs":
-            self.space.grow(
-                model,
-                list(changes),
-                task.name,
-                task.batches,
-                rows=config.memory_rows,
-                threshold=config.threshold,
-                reading=task.reading,
-            )
+            self._protect_inputs(model, list(changes), task)
+        self.space.end_task()
+
+    def _protect_inputs(self, model: nn.Module, names: list[str], task: TaskContext) -> None:
+        rows, threshold = self.config.memory_rows, self.config.threshold
+        self.space.grow(model, names, task.name, task.batches, rows=rows, threshold=threshold, reading=task.reading)
+
+    @override
+    def check_adopt(self) -> None:
+        for option, wanted in (("mode", "strict"), ("memory_source", "inputs")):
+            if (value := getattr(self.config, option)) != wanted:
+                raise ConfigError(
+                    f"{option} is {value}: what it protects of a task is computed from the task's gradients, which are "
+                    f"gone. To protect a task that was learned without gorp, use {option}={wanted!r}."
+                )
+
+    @override
+    def adopt(
+        self, model: nn.Module, task: TaskContext, changes: Mapping[str, WeightDelta], directions: Directions | None
+    ) -> None:
+        self._task_index = task.index
+        self.space.begin_task()
+        self.deltas = dict(changes)
+        self.weights.load(self.deltas)
+        if directions is None:
+            self._protect_inputs(model, self._weight_names, task)
+        else:
+            self.space.protect(directions)
         self.space.end_task()
 
     @override
