@@ -11,6 +11,7 @@ import typer
 from gorp.cli.demo import demo
 from gorp.cli.evaluate import evaluate
 from gorp.cli.export import export
+from gorp.cli.gate import gate
 from gorp.cli.look import methods, status
 from gorp.cli.rollback import rollback
 from gorp.cli.train import estimate, train
@@ -25,7 +26,7 @@ app = typer.Typer(
 for command in (demo, train, status):
     app.command()(command)
 app.command("eval")(evaluate)
-for command in (rollback, export, methods, estimate):
+for command in (gate, rollback, export, methods, estimate):
     app.command()(command)
 
 

@@ -97,6 +97,31 @@ def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = F
         _say(console, f"{count} note{'s' * (count > 1)} on the data: see --explain", style="dim")
 
 
+def gate_table(found: Mapping[str, Any]) -> Table:
+    """Return a table with a line for each earlier task: both scores, the drop with its interval, flips, and verdict.
+
+    Args:
+        found: The result of `gorp.workspace.gate.gate`.
+    """
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "rows", "old", "new", "drop (95 % interval)", "right to wrong", "wrong to right", "verdict"):
+        table.add_column(name, justify="left" if name in ("task", "verdict") else "right")
+    colors = {"ship": "green", "hold": "red", "inconclusive": "yellow"}
+    for task, facts in found["tasks"].items():
+        low, high = facts["interval"]
+        table.add_row(
+            Text(printable(task)),
+            str(facts["rows"]),
+            number(facts["old"]) if facts["old"] is not None else "-",
+            number(facts["new"]) if facts["new"] is not None else "-",
+            f"{facts['drop']:+.1f} ({low:+.1f} to {high:+.1f})",
+            str(facts["lost"]),
+            str(facts["won"]),
+            Text(facts["verdict"].upper(), style=colors[facts["verdict"]]),
+        )
+    return table
+
+
 def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = True, each: bool = False) -> None:
     """Print the mean score of the current version, its score on each task, and the pending tasks.
 

@@ -1,0 +1,192 @@
+"""The gate: compare a version with an earlier one on every task that the earlier one had learned, from files alone.
+
+Both versions have answered the same rows; the answers are in `eval/samples`. For each task the verdict is `ship`,
+`hold` or `inconclusive` (`gorp.evaluation.paired`). The evidence is kept in `eval/gate/<new>-<old>.json`: with it, the
+verdict can be computed again from the answers.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gorp
+from gorp.errors import CheckpointError, ConfigError
+from gorp.evaluation.paired import Flips, Verdict, interval, not_inferior, rows_needed, together, verdicts, worse
+from gorp.ranges import Range
+from gorp.storage import read_json, write_json
+from gorp.workspace.scores import Scores
+from gorp.workspace.seal import SEAL, is_whole, sealed
+from gorp.workspace.state import file_sha256
+from gorp.workspace.store import Version, Workspace
+
+
+MARGIN = 2.0
+"""δ in points, unless the user gives another."""
+
+LEVEL = 0.05
+"""α: probability that a task passes wrongly, and that a version is held wrongly."""
+
+ALLOWED = Range(0, 100, open_low=True, open_high=True)
+
+
+def gate(
+    workspace: Path,
+    *,
+    version: str | None = None,
+    against: str | None = None,
+    margin: float = MARGIN,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Return the verdict on a version, with every number that it rests on, and keep it as evidence.
+
+    Args:
+        workspace: Folder of the workspace.
+        version: The new version; None for CURRENT.
+        against: The old version; None for the one that the new one was trained from.
+        margin: δ, in points: a drop up to this is allowed.
+        dry_run: Keep no evidence.
+
+    Returns:
+        `verdict`; `tasks`: task -> old and new score, drop and its 95 % interval in points, flips, p-values, verdict,
+        and for `inconclusive` the number of rows that would decide; `flipped`: task -> the rows whose answer turned
+        wrong, then those that turned right; the digests of both versions and of the answers; `path` of the evidence.
+
+    Raises:
+        ConfigError: If a version does not exist, or the margin is impossible.
+        CheckpointError: If a score or an answer is missing or damaged, or the two versions were scored on other rows.
+    """
+    if margin not in ALLOWED:
+        raise ConfigError(f"--margin is {margin}; it must be {ALLOWED}.")
+    store = Workspace(workspace)
+    new = store.current() if version is None else store.version(version)
+    parent = new.record["parent"]
+    if against is None and parent is None:
+        raise ConfigError(f"{new.name} is the base model; there is no version before it to compare it with.")
+    old = store.version(against or parent)
+    evidence = _evidence(store, new, old, margin)
+    path = store.root / "eval" / "gate" / f"{new.name}-{old.name}.json"
+    if not dry_run:
+        with Scores(store.root / "eval").writing():
+            write_json(path, sealed({**evidence, "time": datetime.now(UTC).isoformat(timespec="seconds")}))
+    return {**evidence, "path": str(path)}
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Compute the verdict of an evidence file again, from the workspace that it lies in.
+
+    Raises:
+        CheckpointError: If the file is damaged, or anything that it says differs from what the files give now; the
+            message names it.
+    """
+    kept = read_json(path)
+    if not isinstance(kept, dict) or SEAL not in kept or not is_whole(kept):
+        raise CheckpointError(f"{path}: damaged or changed: not the evidence of a gate as gorp wrote it.")
+    store = Workspace(path.parent.parent.parent)
+    now = _evidence(store, store.version(kept["new"]["version"]), store.version(kept["old"]["version"]), kept["margin"])
+    for key, value in json.loads(json.dumps(now)).items():
+        if key != "gorp" and kept.get(key) != value:
+            raise CheckpointError(
+                f"{path}: `{key}` is not what the files of the workspace give now. Something was changed or scored "
+                "again since; `gorp gate` makes new evidence."
+            )
+    return {**now, "path": str(path)}
+
+
+def _evidence(store: Workspace, new: Version, old: Version, margin: float) -> dict[str, Any]:
+    scores = Scores(store.root / "eval")
+    tasks = [task for task in old.contains if task in new.contains]
+    answers = {task: _paired(store, scores, task, old, new) for task in tasks}
+    outcomes = [Flips.of([a["correct"] for a, _ in rows], [b["correct"] for _, b in rows]) for rows in answers.values()]
+    each = verdicts(outcomes, [margin / 100] * len(tasks), level=LEVEL)
+    return {
+        "verdict": together(each),
+        "new": {"version": new.name, "sha256": new.sha256},
+        "old": {"version": old.name, "sha256": old.sha256},
+        "margin": margin,
+        "level": LEVEL,
+        "tasks": {
+            task: _facts(flips, verdict, margin, [a["correct"] for a, _ in answers[task]])
+            for task, flips, verdict in zip(tasks, outcomes, each, strict=True)
+        },
+        "flipped": {task: _flipped(rows) for task, rows in answers.items()},
+        "answers": {
+            f"{version.name}-{task}": scores.cells[version.name][task]["samples"]
+            for task in tasks
+            for version in (old, new)
+        },
+        "gorp": gorp.__version__,
+    }
+
+
+def _paired(
+    store: Workspace, scores: Scores, task: str, old: Version, new: Version
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the answers of both versions to each row of a task."""
+    found = []
+    for version in (old, new):
+        cell, path = scores.cells.get(version.name, {}).get(task), scores.samples(version.name, task)
+        if cell is None or not path.is_file():
+            raise CheckpointError(
+                f"{store.root}: {version.name} has no recorded answers on {task}. `gorp eval --version {version.name}` "
+                "answers them."
+            )
+        if file_sha256(path) != cell.get("samples"):
+            raise CheckpointError(
+                f"{path}: damaged or changed: its SHA-256 differs from the one in scores.json. "
+                f"`gorp eval --version {version.name}` writes it again."
+            )
+        with open(path, encoding="utf-8") as lines:
+            found.append((cell, [json.loads(line) for line in lines]))
+    (before, first), (after, second) = found
+    if before.get("conditions") != after.get("conditions"):
+        raise CheckpointError(
+            f"{task}: {old.name} and {new.name} were scored on other rows, or with other settings. `gorp eval "
+            f"--version {old.name}` scores the older one as now."
+        )
+    return list(zip(first, second, strict=True))
+
+
+def _facts(flips: Flips, verdict: Verdict, margin: float, right: list[bool]) -> dict[str, Any]:
+    """Return what is reported on a task, as JSON values; scores and drops in points."""
+    low, high = interval(flips)
+    old = 100 * sum(right) / flips.rows if flips.rows else None
+    return {
+        "verdict": verdict,
+        "rows": flips.rows,
+        "old": old,
+        "new": None if old is None else old - 100 * flips.drop,
+        "drop": 100 * flips.drop,
+        "interval": [100 * low, 100 * high],
+        "lost": flips.lost,
+        "won": flips.won,
+        "p_worse": worse(flips),
+        "p_not_inferior": not_inferior(flips, margin / 100),
+        "rows_needed": rows_needed(flips, margin / 100) if verdict == "inconclusive" else None,
+        "nothing_to_lose": not any(right),
+    }
+
+
+def _flipped(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the rows whose answer changed between right and wrong, those that turned wrong first."""
+    changed = [
+        {"index": a["index"], "prompt": a["prompt"], "expected": a["expected"], "old": a["answer"], "new": b["answer"]}
+        | {"lost": a["correct"]}
+        for a, b in rows
+        if a["correct"] != b["correct"]
+    ]
+    return sorted(changed, key=lambda row: not row["lost"])
+
+
+def in_words(task: str, facts: Mapping[str, Any]) -> str:
+    """Return one sentence on the verdict of a task."""
+    if facts["verdict"] == "hold":
+        return f"{task}: lost {facts['drop']:.1f} points; that is more than the margin, and not chance"
+    if facts["nothing_to_lose"]:
+        return f"{task}: the old version answered no row right, so there was nothing to lose"
+    if facts["verdict"] == "ship":
+        return f"{task}: not worse by more than the margin"
+    needed = facts["rows_needed"]
+    rows = "more rows would not decide at this drop" if needed is None else f"about {needed:,} rows would decide"
+    return f"{task}: {facts['rows']} rows are too few to tell; {rows}"

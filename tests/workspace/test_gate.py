@@ -1,0 +1,168 @@
+"""The gate: the verdict on a version from the recorded answers of two, and evidence that can be recomputed."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from gorp.cli import app
+from gorp.errors import CheckpointError, ConfigError
+from gorp.evaluation import TaskScore
+from gorp.workspace import Workspace, load_config, run_sequence
+from gorp.workspace.gate import gate, verify
+from gorp.workspace.scores import Scores
+from tests.workspace.project import make_project, tree_hash
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gate")
+    run_sequence(load_config(make_project(folder)), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of a finished workspace with the versions v0, v1 (task one) and v2 (tasks one and two)."""
+    shutil.copytree(finished, tmp_path / "p")
+    return tmp_path / "p" / "run"
+
+
+def answered(run, version, right, *, task="one", conditions="same"):
+    """Record answers of a version: right or wrong for each row."""
+    samples = [
+        {"index": i, "prompt": f"row {i}", "expected": "yes", "answer": "yes" if ok else "no", "correct": ok}
+        for i, ok in enumerate(right)
+    ]
+    score = TaskScore(
+        task=task, metric="exact_match", score=100 * sum(right) / len(right), rows=len(right), samples=samples
+    )
+    Scores(run / "eval").add(version, score, f"key {version}", conditions)
+
+
+def gorp(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_version_that_lost_many_answers_is_held_and_the_lost_rows_come_first(run):
+    answered(run, "v1", [True] * 90 + [False] * 10)
+    answered(run, "v2", [False] * 12 + [True] * 80 + [False] * 8)
+    found = gate(run)
+    facts = found["tasks"]["one"]
+    assert found["verdict"] == facts["verdict"] == "hold"
+    assert (facts["lost"], facts["won"], facts["old"], facts["new"]) == (12, 2, 90.0, 80.0)
+    assert facts["drop"] == pytest.approx(10.0)
+    assert facts["p_worse"] == pytest.approx(106 / 2**14)  # P(X >= 12), X ~ Bin(14, 1/2): (91 + 14 + 1) / 2¹⁴
+    flipped = found["flipped"]["one"]
+    assert [row["lost"] for row in flipped] == [True] * 12 + [False] * 2
+    assert flipped[0] == {
+        "index": 0, "prompt": "row 0", "expected": "yes", "old": "yes", "new": "no", "lost": True
+    }  # fmt: skip
+
+
+def test_equal_answers_to_enough_rows_ship_and_to_few_are_inconclusive(run):
+    for version in ("v1", "v2"):
+        answered(run, version, [True] * 150)
+    assert gate(run)["verdict"] == "ship"
+    for version in ("v1", "v2"):
+        answered(run, version, [True] * 40)
+    facts = gate(run)["tasks"]["one"]
+    assert (facts["verdict"], facts["rows_needed"]) == ("inconclusive", 133)
+    assert gate(run, margin=10.0)["verdict"] == "ship"
+
+
+def test_only_tasks_that_the_old_version_had_learned_count(run):
+    assert list(gate(run)["tasks"]) == ["one"]
+    assert gate(run, version="v1") | {"path": ""} == gate(run, version="v1", against="v0") | {"path": ""}
+    assert gate(run, version="v1")["verdict"] == "ship"  # before its first task there was nothing to lose
+
+
+def test_a_task_that_the_old_version_answered_all_wrong_has_nothing_to_lose(run):
+    answered(run, "v1", [False] * 200)
+    answered(run, "v2", [False] * 190 + [True] * 10)
+    facts = gate(run)["tasks"]["one"]
+    assert facts["verdict"] == "ship" and facts["nothing_to_lose"] and facts["won"] == 10
+
+
+def test_evidence_is_verified_and_a_changed_answer_or_number_is_found(run):
+    answered(run, "v1", [True] * 90 + [False] * 10)
+    answered(run, "v2", [True] * 88 + [False] * 12)
+    path = run / "eval/gate/v2-v1.json"
+    found = gate(run)
+    assert found["path"] == str(path) and verify(path)["tasks"] == found["tasks"]
+    kept = path.read_text()
+    path.write_text(kept.replace('"drop": 2.0', '"drop": 0.0'))
+    with pytest.raises(CheckpointError, match="damaged or changed"):
+        verify(path)
+    path.write_text(kept)
+    answered(run, "v2", [True] * 100)  # scored again since
+    with pytest.raises(CheckpointError, match="is not what the files of the workspace give now"):
+        verify(path)
+
+
+def test_answers_that_cannot_be_compared_are_refused(run):
+    answered(run, "v1", [True] * 20)
+    answered(run, "v2", [True] * 20, conditions="other")
+    with pytest.raises(CheckpointError, match="scored on other rows, or with other settings"):
+        gate(run)
+    samples = run / "eval/samples/v2-one.jsonl"
+    samples.write_text(samples.read_text().replace('"correct": true', '"correct": false', 1))
+    with pytest.raises(CheckpointError, match=r"v2-one\.jsonl: damaged or changed"):
+        gate(run)
+    samples.unlink()
+    with pytest.raises(CheckpointError, match=r"v2 has no recorded answers on one\. `gorp eval --version v2`"):
+        gate(run)
+
+
+@pytest.mark.parametrize("options", [{"margin": 0.0}, {"margin": 100.0}, {"version": "v0"}, {"version": "v9"}])
+def test_impossible_arguments_are_refused(run, options):
+    before = tree_hash(run)
+    with pytest.raises(ConfigError):
+        gate(run, **options)
+    assert tree_hash(run) == before
+
+
+def test_on_the_command_line_the_exit_code_is_the_verdict(run):
+    answered(run, "v1", [True] * 100)
+    for right, code, word in (
+        ([False] * 20 + [True] * 80, 3, "HOLD"),
+        ([False] * 1 + [True] * 99, 4, "INCONCLUSIVE"),
+        ([True] * 100, 4, "INCONCLUSIVE"),
+    ):
+        answered(run, "v2", right)
+        done = gorp("gate", run)
+        assert done.exit_code == code, done.output
+        assert done.stdout.startswith(f"v2 against v1: {word}")
+    held = gorp("gate", run, "--margin", "5", "--json")
+    assert held.exit_code == 0 and json.loads(held.stdout)["verdict"] == "ship"
+    assert gorp("gate", run, "--margin", "5", "--verify").exit_code == 0
+    before = tree_hash(run)
+    assert gorp("gate", run, "--dry-run").exit_code == 4 and tree_hash(run) == before
+    assert gorp("gate", run, "--version", "v7").exit_code == 2
+    assert Workspace(run).current().name == "v2"
+
+
+def test_the_gate_imports_no_heavy_library(run):
+    code = "import sys; from gorp.workspace.gate import gate; gate(__import__('pathlib').Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))", str(run)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_text_of_data_reaches_the_terminal_without_control_characters(run):
+    answered(run, "v1", [True] * 100)
+    answered(run, "v2", [True] * 100)
+    path = run / "eval/samples/v2-one.jsonl"
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    samples[0] |= {"answer": "\x1b[31mno\x07", "correct": False}
+    score = TaskScore(task="one", metric="exact_match", score=99.0, rows=100, samples=samples)
+    Scores(run / "eval").add("v2", score, "key", "same")
+    done = gorp("gate", run)
+    assert "\x1b" not in done.stdout and "\x07" not in done.stdout
