@@ -1,9 +1,10 @@
 """Two tasks with a stock Trainer, in one process or as many ranks as the launcher starts.
 
-    train_tasks.py FOLDER KIND none|own [--pause-at STEP] [--resume]
+    train_tasks.py FOLDER KIND none|own [--pause-at STEP | --stop-at STEP] [--resume]
     torchrun --nproc-per-node 2 train_tasks.py ...      accelerate launch --num_processes 2 train_tasks.py ...
 
-The second task may be stopped: `--pause-at` says "paused" and waits; `--resume` goes on with it.
+The second task may be stopped: `--pause-at` says "paused" and waits to be killed, `--stop-at` ends the process after a
+step; `--resume` goes on with it.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 
 from gorp.storage import write_tensors
 from tests.attach.runs import learn, lora_config
+from tests.runs import Kill, Killed
 
 
 class Pause(TrainerCallback):
@@ -38,12 +40,14 @@ def main() -> None:
     parser.add_argument("kind")
     parser.add_argument("adapter", choices=["none", "own"])
     parser.add_argument("--pause-at", type=int)
+    parser.add_argument("--stop-at", type=int)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     adapter = lora_config(args.kind) if args.adapter == "own" else None
+    stops = {Pause(args.pause_at)} if args.pause_at else {Kill(args.stop_at)} if args.stop_at else set()
     for task in (2,) if args.resume else (1, 2):
         trainer, protection = learn(
             args.kind,
@@ -52,7 +56,7 @@ def main() -> None:
             args.folder / f"out{task}",
             adapter=adapter,
             resume=args.resume or None,
-            callbacks=[Pause(args.pause_at)] if args.pause_at and task == 2 else [],
+            callbacks=list(stops) if task == 2 else [],
             count=32,
             per_device_train_batch_size=8 // ranks,
             gradient_accumulation_steps=1,
@@ -69,4 +73,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Killed:
+        print(json.dumps({"leak": None}), flush=True)
+        os._exit(0)  # as a killed process: nothing is cleaned up
