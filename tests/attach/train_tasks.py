@@ -60,6 +60,7 @@ def main() -> None:
             count=32,
             per_device_train_batch_size=8 // ranks,
             gradient_accumulation_steps=1,
+            learning_rate=1e-3,
             save_strategy="steps",
             save_steps=1,
             ddp_find_unused_parameters=False if ranks > 1 else None,
