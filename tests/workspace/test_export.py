@@ -246,10 +246,10 @@ def test_a_damaged_version_is_refused(project, tmp_path):
         Workspace(project / "run").current().export(tmp_path / "out")
 
 
-def test_a_version_that_something_else_made_is_refused_for_now(project, tmp_path):
+def test_a_version_that_something_else_made_is_refused(project, tmp_path):
     version = Workspace(project / "run").current()
-    record = dict(version.record) | {"made_by": "protection", "config": {"method": {"name": "gorp"}}, "tasks": {}}
-    with pytest.raises(ConfigError, match="made by `protection`"):
+    record = dict(version.record) | {"made_by": "something", "config": {"method": {"name": "gorp"}}, "tasks": {}}
+    with pytest.raises(ConfigError, match="made by `something`"):
         replace(version, record=record).export(tmp_path / "out")
 
 

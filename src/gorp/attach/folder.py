@@ -28,10 +28,7 @@ from gorp.workspace.record import PACKAGES
 from gorp.workspace.state import write_state
 from gorp.workspace.status import PROMISE
 from gorp.workspace.store import Workspace
-from gorp.workspace.version import TASK_NAME, Version
-
-
-MADE_BY = "protection"
+from gorp.workspace.version import PROTECTION, TASK_NAME, Version
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class ProtectionFolder:
             raise ConfigError(str(error).replace(" with --workspace", "")) from None
         self.lineage: list[Version] = self.store.lineage() if self.store.exists() else []
         """The versions from v0 to CURRENT; empty before the first task."""
-        if self.lineage and self.lineage[-1].record.get("made_by") != MADE_BY:
+        if self.lineage and not self.lineage[-1].is_protection:
             raise ConfigError(
                 f"{root}: a workspace of `gorp train`, not a protection folder. Train its next task with `gorp train`, "
                 "or give Protection another folder."
@@ -248,7 +245,7 @@ class ProtectionFolder:
     def _record(self, base: Base, *, parent: str | None, task: str | None, contains: list[str]) -> dict[str, Any]:
         tasks = {name: {"notes": []} for name in contains}
         return {
-            "made_by": MADE_BY,
+            "made_by": PROTECTION,
             "parent": parent,
             "task": task,
             "contains": contains,
@@ -257,6 +254,7 @@ class ProtectionFolder:
             "config": {"method": {"name": None}, "lora": None, "tasks": [{"name": name} for name in contains]},
             "tasks": tasks,
             "metrics": {"scores": {}, "measures": {}},
+            "footprint_bytes": 0,
             "packages": {"gorp": gorp.__version__, **{name: package_version(name) for name in PACKAGES}},
         }
 

@@ -76,25 +76,30 @@ def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = F
     """
     show_verdict(console, state, each=explain)
     matrix = AccuracyMatrix.from_dict(state["matrix"])
-    _say(console, "")
+    say_on(console, "")
     console.print(matrix_table(matrix))
     if explain:
-        _say(console, MATRIX_READING, style="dim")
-    _say(console, "")
+        say_on(console, MATRIX_READING, style="dim")
+    show_versions(console, state, explain=explain)
+    if explain:
+        say_on(console, "")
+        console.print(measures_table(state["measures"]))
+        for name, meaning in WORDS.items():
+            say_on(console, f"{name}: {meaning}")
+        for task, notes in state["notes"].items():
+            for note in notes:
+                say_on(console, f"{task}: {note}")
+    elif count := sum(map(len, state["notes"].values())):
+        say_on(console, f"{count} note{'s' * (count > 1)} on the data: see --explain", style="dim")
+
+
+def show_versions(console: Console, state: Mapping[str, Any], *, explain: bool) -> None:
+    """Print an empty line and the table of the newest versions, or of all, and what their leak does not say."""
+    say_on(console, "")
     versions = state["versions"] if explain else _newest(state["versions"], state["current"])
     console.print(versions_table(versions, state["current"], of=len(state["versions"]), full=explain))
     if any(item["leak"] is not None for item in state["versions"]):
-        _say(console, LEAK_READING, style="dim")
-    if explain:
-        _say(console, "")
-        console.print(measures_table(state["measures"]))
-        for name, meaning in WORDS.items():
-            _say(console, f"{name}: {meaning}")
-        for task, notes in state["notes"].items():
-            for note in notes:
-                _say(console, f"{task}: {note}")
-    elif count := sum(map(len, state["notes"].values())):
-        _say(console, f"{count} note{'s' * (count > 1)} on the data: see --explain", style="dim")
+        say_on(console, LEAK_READING, style="dim")
 
 
 def gate_table(found: Mapping[str, Any]) -> Table:
@@ -136,7 +141,7 @@ def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = Tr
     """
     found = verdicts(AccuracyMatrix.from_dict(state["matrix"]), len(state["contains"]))
     sentence = in_one_sentence(found) or "the base model; no task learned yet"
-    _say(console, f"{state['current']} ({state['method']}): {sentence}", style="bold")
+    say_on(console, f"{state['current']} ({state['method']}): {sentence}", style="bold")
     dropped = sorted((item for item in found if item.dropped), key=lambda item: item.change)
     kept = [item for item in found if not item.dropped]
     if tasks:
@@ -147,15 +152,15 @@ def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = Tr
             console.print(tasks_table(lines, facts))
         else:
             for item in lines:
-                _say(console, f"  {item}", style="red" if item.dropped else "")
+                say_on(console, f"  {item}", style="red" if item.dropped else "")
         if kept and not own_lines:
-            _say(console, f"  {in_one_line(kept)}")
+            say_on(console, f"  {in_one_line(kept)}")
     if state["problem"]:
-        _say(console, f"the YAML is not used: {state['problem']}; the tasks shown are those of the last `gorp train`")
+        say_on(console, f"the YAML is not used: {state['problem']}; the tasks shown are those of the last `gorp train`")
     pending = [f"{task} (started)" if task in state["begun"] else task for task in state["pending"]]
-    _say(console, f"pending tasks: {', '.join(pending) or 'none'}")
+    say_on(console, f"pending tasks: {', '.join(pending) or 'none'}")
     for line in state["remarks"] + state["warnings"]:
-        _say(console, line, style="yellow")
+        say_on(console, line, style="yellow")
 
 
 def tasks_table(found: Sequence[TaskVerdict], facts: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -249,5 +254,5 @@ def _newest(versions: Sequence[Mapping[str, Any]], current: str) -> list[Mapping
     return [*older, *newest[len(older) :]]
 
 
-def _say(console: Console, line: str, *, style: str = "") -> None:
+def say_on(console: Console, line: str, *, style: str = "") -> None:
     console.print(Text(printable(line), style=style))

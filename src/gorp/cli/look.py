@@ -19,15 +19,23 @@ def status(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the model still knows of each task, all scores, the versions, and the pending tasks."""
+    """Show what the model still knows of each task, all scores, the versions, and the pending tasks.
+
+    WORKSPACE may also be a folder of gorp.Protection.
+    """
     with errors():
         from gorp.cli.console import console, show_status
+        from gorp.cli.protected import show_protection
         from gorp.workspace.place import place
         from gorp.workspace.status import status as read_status
 
         folder, config = place(workspace)
         state = read_status(folder, config=config)
-        print_json(state) if as_json else show_status(console(), state, explain=explain)
+        if as_json:
+            print_json(state)
+            return
+        show = show_protection if state["made_by"] == "protection" else show_status
+        show(console(), state, explain=explain)
 
 
 def methods(as_json: AsJson = False) -> None:

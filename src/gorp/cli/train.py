@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,7 +16,6 @@ def train(
         typer.Argument(
             metavar="CONFIG.yaml",
             exists=True,
-            dir_okay=False,
             help="Model, method and list of tasks: see docs/getting-started.md.",
         ),
     ],
@@ -38,6 +37,8 @@ def train(
 ) -> None:
     """Train the pending tasks in order and score all tasks after each. Run it again to continue an interrupted run."""
     with errors(interrupted=" Run the same command to continue."):
+        if config.is_dir():
+            _refuse_folder(config)
         console, progress = start()
         from gorp.workspace import load_config, plan, run_sequence, status
 
@@ -60,6 +61,16 @@ def train(
         already_shown = console.is_terminal and progress.console.is_terminal  # by `progress`, just above
         show_verdict(console, state, tasks=not already_shown)
         say(f"`gorp status {shlex.quote(str(folder))}` shows all scores and versions")
+
+
+def _refuse_folder(path: Path) -> NoReturn:
+    """Raise the error for a folder in the place of the YAML."""
+    from gorp.workspace.store import Workspace
+
+    store = Workspace(path)
+    if store.exists():
+        store.current().check_trained_by_gorp("gorp train")
+    raise ConfigError(f"{path}: this is a folder; wanted the YAML with the model, the method and the list of tasks.")
 
 
 def estimate(

@@ -49,6 +49,7 @@ def evaluate_version(
     """
     store, progress = Workspace(workspace), progress or Progress()
     chosen = store.current() if version is None else store.version(version)
+    chosen.check_trained_by_gorp("gorp eval")
     for line in store.remarks():
         progress.say(line)
     check_place(store.root)

@@ -115,7 +115,7 @@ def _answers(
     model, tokenizer = found.load()
     BaseWeights(model).load(deltas_of(target))
     config = target.record["config"]  # as they were when the answers were recorded
-    encoding, evaluation = Encoding(**config["encoding"]), EvalConfig(**config["eval"])
+    encoding, evaluation = Encoding(**config.get("encoding", {})), EvalConfig(**config.get("eval", {}))
     count, differing = 0, []
     for task, before in tasks:
         with progress.evaluating(f"{target.name} on {task.name}, as recorded") as advance:

@@ -71,6 +71,8 @@ def run_sequence(
         )
     store = Workspace(workspace)
     with store.writing(sources(config)):
+        if store.exists():
+            store.current().check_trained_by_gorp("gorp train")
         session = prepare(config, store, progress)
         if not restart:
             check_unfinished(session)
@@ -115,7 +117,10 @@ def plan(
     """
     progress = progress or Progress()
     check_place(workspace, sources(config))
-    session = prepare(config, Workspace(workspace), progress)
+    store = Workspace(workspace)
+    if store.exists():
+        store.current().check_trained_by_gorp("gorp train")
+    session = prepare(config, store, progress)
     if not restart:
         check_unfinished(session)
     for line in [*remarks(session), *_notes(session), *preview(session)]:

@@ -44,7 +44,8 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         finished; `matrix`; `measures` over the tasks learned so far; `remarks` on unusual files in the workspace;
         `notes` on the data; `warnings` of the current version about protected directions; `versions`, each with the
         keys of `SHOWN`; `config`, the YAML that the tasks were read from; and `problem`, the reason if it could not be
-        used, else None.
+        used, else None. `made_by` is "protection" for a folder of `gorp.Protection`, which has no YAML; its `scores`,
+        version -> name -> number, are what `evaluate=` returned, in its own units.
 
     Raises:
         CheckpointError: If `folder` is not a workspace or is damaged.
@@ -53,13 +54,14 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
     lineage = store.lineage()
     current = lineage[-1]
     accepted, source = store.accepted()
-    path = config or beside(store.root) or source
+    path = None if current.is_protection else config or beside(store.root) or source
     tasks, problem = _tasks(path, accepted, current.contains)
     scores = Scores(store.root / "eval")
     matrix = scores.matrix(lineage, tasks)
     part = learned_part(matrix, len(current.contains))
     return {
         "workspace": str(store.root),
+        "made_by": current.record.get("made_by"),
         "config": None if path is None else str(path),
         "problem": problem,
         "current": current.name,
@@ -77,7 +79,12 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
             *(f"{path} was changed after it was written; `gorp eval` writes it again" for path in scores.changed()),
         ],
         "notes": {name: task["notes"] for name, task in current.record["tasks"].items() if task["notes"]},
-        "warnings": [*filter(None, [current.record.get("leak_unmeasured")]), *current.record.get("warnings", [])],
+        "scores": {v.name: v.record["metrics"]["scores"] for v in lineage[1:]} if current.is_protection else {},
+        "warnings": [
+            *(only_adapter(v.record["task"]) for v in lineage if v.record.get("protected_from") == "adapter"),
+            *filter(None, [current.record.get("leak_unmeasured")]),
+            *current.record.get("warnings", []),
+        ],
         "versions": [
             {"version": version.name} | {key: version.record.get(key) for key in SHOWN} for version in store.versions()
         ],

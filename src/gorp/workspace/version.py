@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gorp.disk import LEFTOVER
-from gorp.errors import CheckpointError
+from gorp.errors import CheckpointError, ConfigError
 from gorp.storage import read_json
 from gorp.workspace.ledger import SHA256, VERSION_NAME
 from gorp.workspace.seal import is_whole
@@ -32,6 +32,9 @@ BASE_PARTS = {
     "code_sha256": "Python code, or `model.trust_remote_code`,",
 }
 """Keys of the digests of the base model (besides that of its weights) -> the part each belongs to."""
+
+PROTECTION = "protection"
+"""`made_by` of a version that `gorp.Protection` wrote, in a training loop that is not gorp's."""
 
 FILES = (DELTA, MEMORY, METHOD, TRAINING)
 """Files of a version besides its version.json; v0 has none of them."""
@@ -56,6 +59,29 @@ class Version:
     def contains(self) -> list[str]:
         """The learned tasks, in order."""
         return list(self.record["contains"])
+
+    @property
+    def is_protection(self) -> bool:
+        """Whether `gorp.Protection` wrote it: without rows, a YAML, or scores that gorp measured."""
+        return self.record.get("made_by") == PROTECTION
+
+    def check_trained_by_gorp(self, command: str) -> None:
+        """Raise if the version belongs to a protection folder.
+
+        Args:
+            command: The command that needs a workspace of `gorp train`.
+
+        Raises:
+            ConfigError: The message says what to use instead.
+        """
+        if self.is_protection:
+            folder = self.folder.parent.parent
+            raise ConfigError(
+                f"{folder}: a protection folder, made by gorp.Protection in a training loop of its own. It holds no "
+                f"rows and no YAML, so `{command}` cannot use it. Train its next task with Protection({str(folder)!r}) "
+                "in the Trainer's callbacks, and score it there with `evaluate=`; `gorp status` shows the folder, and "
+                "`gorp export` writes a model."
+            )
 
     def verify(self, base_sha256: str) -> None:
         """Check that every file is unchanged and that the version belongs to this base model.
