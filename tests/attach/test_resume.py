@@ -52,7 +52,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=[pytest.mark.slow] * (index > 3)) for index, name in enumerate(CASES)]
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (index > 1)) for index, name in enumerate(CASES)]
 )
 def test_resumed_is_uninterrupted(case, tmp_path):
     kind, adapter, arguments = CASES[case]
