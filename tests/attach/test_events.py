@@ -1,6 +1,5 @@
 """The order of a stock Trainer's events, which Protection stands on; a release that moves them fails here, by name."""
 
-
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback

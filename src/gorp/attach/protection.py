@@ -180,6 +180,11 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
         train_dataloader: Any = None,
         **_: Any,
     ) -> None:
+        if self.stage == "new":
+            raise TrainingError(
+                "this Protection was added to the Trainer after the Trainer was made (`add_callback`), so its layers "
+                "are missing. Pass it when you make the Trainer: callbacks=[protection]."
+            )
         if self.stage != "begun":
             raise TrainingError(
                 f"this Trainer has trained task `{self.task}` already, and its optimizer still has that task's state. "

@@ -120,10 +120,10 @@ def check_training(checkpoint: Path, found: Mapping[str, Any], wanted: Mapping[s
     if found.get("index") != wanted["index"] or found.get("task") != wanted["task"]:
         done = isinstance(found.get("index"), int) and found["index"] < wanted["index"]
         raise CheckpointError(
-            f"{checkpoint}: belongs to {there}, but this is {here}. "
+            f"{checkpoint}: belongs to {there}, but this is {here}. Give this task another output_dir. "
             + (
-                "The folder has that task already; it is finished. A next task does not resume: call trainer.train() "
-                "without resume_from_checkpoint, with another output_dir."
+                "The folder has that task already; it is finished. A next task does not resume: if you asked for that, "
+                "call trainer.train() without resume_from_checkpoint."
                 if done
                 else "Resume it with the Protection that has this task's name."
             )

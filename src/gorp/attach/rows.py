@@ -1,6 +1,6 @@
 """Batches of a task's rows from the data loader of the user's training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -26,13 +26,19 @@ def row_batches(
         most: Rows in one micro-batch of the training, which fit into memory; a batch never has more.
 
     Raises:
-        ConfigError: If the rows have no labels, so that nothing shows which tokens an answer depends on.
+        ConfigError: If `loader` is no data loader, or the rows have no labels, so that nothing shows which tokens an
+            answer depends on.
     """
+    if not isinstance(loader, DataLoader):
+        raise ConfigError(
+            f"rows is a {type(loader).__name__}; wanted a torch.utils.data.DataLoader whose batches are keyword "
+            "arguments of the model, with `labels`."
+        )
     dataset, collate = loader.dataset, loader.collate_fn
     first = _first(loader)
-    labels = first.get("labels") if isinstance(first, dict) else None
+    labels = first.get("labels") if isinstance(first, Mapping) else None  # a tokenizer's BatchEncoding is no dict
     if not isinstance(labels, torch.Tensor):
-        has = ", ".join(map(str, first)) if isinstance(first, dict) else type(first).__name__
+        has = ", ".join(map(str, first)) if isinstance(first, Mapping) else type(first).__name__
         raise ConfigError(
             f"a batch of the training rows has no `labels` (it has {has}), and gorp needs them to read which inputs "
             "the answers depend on. Give the data set or the collator labels, with -100 where there is no loss."

@@ -10,12 +10,13 @@
 makes every call.
 """
 
+import atexit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -40,6 +41,9 @@ from gorp.workspace.version import Version
 
 _known: WeakKeyDictionary[nn.Module, BaseWeights] = WeakKeyDictionary()
 """Base weights of the models that this process has trained a task on, so that the same object can train the next."""
+
+_ended: "WeakSet[ProtectedTask]" = WeakSet()
+"""The tasks that have ended in this process; those that are not saved are named when it exits."""
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Scores of earlier tasks, by name, of the model as it is now."""
@@ -156,6 +160,7 @@ class ProtectedTask:
             leave_as_trained(self._base_model, self._given, self.method.weights, self.method.deltas)
         _known[self._base_model] = self.method.weights
         self.stage = "ended"
+        _ended.add(self)
         self._score()
 
     def save(self) -> Version:
@@ -172,6 +177,10 @@ class ProtectedTask:
             raise TrainingError(
                 f"task `{self.task}` is saved already, as {self.folder.lineage[-1].name}. The next task begins with a "
                 f"new object: Protection({str(self.folder.store.root)!r})."
+            )
+        if self.stage in ("new", "begun"):
+            raise TrainingError(
+                f"task `{self.task}` cannot be saved, because it has not been trained. Call trainer.train() first."
             )
         if self.stage != "ended":
             raise TrainingError(
@@ -196,7 +205,11 @@ class ProtectedTask:
         if rank() != 0:
             self.folder = ProtectionFolder(self.folder.store.root)
         self.stage = "saved"
-        return self.folder.lineage[-1]
+        version = self.folder.lineage[-1]
+        if self.shows_progress and rank() == 0:
+            for line in self._summary(version):
+                print(f"gorp: {line}")
+        return version
 
     def abandon(self) -> None:
         """Give the task up: the model and the folder are as before `begin`."""
@@ -251,7 +264,7 @@ class ProtectedTask:
 
     def _batches_of(self, rows: DataLoader[Any], model: nn.Module) -> Callable[[int, int | None], Iterator[Batch]]:
         """Return `TaskContext.batches` for the rows of a data loader, where no Trainer has one."""
-        return row_batches(rows, seed=self._own_seed, device=_device(model), most=rows.batch_size)
+        return row_batches(rows, seed=self._own_seed, device=_device(model), most=getattr(rows, "batch_size", None))
 
     def _build(self, model: nn.Module, base: nn.Module, given: GivenPairs | None) -> Method:
         """Make the method for a model; without settings of its own, the pairs are those of the learned tasks."""
@@ -300,6 +313,17 @@ class ProtectedTask:
                 self._bar = None
 
     # ---- Helpers
+
+    def _summary(self, version: Version) -> Iterator[str]:
+        """Yield what a user should know of a saved task."""
+        leak = "" if version.record.get("leak") is None else f", leak {version.record['leak']:.1e}"
+        yield f"task `{self.task}` is saved as {version.name} in {self.folder.store.root}{leak}"
+        yield from version.record["warnings"]
+        if self._given is not None:
+            yield (
+                f"to serve it, use `gorp export {self.folder.store.root}`: the adapter of this task alone lacks what "
+                "earlier tasks and cores changed"
+            )
 
     def _put_back(self) -> None:
         """Restore the weights that the model came with, the user's adapter, and which parameters are trained."""
@@ -355,8 +379,8 @@ class ProtectedTask:
 
     def _so_far(self) -> str:
         """Say how far the training came."""
-        if self.stage in ("new", "failed"):
-            return "it has not begun" if self.stage == "new" else "it failed"
+        if self.stage == "failed":
+            return "it failed"
         return f"{self._steps} of {self._context.num_steps or '?'} steps are done"
 
     def _check_stage(self, wanted: str, call: str) -> None:
@@ -373,6 +397,14 @@ class ProtectedTask:
             f"`{call}` was called while the task is {self.stage}; the order is begin, parameters, in each step "
             "before_step and after_step, then end and save."
         )
+
+
+@atexit.register
+def _name_unsaved() -> None:
+    for protection in _ended:
+        if protection.stage == "ended" and protection.shows_progress and rank() == 0:
+            root = protection.folder.store.root
+            print(f"gorp: task `{protection.task}` was trained but not saved in {root}: save() was not called")
 
 
 def _check_options(method: type[Method], options: Mapping[str, Any]) -> None:

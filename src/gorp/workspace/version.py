@@ -7,7 +7,7 @@ somebody else.
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class Version:
     name: str
     """v0 (the base model), v1, ..."""
     folder: Path
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(repr=False)
     """Content of its version.json."""
     sha256: str
     """SHA-256 of its version.json."""
