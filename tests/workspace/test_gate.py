@@ -55,7 +55,7 @@ def test_a_version_that_lost_many_answers_is_held_and_the_lost_rows_come_first(r
     assert found["verdict"] == facts["verdict"] == "hold"
     assert (facts["lost"], facts["won"], facts["old"], facts["new"]) == (12, 2, 90.0, 80.0)
     assert facts["drop"] == pytest.approx(10.0)
-    assert facts["p_worse"] == pytest.approx(106 / 2**14)  # P(X >= 12), X ~ Bin(14, 1/2): (91 + 14 + 1) / 2¹⁴
+    assert facts["p_any_loss"] == pytest.approx(106 / 2**14)  # P(X >= 12), X ~ Bin(14, 1/2): (91 + 14 + 1) / 2¹⁴
     flipped = found["flipped"]["one"]
     assert [row["lost"] for row in flipped] == [True] * 12 + [False] * 2
     assert flipped[0] == {
@@ -70,7 +70,7 @@ def test_equal_answers_to_enough_rows_ship_and_to_few_are_inconclusive(run):
     for version in ("v1", "v2"):
         answered(run, version, [True] * 40)
     facts = gate(run)["tasks"]["one"]
-    assert (facts["verdict"], facts["rows_needed"]) == ("inconclusive", 133)
+    assert (facts["verdict"], facts["rows_needed"]) == ("inconclusive", 149)
     assert gate(run, margin=10.0)["verdict"] == "ship"
 
 
@@ -78,6 +78,15 @@ def test_only_tasks_that_the_old_version_had_learned_count(run):
     assert list(gate(run)["tasks"]) == ["one"]
     assert gate(run, version="v1") | {"path": ""} == gate(run, version="v1", against="v0") | {"path": ""}
     assert gate(run, version="v1")["verdict"] == "ship"  # before its first task there was nothing to lose
+
+
+def test_a_task_that_the_new_version_has_not_learned_counts_too(run):
+    answered(run, "v1", [True] * 20 + [False] * 80, task="two")
+    answered(run, "v2", [True] * 100, task="two")
+    for version in ("v1", "v2"):
+        answered(run, version, [True] * 150)
+    found = gate(run, version="v1", against="v2")  # as a version on a branch without task two
+    assert found["verdict"] == found["tasks"]["two"]["verdict"] == "hold"
 
 
 def test_a_task_that_the_old_version_answered_all_wrong_has_nothing_to_lose(run):

@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 
 from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError
+from gorp.evaluation import TaskScore
 from gorp.workspace import Workspace, load_config, run_sequence
 from gorp.workspace.rollback import rollback
+from gorp.workspace.scores import Scores
 from tests.workspace.project import make_project, task, tree_hash, write_config, write_rows
 
 
@@ -75,14 +77,41 @@ def test_a_damaged_target_is_refused_and_the_pointer_stays(project):
     assert tree_hash(project / "run") == before
 
 
+def recorded(run, change):
+    """Record the answers of v1 on task one again, each changed by `change`."""
+    scores = Scores(run / "eval")
+    cell = scores.cells["v1"]["one"]
+    samples = [json.loads(line) for line in scores.samples("v1", "one").read_text().splitlines()]
+    score = TaskScore(
+        task="one", metric=cell["metric"], score=cell["score"], rows=cell["rows"], samples=[*map(change, samples)]
+    )
+    scores.add("v1", score, cell["key"], cell["conditions"])
+
+
 def test_a_target_that_answers_otherwise_than_recorded_is_refused(project):
-    path = project / "run/eval/samples/v1-one.jsonl"
-    samples = [json.loads(line) for line in path.read_text().splitlines()]
-    samples[0]["answer"] = "something else"
-    path.write_text("\n".join(map(json.dumps, samples)) + "\n")
+    recorded(project / "run", lambda s: s | {"answer": "something else"} if s["index"] == 0 else s)
     with pytest.raises(CheckpointError, match=r"no longer answers as recorded: 1 of 6.*'something else' then"):
         rollback(project / "run")
     assert Workspace(project / "run").current().name == "v2"
+
+
+def test_damaged_answers_are_not_compared_and_that_is_said(project):
+    path = project / "run/eval/samples/v1-one.jsonl"
+    path.write_text("{" + path.read_text())
+    found = rollback(project / "run", dry_run=True)
+    assert found["answers"] == 0 and found["not_asked"] == ["one"]
+
+
+def test_a_version_that_a_killed_process_published_is_entered_first(project):
+    # As after a kill between the rename of v2 and the last lines of `settle`.
+    run = project / "run"
+    lines = (run / "ledger.jsonl").read_text().splitlines(keepends=True)
+    assert json.loads(lines[-1])["event"] == "version"
+    (run / "ledger.jsonl").write_text("".join(lines[:-1]))
+    assert [version.name for version in Workspace(run).unsettled()] == ["v2"]
+    rollback(run)
+    names = [version.name for version in Workspace(run).versions()]
+    assert names == ["v0", "v1", "v2"] and Workspace(run).current().name == "v1"
 
 
 def test_on_the_command_line(project):

@@ -36,6 +36,10 @@ from gorp.errors import ConfigError, TrainingError
 from gorp.workspace.version import Version
 
 
+KEPT_LIMIT = "_gorp_max_grad_norm"
+"""Attribute of the arguments that holds the user's `max_grad_norm` while it is 0 within a step."""
+
+
 class Protection(ProtectedTask, TrainerCallback, ExportableState):
     """Trains one task so that what earlier tasks need is not changed, and saves it as a new version of a folder.
 
@@ -202,7 +206,8 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
             check_optimizer(self._optimizer, self.method, self._base_model)
             rate = args.learning_rate or 1.0  # with a learning rate of 0 the factors are those of any other
             self._rates = Rates(self.method.parameter_groups(self._base_model, rate), rate)
-            self._limit = args.max_grad_norm or 0.0
+            # An error within a step of an earlier training with the same arguments left it at 0, and its value here.
+            self._limit = args.max_grad_norm or getattr(args, KEPT_LIMIT, 0.0)
             self.shows_progress = not args.disable_tqdm
             batches = row_batches(
                 train_dataloader, seed=args.seed, device=args.device, most=args.per_device_train_batch_size
@@ -214,6 +219,7 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
 
     @override
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        setattr(args, KEPT_LIMIT, self._limit)
         args.max_grad_norm = 0.0  # the Trainer would clip before the projection; `on_pre_optimizer_step` clips after it
 
     @override
@@ -223,7 +229,7 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
         self.before_step(self._optimizer)
         if self._limit > 0:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._limit)
-        args.max_grad_norm = self._limit
+        self._restore_limit(args)
         self._rates.divide(self._optimizer)
 
     @override
@@ -251,7 +257,7 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
 
     @override
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        args.max_grad_norm = self._limit
+        self._restore_limit(args)
         if self._is_finished():  # a Trainer whose `log` does not call `on_log`
             self.end(self._optimizer)
 
@@ -267,6 +273,11 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"training": self._token}}
 
     # ---- Helpers
+
+    def _restore_limit(self, args: TrainingArguments) -> None:
+        args.max_grad_norm = self._limit
+        if hasattr(args, KEPT_LIMIT):
+            delattr(args, KEPT_LIMIT)
 
     _token: str = ""
     """A random name of this training of the task, the same after resuming."""

@@ -36,6 +36,11 @@ def row_batches(
         )
     dataset, collate = loader.dataset, loader.collate_fn
     first = _first(loader)
+    if isinstance(dataset, IterableDataset) and not _first(loader):
+        raise ConfigError(
+            "the training data can be read only once, and gorp reads rows before and after the training too. Give a "
+            "data set whose iteration can begin again."
+        )
     labels = first.get("labels") if isinstance(first, Mapping) else None  # a tokenizer's BatchEncoding is no dict
     if not isinstance(labels, torch.Tensor):
         has = ", ".join(map(str, first)) if isinstance(first, Mapping) else type(first).__name__
@@ -52,12 +57,18 @@ def row_batches(
         yield from (dataset[i] for i in order[:limit])
 
     def batches(size: int, limit: int | None) -> Iterator[Batch]:
-        source = rows(limit)
+        source, any_row = rows(limit), False
         while chunk := list(islice(source, min(size, most or size))):
             batch: Any = collate(chunk)
             found = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
             if (found["labels"] != IGNORED).any():  # without a label the loss of a model is nan
+                any_row = True
                 yield found
+        if not any_row:
+            raise ConfigError(
+                "no row of the training data has a label that is not -100, so nothing shows what the task needs. Were "
+                "all answers cut off (`max_length`)?"
+            )
 
     return batches
 

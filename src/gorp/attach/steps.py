@@ -28,9 +28,9 @@ from gorp.attach.checks import check_finite, check_method
 from gorp.attach.folder import Base, ProtectionFolder
 from gorp.attach.pairs import GivenPairs, base_model, given_pairs, leave_as_trained, put_back, take_out
 from gorp.attach.rows import row_batches
-from gorp.core.distributed import num_ranks, rank
+from gorp.core.distributed import rank, sum_over_ranks
 from gorp.core.outputs import Batch
-from gorp.errors import ConfigError, TrainingError, nearest
+from gorp.errors import CheckpointError, ConfigError, TrainingError, nearest
 from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS, build_method
 from gorp.methods.base import Method, TaskContext
@@ -188,20 +188,17 @@ class ProtectedTask:
                 "on with it, make the same Protection, model and Trainer again and call "
                 "trainer.train(resume_from_checkpoint=True)."
             )
-        assert self.method is not None
+        failed: BaseException | None = None
         if rank() == 0:
-            self.folder.save(
-                self.method,
-                task=self.task,
-                base=self._base,
-                lora=getattr(self.method, "lora", None),
-                layers=self._layers,
-                seed=self.seed,
-                training={"steps": self._steps, **self._origin},
-                scores=self.scores,
-            )
-        if num_ranks() > 1:
-            torch.distributed.barrier()
+            try:
+                self._write()
+            except BaseException as error:  # the other ranks must hear of it before it is raised
+                failed = error
+        count = sum_over_ranks(torch.tensor(float(failed is not None), device=_device(self._base_model)))
+        if failed is not None:
+            raise failed
+        if count.item():
+            raise CheckpointError(f"task `{self.task}` was not saved: the first rank has the reason.")
         if rank() != 0:
             self.folder = ProtectionFolder(self.folder.store.root)
         self.stage = "saved"
@@ -211,8 +208,28 @@ class ProtectedTask:
                 print(f"gorp: {line}")
         return version
 
+    def _write(self) -> None:
+        """Write the version; on the first rank."""
+        assert self.method is not None
+        self.folder.save(
+            self.method,
+            task=self.task,
+            base=self._base,
+            lora=getattr(self.method, "lora", None),
+            layers=self._layers,
+            seed=self.seed,
+            training={"steps": self._steps, **self._origin},
+            scores=self.scores,
+        )
+
     def abandon(self) -> None:
-        """Give the task up: the model and the folder are as before `begin`."""
+        """Give the task up: the model and the folder are as before `begin`.
+
+        Raises:
+            TrainingError: If the task has ended.
+        """
+        if self.stage in ("ended", "saved"):
+            raise TrainingError(f"task `{self.task}` has ended and cannot be given up. Load the base model again.")
         if self.method is not None and self.stage in ("begun", "training"):
             self.method.abandon(self._base_model)
         if self.method is not None and self.stage in ("new", "begun", "training"):

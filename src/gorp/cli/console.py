@@ -109,7 +109,7 @@ def gate_table(found: Mapping[str, Any]) -> Table:
         found: The result of `gorp.workspace.gate.gate`.
     """
     table = Table(box=None, pad_edge=False)
-    for name in ("task", "rows", "old", "new", "drop (95 % interval)", "right to wrong", "wrong to right", "verdict"):
+    for name in ("task", "rows", "old", "new", "drop (90 % interval)", "right to wrong", "wrong to right", "verdict"):
         table.add_column(name, justify="left" if name in ("task", "verdict") else "right")
     colors = {"ship": "green", "hold": "red", "inconclusive": "yellow"}
     for task, facts in found["tasks"].items():

@@ -1,14 +1,15 @@
-"""Compare two versions on the same rows of a task: is the new one worse, and is it not worse by more than a margin?
+"""Compare two versions on the same rows of a task: is the new one worse by more than a margin, or shown not to be?
 
 Of n rows, b were right with the old version and are wrong with the new one, c the other way round. The drop is
 
     θ = p_b - p_c,   estimated by (b - c) / n
 
-    worse            H₀: θ <= 0, rejected by McNemar's exact test: b of b + c flips, each way equally likely under H₀
-    not inferior     H₀: θ >= δ, rejected by Tango's score test for the difference of two paired proportions
+    inferior         H₀: θ <= δ, rejected by Tango's score test for the difference of two paired proportions
+    not inferior     H₀: θ >= δ, rejected by the same test; without a row won, also by the exact binomial test
+    any loss         H₀: θ <= 0, McNemar's exact test: b of b + c flips, each way equally likely; reported only
 
-A task is `hold` if the drop exceeds the margin δ and the new version is significantly worse, `ship` if it is shown not
-to be inferior, and `inconclusive` if neither; then the number of rows that would decide is given.
+A task is `hold` if the new version is shown to be inferior, `ship` if it is shown not to be, and `inconclusive` if
+neither; then the number of rows that would decide is given.
 
 Sources: McNemar 1947; Tango 1998, Statistics in Medicine 17, 891-908; Holm 1979, Scandinavian Journal of Statistics 6.
 """
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
 
 Verdict = Literal["ship", "hold", "inconclusive"]
@@ -58,29 +59,40 @@ class Flips:
         return (self.lost - self.won) / self.rows if self.rows else 0.0
 
 
-def worse(flips: Flips) -> float:
-    """Return the p-value of H₀: the new version is not worse. McNemar's exact test, one-sided.
+def any_loss(flips: Flips) -> float:
+    """Return the p-value of H₀: the new version is not worse at all. McNemar's exact test, one-sided.
 
     Example:
-        >>> worse(Flips(rows=100, lost=5, won=0))  # (1/2)⁵
+        >>> any_loss(Flips(rows=100, lost=5, won=0))  # (1/2)⁵
         0.03125
     """
     total = flips.lost + flips.won
     return float(binomtest(flips.lost, total, 0.5, alternative="greater").pvalue) if total else 1.0
 
 
+def inferior(flips: Flips, margin: float) -> float:
+    """Return the p-value of H₀: the drop is at most `margin`. Tango's score test; without rows the result is 1."""
+    return float(norm.sf(_score(flips.lost, flips.won, flips.rows, margin))) if flips.rows else 1.0
+
+
 def not_inferior(flips: Flips, margin: float) -> float:
-    """Return the p-value of H₀: the drop is at least `margin`. Tango's score test.
+    """Return the p-value of H₀: the drop is at least `margin`. Tango's score test, and an exact one without a row won.
+
+    Without a row won, p_b >= δ under H₀, so b or fewer losses have a probability of at most P(X <= b), X ~ Bin(n, δ).
+    The larger of the two values is returned: with few flips the score test rejects in more than 5 of 100 cases.
 
     Args:
         flips: The outcome; without rows the result is 1.
         margin: δ, in (0, 1).
 
     Example:
-        >>> round(not_inferior(Flips(rows=133, lost=0, won=0), 0.02), 4)  # no flip: Φ(-√(n δ / (1 - δ)))
-        0.0497
+        >>> round(not_inferior(Flips(rows=149, lost=0, won=0), 0.02), 4)  # (1 - δ)¹⁴⁹
+        0.0493
     """
-    return float(norm.cdf(_score(flips.lost, flips.won, flips.rows, margin))) if flips.rows else 1.0
+    if not flips.rows:
+        return 1.0
+    exact = float(binom.cdf(flips.lost, flips.rows, margin)) if flips.won == 0 else 0.0
+    return max(exact, float(norm.cdf(_score(flips.lost, flips.won, flips.rows, margin))))
 
 
 def interval(flips: Flips, confidence: float = 0.95) -> tuple[float, float]:
@@ -105,35 +117,35 @@ def interval(flips: Flips, confidence: float = 0.95) -> tuple[float, float]:
     return lower, upper
 
 
-def rows_needed(flips: Flips, margin: float, *, level: float = 0.05) -> int | None:
-    """Return the number of rows, n in all, that would decide if flips kept their present rates.
+def rows_needed(flips: Flips, margin: float, *, tasks: int = 1, level: float = 0.05) -> int | None:
+    """Return about how many rows, n in all, would decide if flips kept their present rates.
 
     Args:
         flips: What was observed; without rows, the rates are taken to be 0.
         margin: δ.
+        tasks: Number of tasks, by which Holm's method multiplies the smallest p-value of `inferior`.
         level: α.
 
     Returns:
-        The smallest such number; None if no number up to `MOST_ROWS` decides, because the drop is as large as the
-        margin to within what rows can show.
+        A number of rows, more than there are, that decides; None if no number up to `MOST_ROWS` does, because the drop
+        is as large as the margin to within what rows can show.
 
     Example:
         >>> rows_needed(Flips(rows=40, lost=0, won=0), 0.02)
-        133
+        149
     """
     n = max(flips.rows, 1)
     rates = flips.lost / n, flips.won / n
 
     def decides(rows: int) -> bool:
         scaled = Flips(rows=rows, lost=round(rates[0] * rows), won=round(rates[1] * rows))
-        return _verdict(scaled, margin, worse(scaled), level) != "inconclusive"
+        return min(tasks * inferior(scaled, margin), not_inferior(scaled, margin)) <= level
 
-    high = n
+    low, high = n, 2 * n  # `low` does not decide
     while not decides(high):
-        high *= 2
+        low, high = high, 2 * high
         if high > MOST_ROWS:
             return None
-    low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if decides(middle) else (middle, high)
@@ -154,26 +166,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdicts(outcomes: Sequence[Flips], margins: Sequence[float], *, level: float = 0.05) -> list[Verdict]:
+def verdicts(outcomes: Sequence[Flips], margin: float, *, level: float = 0.05) -> list[Verdict]:
     """Return the verdict of each task.
 
-    `hold` needs a p-value of `worse`, adjusted by Holm over the tasks, of at most `level`: with many tasks one would
+    `hold` needs a p-value of `inferior`, adjusted by Holm over the tasks, of at most `level`: with many tasks one would
     look worse by chance. `ship` needs no adjustment: a version ships only if every task passes, and the probability
     that a task passes wrongly is at most `level` for each.
     """
-    adjusted = holm([worse(flips) for flips in outcomes])
-    return [_verdict(f, margin, p, level) for f, margin, p in zip(outcomes, margins, adjusted, strict=True)]
+    held = holm([inferior(flips, margin) for flips in outcomes])
+    return [
+        "hold" if p <= level else "ship" if not_inferior(flips, margin) <= level else "inconclusive"
+        for flips, p in zip(outcomes, held, strict=True)
+    ]
 
 
 def together(each: Sequence[Verdict]) -> Verdict:
     """Return the verdict over all tasks: hold if any is, else inconclusive if any is; ship without earlier tasks."""
     return "hold" if "hold" in each else "inconclusive" if "inconclusive" in each else "ship"
-
-
-def _verdict(flips: Flips, margin: float, p_worse: float, level: float) -> Verdict:
-    if flips.drop > margin and p_worse <= level:
-        return "hold"
-    return "ship" if not_inferior(flips, margin) <= level else "inconclusive"
 
 
 def _score(lost: float, won: float, n: int, theta: float) -> float:

@@ -62,9 +62,11 @@ def logits_of(model: Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 def difference(live: Sequence[Tensor], read: Sequence[Tensor]) -> float:
-    """Return max |a - b| / max |a| over all rows."""
-    largest = max(row.abs().max().item() for row in live)
-    return max((a - b).abs().max().item() for a, b in zip(live, read, strict=True)) / largest
+    """Return max |a - b| / max |a| over all rows; NaN if any logit is NaN."""
+    # Of tensors: Python's `max` would pass over a NaN.
+    largest = torch.stack([row.abs().max() for row in live]).max()
+    differences = torch.stack([(a - b).abs().max() for a, b in zip(live, read, strict=True)])
+    return (differences.max() / largest.clamp(min=1e-30)).item()
 
 
 def check_merged(

@@ -17,6 +17,8 @@ def check_push(repo: str) -> None:
         ConfigError: If `repo` is not a valid name of a repository.
         ExportError: If there is no token, or the hub is switched off.
     """
+    if repo.count("/") != 1:
+        raise ConfigError(f"--push-to-hub {repo}: not the name of a repository. Wanted OWNER/NAME.")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -48,6 +50,6 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
         reason = reason.replace(token, "…") if token else reason
         raise ExportError(
             f"{folder}: complete, but it cannot be uploaded to {repo} ({reason[:300]}). Upload it later with `hf "
-            f"upload {repo} {shlex.quote(str(folder))}`."
+            f"upload {repo} {shlex.quote(str(folder))}{' --private' if private else ''}`."
         ) from None
     return str(done.commit_url)

@@ -13,7 +13,17 @@ from typing import Any
 
 import gorp
 from gorp.errors import CheckpointError, ConfigError
-from gorp.evaluation.paired import Flips, Verdict, interval, not_inferior, rows_needed, together, verdicts, worse
+from gorp.evaluation.paired import (
+    Flips,
+    Verdict,
+    any_loss,
+    inferior,
+    interval,
+    not_inferior,
+    rows_needed,
+    together,
+    verdicts,
+)
 from gorp.ranges import Range
 from gorp.storage import read_json, write_json
 from gorp.workspace.scores import Scores
@@ -49,7 +59,7 @@ def gate(
         dry_run: Keep no evidence.
 
     Returns:
-        `verdict`; `tasks`: task -> old and new score, drop and its 95 % interval in points, flips, p-values, verdict,
+        `verdict`; `tasks`: task -> old and new score, drop and its 90 % interval in points, flips, p-values, verdict,
         and for `inconclusive` the number of rows that would decide; `flipped`: task -> the rows whose answer turned
         wrong, then those that turned right; the digests of both versions and of the answers; `path` of the evidence.
 
@@ -64,6 +74,7 @@ def gate(
     parent = new.record["parent"]
     if against is None and parent is None:
         raise ConfigError(f"{new.name} is the base model; there is no version before it to compare it with.")
+    new.check_trained_by_gorp("gorp gate")
     old = store.version(against or parent)
     evidence = _evidence(store, new, old, margin)
     path = store.root / "eval" / "gate" / f"{new.name}-{old.name}.json"
@@ -96,10 +107,13 @@ def verify(path: Path) -> dict[str, Any]:
 
 def _evidence(store: Workspace, new: Version, old: Version, margin: float) -> dict[str, Any]:
     scores = Scores(store.root / "eval")
-    tasks = [task for task in old.contains if task in new.contains]
+    tasks = old.contains  # also those that the new version has not learned, if it is on another branch
     answers = {task: _paired(store, scores, task, old, new) for task in tasks}
     outcomes = [Flips.of([a["correct"] for a, _ in rows], [b["correct"] for _, b in rows]) for rows in answers.values()]
-    each = verdicts(outcomes, [margin / 100] * len(tasks), level=LEVEL)
+    each = verdicts(outcomes, margin / 100, level=LEVEL)
+    for number, rows in enumerate(answers.values()):
+        if rows and not any(a["correct"] for a, _ in rows):
+            each[number] = "ship"  # no answer was right, so none can be lost
     return {
         "verdict": together(each),
         "new": {"version": new.name, "sha256": new.sha256},
@@ -107,7 +121,7 @@ def _evidence(store: Workspace, new: Version, old: Version, margin: float) -> di
         "margin": margin,
         "level": LEVEL,
         "tasks": {
-            task: _facts(flips, verdict, margin, [a["correct"] for a, _ in answers[task]])
+            task: _facts(flips, verdict, margin, [a["correct"] for a, _ in answers[task]], count=len(tasks))
             for task, flips, verdict in zip(tasks, outcomes, each, strict=True)
         },
         "flipped": {task: _flipped(rows) for task, rows in answers.items()},
@@ -145,12 +159,14 @@ def _paired(
             f"{task}: {old.name} and {new.name} were scored on other rows, or with other settings. `gorp eval "
             f"--version {old.name}` scores the older one as now."
         )
-    return list(zip(first, second, strict=True))
+    pairs = list(zip(first, second, strict=True))
+    assert all(a["index"] == b["index"] for a, b in pairs), "equal conditions mean equal rows"
+    return pairs
 
 
-def _facts(flips: Flips, verdict: Verdict, margin: float, right: list[bool]) -> dict[str, Any]:
+def _facts(flips: Flips, verdict: Verdict, margin: float, right: list[bool], *, count: int) -> dict[str, Any]:
     """Return what is reported on a task, as JSON values; scores and drops in points."""
-    low, high = interval(flips)
+    low, high = interval(flips, confidence=1 - 2 * LEVEL)  # its upper end is where the test of `ship` decides
     old = 100 * sum(right) / flips.rows if flips.rows else None
     return {
         "verdict": verdict,
@@ -161,9 +177,10 @@ def _facts(flips: Flips, verdict: Verdict, margin: float, right: list[bool]) -> 
         "interval": [100 * low, 100 * high],
         "lost": flips.lost,
         "won": flips.won,
-        "p_worse": worse(flips),
+        "p_any_loss": any_loss(flips),
+        "p_inferior": inferior(flips, margin / 100),
         "p_not_inferior": not_inferior(flips, margin / 100),
-        "rows_needed": rows_needed(flips, margin / 100) if verdict == "inconclusive" else None,
+        "rows_needed": rows_needed(flips, margin / 100, tasks=count) if verdict == "inconclusive" else None,
         "nothing_to_lose": not any(right),
     }
 
@@ -182,7 +199,7 @@ def _flipped(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str
 def in_words(task: str, facts: Mapping[str, Any]) -> str:
     """Return one sentence on the verdict of a task."""
     if facts["verdict"] == "hold":
-        return f"{task}: lost {facts['drop']:.1f} points; that is more than the margin, and not chance"
+        return f"{task}: lost {facts['drop']:.1f} points; more than the margin, and not by chance"
     if facts["nothing_to_lose"]:
         return f"{task}: the old version answered no row right, so there was nothing to lose"
     if facts["verdict"] == "ship":

@@ -18,14 +18,16 @@ from gorp.methods import METHODS
 from gorp.progress import Progress
 from gorp.weights.base import BaseWeights
 from gorp.workspace.loaded import base_model, deltas_of, questions
+from gorp.workspace.scores import Scores
+from gorp.workspace.state import file_sha256
 from gorp.workspace.store import Version, Workspace
 
 
 ROWS = 16
 """Most rows of each task that the target answers again."""
 
-NOISE = 0.02
-"""Largest share of answers that may differ. On a CPU none does; on a GPU the batches change the last bits."""
+NOISE = 0.1
+"""Largest share of answers that may differ on a GPU, where the batches change the last bits; on a CPU none may."""
 
 
 def rollback(
@@ -103,10 +105,9 @@ def _answers(
     """Load the target and let it answer rows that it was scored on; return how many answers were compared.
 
     Raises:
-        CheckpointError: If more than `NOISE` of the answers differ from the recorded ones.
+        CheckpointError: If more answers than that differ from the recorded ones.
     """
     found = base_model(target, base, source=source, trust_remote_code=trust_remote_code, progress=progress)
-    target.verify(target.record["base"]["sha256"])
     tasks = [kept for task in questions(target, progress) if (kept := _recorded(store, target, task)) is not None]
     asked = {task.name for task, _ in tasks}
     method = METHODS.get(str(target.record["config"]["method"]["name"]))
@@ -131,7 +132,7 @@ def _answers(
         for sample in score.samples:
             if sample["answer"] != before[sample["prompt"]]:
                 differing.append((task.name, sample["prompt"], before[sample["prompt"]], sample["answer"]))
-    if len(differing) > NOISE * count:
+    if len(differing) > (0 if found.device == "cpu" else NOISE * count):
         name, prompt, was, now = differing[0]
         raise CheckpointError(
             f"{target.name} no longer answers as recorded: {len(differing)} of {count} answers differ; for example of "
@@ -148,7 +149,8 @@ def _answers(
 def _recorded(store: Workspace, version: Version, task: Task) -> tuple[Task, Mapping[str, str]] | None:
     """Return the task with the rows that `version` is to answer, and its recorded answers by prompt, or None."""
     path = store.root / "eval" / "samples" / f"{version.name}-{task.name}.jsonl"
-    if not path.is_file():
+    cell = Scores(store.root / "eval").cells.get(version.name, {}).get(task.name, {})
+    if not path.is_file() or file_sha256(path) != cell.get("samples"):  # absent or damaged
         return None
     answers, indices = {}, []
     prompts = task.eval["prompt"][:]

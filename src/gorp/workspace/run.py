@@ -86,8 +86,6 @@ def _run_pending(session: Session, restart: bool, progress: Progress) -> Accurac
     """Train and score the pending tasks; the workspace is checked and locked by the caller."""
     store = session.workspace
     keep_configuration(store.root, effective(session.config), session.config.source)
-    for version in store.unsettled():
-        store.settle(version)
     for task in session.tasks:
         if task.train is None:
             keep(store, task)

@@ -50,9 +50,15 @@ class Workspace:
 
     @contextmanager
     def writing(self, sources: Iterable[Path] = ()) -> Iterator[None]:
-        """Hold the lock of the workspace while the block runs; see `mark.writing`."""
+        """Hold the lock of the workspace while the block runs; see `mark.writing`.
+
+        A version that a killed process published without its last entry in the ledger is entered first; otherwise the
+        next entry would hide it.
+        """
         with writing(self.root, sources) as self.held:
             try:
+                for version in self.unsettled():
+                    self.settle(version)
                 yield
             finally:
                 self.held = None
