@@ -85,3 +85,35 @@ def test_save_says_what_was_saved_and_what_to_serve(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"gorp: task `october` is saved as v1 in {tmp_path / 'p'}" in printed
     assert f"`gorp export {tmp_path / 'p'}`" in printed
+
+
+def test_rows_without_a_label_are_refused_before_the_first_step(tmp_path):
+    data = tokens("llama", 1, labels=True).map(lambda row: {"labels": [-100] * len(row["input_ids"])})
+    args = TrainingArguments(output_dir=str(tmp_path / "o"), use_cpu=True, report_to="none", max_steps=1)
+    protection = Protection(tmp_path / "p")
+    collator = DataCollatorForSeq2Seq(tokenizer("llama"))
+    trainer = Trainer(tiny("llama"), args, train_dataset=data, data_collator=collator, callbacks=[protection])
+    with pytest.raises(ConfigError, match="no row of the training data has a label"):
+        trainer.train()
+    assert not (tmp_path / "p").exists()
+
+
+def test_clipping_is_back_after_an_error_within_a_step(tmp_path):
+    data, collator = tokens("llama", 1, labels=False), DataCollatorForLanguageModeling(tokenizer("llama"), mlm=False)
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "o"), use_cpu=True, report_to="none", max_steps=2, max_grad_norm=0.25,
+        save_strategy="no",
+    )  # fmt: skip
+    model = tiny("llama")
+    trainer = Trainer(model, args, train_dataset=data, data_collator=collator, callbacks=[Protection(tmp_path / "p")])
+
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    handle = model.get_output_embeddings().register_forward_hook(fails)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    handle.remove()
+    again = Protection(tmp_path / "p")
+    Trainer(tiny("llama"), args, train_dataset=data, data_collator=collator, callbacks=[again]).train()
+    assert again._limit == 0.25 and args.max_grad_norm == 0.25

@@ -130,7 +130,7 @@ def test_save_before_and_twice(folders):
     with pytest.raises(TrainingError, match="it has not been trained"):
         protection.save()
     trainer = make("trainer", 2, folders / "out2", callbacks=[protection])
-    with pytest.raises(TrainingError, match="0 of"):
+    with pytest.raises(TrainingError, match="has not been trained"):
         protection.save()
     trainer.train()
     assert protection.save().name == "v2"

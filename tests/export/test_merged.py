@@ -155,3 +155,9 @@ def test_a_weight_that_comes_back_changed_in_one_bit_is_found(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ExportError, match=f"1 weights, for example `{name}`, come back"):
         check_merged(tmp_path, digests, rows, logits, **asked)
+
+
+def test_a_nan_in_any_row_is_a_difference():
+    same, broken = [torch.ones(2, 3), torch.ones(2, 3)], [torch.ones(2, 3), torch.full((2, 3), float("nan"))]
+    assert difference(same, same) == 0.0
+    assert difference(same, broken) != difference(same, broken)  # NaN

@@ -105,7 +105,7 @@ def test_a_refusal_is_one_sentence_that_names_the_complete_folder_and_no_token(h
     text = pushed(folder, hub.address, monkeypatch)
     assert text.count("\n") == 1
     assert text.startswith(f"refused: {folder}: complete, but it cannot be uploaded to me/bot (")
-    assert f"`hf upload me/bot {folder}`" in text
+    assert f"`hf upload me/bot {folder} --private`" in text
 
 
 def test_a_hub_that_does_not_answer_is_reported_in_the_same_way(folder, monkeypatch):
@@ -116,6 +116,8 @@ def test_a_hub_that_does_not_answer_is_reported_in_the_same_way(folder, monkeypa
 def test_what_cannot_be_uploaded_is_refused_before_anything_is_computed(monkeypatch):
     with pytest.raises(ConfigError, match="not the name of a repository"):
         check_push("me/bot/x/y")
+    with pytest.raises(ConfigError, match="Wanted OWNER/NAME"):
+        check_push("bot")
     with pytest.raises(ExportError, match="HF_HUB_OFFLINE"):
         check_push("me/bot")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

@@ -70,6 +70,7 @@ def row_batches(
                 "all answers cut off (`max_length`)?"
             )
 
+    next(batches(most or 1, None))  # raises now, not after the training, if no row has a label
     return batches
 
 
