@@ -209,9 +209,7 @@ class Protection(ProtectedTask, TrainerCallback, ExportableState):
             # An error within a step of an earlier training with the same arguments left it at 0, and its value here.
             self._limit = args.max_grad_norm or getattr(args, KEPT_LIMIT, 0.0)
             self.shows_progress = not args.disable_tqdm
-            batches = row_batches(
-                train_dataloader, seed=args.seed, device=args.device, most=args.per_device_train_batch_size
-            )
+            batches = row_batches(train_dataloader, seed=args.seed, device=args.device)
             self._start(state.max_steps, batches)
             self._resume(args, state)
             self._args, self._state, self._control = args, state, control

@@ -1,7 +1,7 @@
 """Batches of a task's rows from the data loader of the user's training."""
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -9,10 +9,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from gorp.core.outputs import IGNORED, Batch
 from gorp.errors import ConfigError
+from gorp.layers.inputs import BATCH, LOOKED_AT, rows_at_once
 
 
 def row_batches(
-    loader: DataLoader[Any], *, seed: int, device: torch.device, most: int | None
+    loader: DataLoader[Any], *, seed: int, device: torch.device
 ) -> Callable[[int, int | None], Iterator[Batch]]:
     """Return `TaskContext.batches` for the rows of a data loader.
 
@@ -23,7 +24,6 @@ def row_batches(
         loader: The training loader; each rank has one over the same rows.
         seed: Seed of the draw.
         device: Device of the model.
-        most: Rows in one micro-batch of the training, which fit into memory; a batch never has more.
 
     Raises:
         ConfigError: If `loader` is no data loader, or the rows have no labels, so that nothing shows which tokens an
@@ -58,7 +58,9 @@ def row_batches(
 
     def batches(size: int, limit: int | None) -> Iterator[Batch]:
         source, any_row = rows(limit), False
-        while chunk := list(islice(source, min(size, most or size))):
+        head = list(islice(source, LOOKED_AT))
+        source, size = chain(head, source), rows_at_once(size, head)
+        while chunk := list(islice(source, size)):
             batch: Any = collate(chunk)
             found = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
             if (found["labels"] != IGNORED).any():  # without a label the loss of a model is nan
@@ -70,7 +72,7 @@ def row_batches(
                 "all answers cut off (`max_length`)?"
             )
 
-    next(batches(most or 1, None))  # raises now, not after the training, if no row has a label
+    next(batches(BATCH, None))  # raises now, not after the training, if no row has a label
     return batches
 
 

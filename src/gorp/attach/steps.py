@@ -281,7 +281,7 @@ class ProtectedTask:
 
     def _batches_of(self, rows: DataLoader[Any], model: nn.Module) -> Callable[[int, int | None], Iterator[Batch]]:
         """Return `TaskContext.batches` for the rows of a data loader, where no Trainer has one."""
-        return row_batches(rows, seed=self._own_seed, device=_device(model), most=getattr(rows, "batch_size", None))
+        return row_batches(rows, seed=self._own_seed, device=_device(model))
 
     def _build(self, model: nn.Module, base: nn.Module, given: GivenPairs | None) -> Method:
         """Make the method for a model; without settings of its own, the pairs are those of the learned tasks."""

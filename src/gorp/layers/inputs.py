@@ -15,6 +15,7 @@ rows (`gorp.protection.coverage`):
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,13 @@ from gorp.layers.watch import Watch
 
 BATCH = 16
 """Rows per batch when inputs are read before and after a task."""
+
+TOKENS = 4096
+"""Most tokens in such a batch, so that long rows fit into memory. It must not depend on the training's batches:
+sums are rounded differently in other batches, and a step would then depend on how its rows are divided."""
+
+LOOKED_AT = 256
+"""Number of the drawn rows whose lengths decide how many are read at once."""
 
 BYTES = 2**30
 """Limit on the second moments that are accumulated in one pass over the rows; further layers take further passes."""
@@ -65,6 +73,17 @@ class InputSums:
     def projected(self) -> Tensor:
         """R = Xᵀ Ω / √k, n x k."""
         return self.signed / PROJECTIONS**0.5
+
+
+def rows_at_once(size: int, rows: Iterable[Any]) -> int:
+    """Return how many of `rows` are read at once: at most `size`, and at most `TOKENS` tokens when padded.
+
+    Args:
+        size: Wanted rows in a batch.
+        rows: Encoded rows; without `input_ids` their length is not known, and the result is `size`.
+    """
+    lengths = [len(row["input_ids"]) for row in rows if isinstance(row, Mapping) and "input_ids" in row]
+    return max(1, min(size, TOKENS // max([1, *lengths])))
 
 
 class SharedInputs:

@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gorp.core.outputs import Batch
 from gorp.data import Collator, Encoding, encode
+from gorp.layers.inputs import LOOKED_AT, rows_at_once
 from gorp.layers.targets import Treatment, treatments, untouched_line, weight_of
 from gorp.methods.base import Method, TaskContext
 from gorp.training.checkpoint import last_whole
@@ -163,15 +164,7 @@ def train_encoded(
             seed=seed,
             num_steps=num_steps(len(encoded), arguments),
             num_tasks=num_tasks,
-            # A micro-batch of the training fits into memory; a larger batch might not.
-            batches=lambda size, limit: _batches(
-                encoded,
-                collator,
-                min(size, arguments.per_device_train_batch_size),
-                limit,
-                arguments.seed,
-                _device(model),
-            ),
+            batches=lambda size, limit: _batches(encoded, collator, size, limit, arguments.seed, _device(model)),
         )
         checkpoint = last_whole(folder, ranks=arguments.world_size, say=say)
         for line in method.warnings(index - 1):
@@ -273,6 +266,7 @@ def _batches(
 ) -> Iterator[Batch]:
     """Yield batches of at most `limit` rows, drawn without replacement by `seed`, on the model's device."""
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed)).tolist()[:limit]
+    size = rows_at_once(size, (encoded[i] for i in order[:LOOKED_AT]))
     for start in range(0, len(order), size):
         rows = [encoded[i] for i in order[start : start + size]]
         yield {key: value.to(device) for key, value in collator(rows).items()}
