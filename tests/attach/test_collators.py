@@ -69,7 +69,7 @@ def test_a_protection_that_is_added_later_says_where_it_belongs(tmp_path):
 
 
 def test_a_task_that_was_not_trained_cannot_be_saved(tmp_path):
-    with pytest.raises(TrainingError, match=r"has not been trained\. Call trainer\.train\(\) first"):
+    with pytest.raises(TrainingError, match=r"it has not begun\. Call trainer\.train\(\) first"):
         Protection(tmp_path / "p").save()
 
 

@@ -127,10 +127,10 @@ def test_one_protection_is_for_one_trainer(folders):
 
 def test_save_before_and_twice(folders):
     protection = Protection(folders / "protected", **options_of("trainer"))
-    with pytest.raises(TrainingError, match="it has not been trained"):
+    with pytest.raises(TrainingError, match="it has not begun"):
         protection.save()
     trainer = make("trainer", 2, folders / "out2", callbacks=[protection])
-    with pytest.raises(TrainingError, match="has not been trained"):
+    with pytest.raises(TrainingError, match="it has not begun"):
         protection.save()
     trainer.train()
     assert protection.save().name == "v2"

@@ -180,7 +180,8 @@ class ProtectedTask:
             )
         if self.stage in ("new", "begun"):
             raise TrainingError(
-                f"task `{self.task}` cannot be saved, because it has not been trained. Call trainer.train() first."
+                f"task `{self.task}` cannot be saved, because its training has not finished: it has not begun. Call "
+                "trainer.train() first."
             )
         if self.stage != "ended":
             raise TrainingError(
