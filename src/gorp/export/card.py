@@ -64,7 +64,7 @@ def _what(facts: Mapping[str, Any]) -> Iterator[str]:
         what = f"A LoRA adapter of rank {facts['rank']}, the whole change of version {facts['version']} to the base"
     else:
         what = f"The merged weights of version {facts['version']}, in {facts['dtype']}"
-    yield f"{what}. It was trained with [gorp](https://pypi.org/project/gorp/) {learned}.\n"
+    yield f"{what}. It was trained with gorp {learned}.\n"
     revision = f", revision {escaped(facts['base']['revision'])}" if facts["base"].get("revision") else ""
     yield f"- Base model: {name}{revision}; SHA-256 of its weights {facts['base']['sha256'][:16]}…"
     yield "- Licence: fill in, here and in the first lines of this file\n"
