@@ -4,6 +4,7 @@ Tensors are stored as safetensors, everything else as JSON; pickle is never used
 bytes. torch is imported when the first tensor is read or written, so commands that only read JSON start fast.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -60,6 +61,19 @@ def remove_leftovers(folder: Path) -> None:
         for path in folder.iterdir() if folder.is_dir() else ():
             if LEFTOVER.fullmatch(path.name) and not path.is_dir():
                 path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        CheckpointError: If the file is missing.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing, but its version was saved with it. Restore it from a copy.") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,8 +15,7 @@ from typer.testing import CliRunner, Result
 
 from gorp.cli import app
 from gorp.demo import DemoResult
-from gorp.storage import read_tensors, write_json, write_tensors
-from gorp.workspace.state import file_sha256
+from gorp.storage import file_sha256, read_tensors, write_json, write_tensors
 from tests.report.matrices import SECOND, matrix
 from tests.workspace.project import make_project, save_model, task, tree_hash, weights, without_digests, write_config
 

@@ -8,12 +8,11 @@ import pytest
 
 from gorp.errors import CheckpointError, ConfigError, GorpError
 from gorp.evaluation import TaskScore
-from gorp.storage import write_json
+from gorp.storage import file_sha256, write_json
 from gorp.workspace import Workspace, status
 from gorp.workspace.accepted import keep_configuration
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import is_whole, sealed
-from gorp.workspace.state import file_sha256
 from gorp.workspace.version import check_prepared, record_sha256
 from tests.workspace.test_store import RECORD, publish
 

@@ -8,9 +8,9 @@ import pytest
 
 from gorp.errors import CheckpointError, ConfigError, DataError
 from gorp.progress import Progress
+from gorp.storage import file_sha256
 from gorp.workspace import evaluate_version, load_config, plan, run_sequence, status
 from gorp.workspace import run as run_module
-from gorp.workspace.state import file_sha256
 from tests.workspace.project import make_project, task, weights, write_config, write_rows
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gorp.errors import CheckpointError, ConfigError
-from gorp.storage import write_json, write_tensors
+from gorp.storage import file_sha256, write_json, write_tensors
 from gorp.workspace import Workspace
-from gorp.workspace.state import DELTA, MEMORY, METHOD, file_sha256, read_state
+from gorp.workspace.state import DELTA, MEMORY, METHOD, read_state
 
 
 BASE = "b" * 64

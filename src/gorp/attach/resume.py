@@ -18,9 +18,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gorp.errors import CheckpointError
 from gorp.methods.base import Method
-from gorp.storage import read_json, write_json
+from gorp.storage import file_sha256, read_json, write_json
 from gorp.training.checkpoint import COMPLETE, load_checkpoint, save_checkpoint
-from gorp.workspace.state import file_sha256
 
 
 FOLDER = "protection"

@@ -3,7 +3,6 @@
 gorp-export.json    the mark: what was exported, and the SHA-256 of every other file; only a folder with it is replaced
 """
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 
 from gorp.disk import disk_errors
 from gorp.errors import CheckpointError, ConfigError
-from gorp.storage import read_json, sync_folder, write_json
+from gorp.storage import file_sha256, read_json, sync_folder, write_json
 
 
 MARK = "gorp-export.json"
@@ -121,7 +120,7 @@ def building(out: Path, *, force: bool) -> Iterator[Path]:
 def write_mark(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write `MARK` with `facts` and the size and SHA-256 of every other file; return its content."""
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MARK
     }
@@ -170,12 +169,7 @@ def _edited(folder: Path) -> list[str]:
     """Return the files that somebody has edited, such as a licence filled in; weights are not read for that."""
     files = {name: item["sha256"] for name, item in read_json(folder / MARK)["files"].items()}
     texts = [name for name in files if not name.endswith(".safetensors") and (folder / name).is_file()]
-    return sorted(name for name in texts if _sha256(folder / name) != files[name])
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sorted(name for name in texts if file_sha256(folder / name) != files[name])
 
 
 def _sync(path: Path) -> None:

@@ -8,7 +8,6 @@ A folder without complete.json was not finished and is never read. Any other che
 files has the digest in complete.json.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from torch import nn
 
 from gorp.errors import CheckpointError
 from gorp.methods.base import Method
-from gorp.storage import read_json, read_tensors, sync_folder, write_json, write_tensors
+from gorp.storage import file_sha256, read_json, read_tensors, sync_folder, write_json, write_tensors
 
 
 COMPLETE = "complete.json"
@@ -46,7 +45,7 @@ def mark_complete(folder: Path, *, ranks: int = 1) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     sync_folder(folder)
-    digests = {name: _sha256(path) for name, path in files.items()}
+    digests = {name: file_sha256(path) for name, path in files.items()}
     write_json(folder / COMPLETE, {"complete": True, "ranks": ranks, "sha256": digests})
 
 
@@ -89,7 +88,7 @@ def verify(folder: Path, *, ranks: int = 1) -> None:
     for name, digest in digests.items():
         if name not in files:
             raise CheckpointError(f"{folder / name}: the file is missing, but {COMPLETE} lists it. {RESTART}")
-        if _sha256(files[name]) != digest:
+        if file_sha256(files[name]) != digest:
             raise CheckpointError(f"{folder / name}: damaged; its SHA-256 is not the one in {COMPLETE}. {RESTART}")
     if complete.get("ranks") != ranks:
         raise CheckpointError(
@@ -169,8 +168,3 @@ def _files(folder: Path) -> dict[str, Path]:
     """Return every file below `folder` except complete.json, by its path relative to `folder`."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / COMPLETE]
     return {path.relative_to(folder).as_posix(): path for path in paths}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

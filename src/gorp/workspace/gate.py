@@ -25,10 +25,9 @@ from gorp.evaluation.paired import (
     verdicts,
 )
 from gorp.ranges import Range
-from gorp.storage import read_json, write_json
+from gorp.storage import file_sha256, read_json, write_json
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import SEAL, is_whole, sealed
-from gorp.workspace.state import file_sha256
 from gorp.workspace.store import Version, Workspace
 
 

@@ -17,9 +17,8 @@ from gorp.data import Task, TaskSpec, load_evaluation, load_task, rows_fingerpri
 from gorp.data.form import from_list, listed
 from gorp.errors import CheckpointError
 from gorp.progress import Progress
-from gorp.storage import read_json, write_json
+from gorp.storage import file_sha256, read_json, write_json
 from gorp.workspace.seal import SEAL, is_whole, sealed
-from gorp.workspace.state import file_sha256
 from gorp.workspace.store import Version, Workspace
 
 

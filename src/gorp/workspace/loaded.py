@@ -16,13 +16,13 @@ from gorp.evaluation import EvalConfig
 from gorp.models.files import base_digests
 from gorp.models.load import SHIPPED, ModelConfig, load_model, locate, skeleton
 from gorp.progress import Progress
-from gorp.storage import read_json, read_tensors
+from gorp.storage import file_sha256, read_json, read_tensors
 from gorp.weights.base import BaseWeights
 from gorp.weights.delta import WeightDelta, unpack_deltas
 from gorp.workspace.evaluate import present_configuration
 from gorp.workspace.learned import is_kept, kept_path
 from gorp.workspace.prepare import device_for
-from gorp.workspace.state import DELTA, file_sha256
+from gorp.workspace.state import DELTA
 from gorp.workspace.store import Version, Workspace
 
 

@@ -16,10 +16,10 @@ from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import EvalConfig, score_task
 from gorp.methods import METHODS
 from gorp.progress import Progress
+from gorp.storage import file_sha256
 from gorp.weights.base import BaseWeights
 from gorp.workspace.loaded import base_model, deltas_of, questions
 from gorp.workspace.scores import Scores
-from gorp.workspace.state import file_sha256
 from gorp.workspace.store import Version, Workspace
 
 

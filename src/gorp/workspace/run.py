@@ -18,7 +18,7 @@ from gorp.layers.targets import Treatment, treatments
 from gorp.methods.base import TaskContext
 from gorp.progress import Progress
 from gorp.sequence import JOINT, Stage, stages
-from gorp.storage import write_json
+from gorp.storage import file_sha256, write_json
 from gorp.training import last_complete, train_task
 from gorp.workspace.accepted import keep_configuration
 from gorp.workspace.config import RunConfig, effective, num_tasks
@@ -38,7 +38,7 @@ from gorp.workspace.scoring import (
     write_matrix,
 )
 from gorp.workspace.seal import sealed
-from gorp.workspace.state import DELTA, MEMORY, METHOD, file_sha256, read_state, write_state
+from gorp.workspace.state import DELTA, MEMORY, METHOD, read_state, write_state
 from gorp.workspace.store import Version, Workspace
 from gorp.workspace.unfinished import Unfinished
 from gorp.workspace.version import TRAINING

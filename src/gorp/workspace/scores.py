@@ -11,11 +11,10 @@ import numpy as np
 
 from gorp.errors import CheckpointError
 from gorp.evaluation import AccuracyMatrix
-from gorp.storage import read_json, remove_leftovers, write_atomic, write_json
+from gorp.storage import file_sha256, read_json, remove_leftovers, write_atomic, write_json
 from gorp.workspace.ledger import VERSION_NAME
 from gorp.workspace.lock import briefly
 from gorp.workspace.seal import SEAL, is_whole, sealed
-from gorp.workspace.state import file_sha256
 from gorp.workspace.version import TASK_NAME, Version
 
 

@@ -1,6 +1,5 @@
 """Write and read the state of a finished task: three safetensors files."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,16 +58,3 @@ def read_state(folder: Path, base_sha256: str) -> "dict[str, Tensor]":
     deltas, _ = read_tensors(folder / DELTA)
     rest, _ = read_tensors(folder / METHOD)
     return rest | prefixed("delta", deltas) | prefixed("memory", bases)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        CheckpointError: If the file is missing.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing, but its version was saved with it. Restore it from a copy.") from None

@@ -26,12 +26,11 @@ from typing import Any
 
 from gorp.disk import disk_errors
 from gorp.errors import CheckpointError, ConfigError, nearest
-from gorp.storage import sync_folder, write_atomic, write_json
+from gorp.storage import file_sha256, sync_folder, write_atomic, write_json
 from gorp.workspace.accepted import kept_configuration
 from gorp.workspace.ledger import VERSION_NAME, Ledger
 from gorp.workspace.lock import Held
 from gorp.workspace.mark import remove_folder, writing
-from gorp.workspace.state import file_sha256
 from gorp.workspace.version import FILES, RECORD, Version, check_prepared, read_version, record_sha256
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from gorp.disk import LEFTOVER
 from gorp.errors import CheckpointError, ConfigError
-from gorp.storage import read_json
+from gorp.storage import file_sha256, read_json
 from gorp.workspace.ledger import SHA256, VERSION_NAME
 from gorp.workspace.seal import is_whole
-from gorp.workspace.state import DELTA, MEMORY, METHOD, file_sha256, read_state
+from gorp.workspace.state import DELTA, MEMORY, METHOD, read_state
 
 
 if TYPE_CHECKING:
