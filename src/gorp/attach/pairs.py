@@ -166,7 +166,6 @@ def leave_as_trained(
         key, parts = weight_name(name), cast(Any, layer)
         (adapter,) = parts.lora_A
         up, down = parts.lora_B[adapter].weight.detach(), parts.lora_A[adapter].weight.detach()
-        minus = WeightDelta(deltas[key].shape)
-        minus.append(-parts.scaling[adapter] * up, down.mT)  # L = -s B, m x r; R = Aᵀ, n x r
+        minus = WeightDelta.of_factors(-parts.scaling[adapter] * up, down.mT)  # -s B, m x r; Aᵀ, n x r
         weights.set(key, [deltas[key], minus])
     put_back(model, pairs)

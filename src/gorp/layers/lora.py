@@ -76,9 +76,7 @@ class LoraPair:
 
     def delta(self) -> WeightDelta:
         """Return s B A as a factored delta, without computing the m x n product."""
-        delta = WeightDelta(torch.Size([self.up.shape[0], self.down.shape[1]]))
-        delta.append(self.scale * self.up.detach(), self.down.detach().mT)  # L = s B, m x r; R = Aᵀ, n x r
-        return delta
+        return WeightDelta.of_factors(self.scale * self.up.detach(), self.down.detach().mT)  # s B, m x r; Aᵀ, n x r
 
     @torch.no_grad()
     def load(self, down: Tensor, up: Tensor) -> None:

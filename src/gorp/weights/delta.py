@@ -31,13 +31,19 @@ class WeightDelta:
         return delta
 
     @classmethod
+    def of_factors(cls, left: Tensor, right: Tensor) -> "WeightDelta":
+        """Return the delta `left` `right`ᵀ, m x r and n x r, without computing the product while it is larger."""
+        delta = cls(torch.Size([len(left), len(right)]))
+        delta.append(left, right)
+        return delta
+
+    @classmethod
     def without_data(cls, shape: torch.Size, rank: int | None = None) -> "WeightDelta":
         """A delta on the meta device: factored, of `rank` columns; dense if None or if the factors are no smaller."""
         if rank is None:
             return cls.of(torch.empty(shape, device="meta"))
-        delta = cls(shape)
-        delta.append(*(torch.empty(side, rank, device="meta") for side in shape))
-        return delta
+        left, right = (torch.empty(side, rank, device="meta") for side in shape)
+        return cls.of_factors(left, right)
 
     @property
     def rank(self) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-import torch
 from torch import Tensor
 
 from gorp.storage import read_tensors, tensor_names
@@ -83,8 +82,7 @@ def adapter_leaks(
         up, down = (part.float() for part in pairs[name])
 
         def of(version: Version, basis: Tensor) -> float:
-            change, before = WeightDelta(torch.Size([len(up), down.shape[1]])), _delta(version.folder / DELTA, name)
-            change.append(up, down.mT)
+            change, before = WeightDelta.of_factors(up, down.mT), _delta(version.folder / DELTA, name)
             if before is not None and before.factors is not None:
                 change.append(-before.factors[0], before.factors[1])
             elif before is not None:

@@ -173,7 +173,7 @@ def write_adapter_version(folder: Path, live: Live, adapter: Adapter) -> dict[st
 
     weights.load(adapter.deltas)
     served_logits, served = logits_of(model, rows), live.answers(model, tasks, f"{adapter.name} as served")
-    weights.load({name: _delta_of(*pair) for name, pair in written.items()})
+    weights.load({name: WeightDelta.of_factors(up, down.mT) for name, (up, down) in written.items()})
     expected = logits_of(model, rows)
     weights.load({})
     with with_adapter(model, folder, list(written)) as peft:
@@ -192,13 +192,6 @@ def write_adapter_version(folder: Path, live: Live, adapter: Adapter) -> dict[st
         "answers": {one.task: _compared(one, other) for one, other in zip(served, answered, strict=True)},
         "served_leak": adapter_leaks(adapter.lineage[:-1], written),
     }
-
-
-def _delta_of(up: Tensor, down: Tensor) -> WeightDelta:
-    """Return the delta B A."""
-    delta = WeightDelta(torch.Size([up.shape[0], down.shape[1]]))
-    delta.append(up, down.mT)
-    return delta
 
 
 def _compared(served: TaskScore, exported: TaskScore) -> dict[str, Any]:
