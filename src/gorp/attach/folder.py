@@ -7,7 +7,7 @@ v0 is the base model, recorded with the first task. `gorp status` and `gorp expo
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 import gorp
 from gorp.attach.pairs import settings_record
-from gorp.errors import CheckpointError, ConfigError
+from gorp.errors import CheckpointError, ConfigError, nearest
 from gorp.layers.lora import LoraSettings
 from gorp.methods.base import Method
 from gorp.ranges import may_change
@@ -97,8 +97,7 @@ class ProtectionFolder:
         found = self.current.record["config"]["lora"] if self.current is not None and self.learned else None
         if found is None:
             return None
-        layers = found["target_modules"]
-        return LoraSettings(**found | {"target_modules": tuple(layers) if isinstance(layers, list) else layers})
+        return LoraSettings(**_tuples(found))
 
     def check_name(self, task: str) -> None:
         """Raise if a task cannot have this name.
@@ -118,10 +117,18 @@ class ProtectionFolder:
         """Return the options of a method: `given`, and for the others those that the learned tasks had.
 
         Raises:
-            ConfigError: If the folder was begun with another method, or an option that must stay was changed.
+            ConfigError: If the method has no such option, the folder was begun with another method, or an option that
+                must stay was changed.
         """
+        known = [item.name for item in fields(method.Config)]
+        for key in given:
+            if key not in known:
+                raise ConfigError(
+                    f"`{key}` is not an option of the method `{method.name}`; there are {', '.join(known) or 'none'}."
+                    f"{nearest(key, known)}"
+                )
         if self.current is None or not self.learned:
-            return dict(given)
+            return _tuples(given)
         before = dict(self.current.record["config"]["method"])
         if (name := before.pop("name")) != method.name:
             raise ConfigError(
@@ -135,7 +142,7 @@ class ProtectionFolder:
                     f"{key} is {value!r}, but the tasks of {self.store.root} were learned with {before.get(key)!r}. "
                     f"Set it to that, or use another folder. These may change: {', '.join(may_change(method.Config))}."
                 )
-        return {key: tuple(v) if isinstance(v, list) else v for key, v in {**before, **given}.items()}
+        return _tuples({**before, **given})
 
     def check_base(self, base: Base) -> None:
         """Raise if the model that is to be trained is not the one that the folder was begun with.
@@ -257,6 +264,11 @@ class ProtectionFolder:
             "footprint_bytes": 0,
             "packages": {"gorp": gorp.__version__, **{name: package_version(name) for name in PACKAGES}},
         }
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with tuples in the place of lists, which JSON has made of them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
 def _config(

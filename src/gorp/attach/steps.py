@@ -13,7 +13,6 @@ makes every call.
 import atexit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -77,8 +76,7 @@ class ProtectedTask:
         self.scores: dict[str, float] = {}
         """What `evaluate` returned last."""
         self._name, self._lora = name, lora
-        _check_options(METHODS[name], options)
-        self._config = _config(METHODS[name], self.folder.options(METHODS[name], options))
+        self._config = METHODS[name].Config(**self.folder.options(METHODS[name], options))
         if lora is not None and not METHODS[name].uses_lora:
             raise ConfigError(f"lora is given, but the method `{name}` trains no LoRA pairs. Leave it out.")
         self.method: Method | None = None
@@ -423,30 +421,6 @@ def _name_unsaved() -> None:
         if protection.stage == "ended" and protection.shows_progress and rank() == 0:
             root = protection.folder.store.root
             print(f"gorp: task `{protection.task}` was trained but not saved in {root}: save() was not called")
-
-
-def _check_options(method: type[Method], options: Mapping[str, Any]) -> None:
-    """Raise if the method has no such option.
-
-    Raises:
-        ConfigError: The message lists its options.
-    """
-    known = [item.name for item in fields(method.Config)]
-    for key in options:
-        if key not in known:
-            raise ConfigError(
-                f"`{key}` is not an option of the method `{method.name}`; there are {', '.join(known) or 'none'}."
-                f"{nearest(key, known)}"
-            )
-
-
-def _config(method: type[Method], options: Mapping[str, Any]) -> Any:
-    """Return the method's configuration.
-
-    Raises:
-        ConfigError: If a value is not allowed.
-    """
-    return method.Config(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
 
 
 def rows_unknown(size: int, limit: int | None) -> Iterator[Batch]:
