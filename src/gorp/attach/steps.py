@@ -10,23 +10,22 @@
 makes every call.
 """
 
-import atexit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from gorp.attach.checks import check_finite, check_method
 from gorp.attach.folder import Base, ProtectionFolder
 from gorp.attach.pairs import GivenPairs, base_model, given_pairs, leave_as_trained, put_back, take_out
 from gorp.attach.rows import row_batches
+from gorp.attach.terminal import ReadingBar, remind_at_exit, saved_lines
 from gorp.core.distributed import rank, sum_over_ranks
 from gorp.core.outputs import Batch
 from gorp.errors import CheckpointError, ConfigError, TrainingError, nearest
@@ -40,9 +39,6 @@ from gorp.workspace.version import Version
 
 _known: WeakKeyDictionary[nn.Module, BaseWeights] = WeakKeyDictionary()
 """Base weights of the models that this process has trained a task on, so that the same object can train the next."""
-
-_ended: "WeakSet[ProtectedTask]" = WeakSet()
-"""The tasks that have ended in this process; those that are not saved are named when it exits."""
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Scores of earlier tasks, by name, of the model as it is now."""
@@ -88,7 +84,6 @@ class ProtectedTask:
         """What the version records of a task that was learned elsewhere (`gorp.attach.start`)."""
         self.shows_progress = True
         """Whether a bar shows the reading of rows before and after training; not with a Trainer's `disable_tqdm`."""
-        self._bar: Any = None
 
     # ---- The five calls
 
@@ -158,7 +153,7 @@ class ProtectedTask:
             leave_as_trained(self._base_model, self._given, self.method.weights, self.method.deltas)
         _known[self._base_model] = self.method.weights
         self.stage = "ended"
-        _ended.add(self)
+        remind_at_exit(self, _not_saved)
         self._score()
 
     def save(self) -> Version:
@@ -203,7 +198,7 @@ class ProtectedTask:
         self.stage = "saved"
         version = self.folder.lineage[-1]
         if self.shows_progress and rank() == 0:
-            for line in self._summary(version):
+            for line in saved_lines(version, self.task, has_adapter=self._given is not None):
                 print(f"gorp: {line}")
         return version
 
@@ -315,31 +310,10 @@ class ProtectedTask:
             seed=self.seed,
             num_steps=num_steps,
             batches=batches,
-            reading=self._reading,
+            reading=ReadingBar(self.task, shown=self.shows_progress),
         )
 
-    def _reading(self, done: int, total: int) -> None:
-        """Show how far the reading of the task's rows is, on a terminal; the first rank does."""
-        if self.shows_progress and rank() == 0:
-            if self._bar is None:
-                self._bar = tqdm(total=total, desc=f"gorp reads rows of {self.task}", unit="batch", leave=False)
-            self._bar.update(done - self._bar.n)
-            if done == total:
-                self._bar.close()
-                self._bar = None
-
     # ---- Helpers
-
-    def _summary(self, version: Version) -> Iterator[str]:
-        """Yield what a user should know of a saved task."""
-        leak = "" if version.record.get("leak") is None else f", leak {version.record['leak']:.1e}"
-        yield f"task `{self.task}` is saved as {version.name} in {self.folder.store.root}{leak}"
-        yield from version.record["warnings"]
-        if self._given is not None:
-            yield (
-                f"to serve it, use `gorp export {self.folder.store.root}`: the adapter of this task alone lacks what "
-                "earlier tasks and cores changed"
-            )
 
     def _put_back(self) -> None:
         """Restore the weights that the model came with, the user's adapter, and which parameters are trained."""
@@ -415,12 +389,12 @@ class ProtectedTask:
         )
 
 
-@atexit.register
-def _name_unsaved() -> None:
-    for protection in _ended:
-        if protection.stage == "ended" and protection.shows_progress and rank() == 0:
-            root = protection.folder.store.root
-            print(f"gorp: task `{protection.task}` was trained but not saved in {root}: save() was not called")
+def _not_saved(protection: ProtectedTask) -> str | None:
+    """Return a line on a task that has ended and was not saved; None for any other."""
+    if protection.stage != "ended" or not protection.shows_progress:
+        return None
+    root = protection.folder.store.root
+    return f"task `{protection.task}` was trained but not saved in {root}: save() was not called"
 
 
 def rows_unknown(size: int, limit: int | None) -> Iterator[Batch]:
