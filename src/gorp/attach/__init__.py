@@ -10,6 +10,7 @@ rows         batches of the task's rows from the user's data loader
 checks       what cannot work, refused before the first step
 resume       the method's part of a Trainer's checkpoint, and whose checkpoint it is
 folder       versions of a protection folder
+terminal     the bar while rows are read; what was saved, and what was not
 trackers     `cl/...` metrics in the trackers that `report_to` names
 """
 

@@ -27,15 +27,16 @@ def gate(
     """Say for each earlier task whether a version still answers it: ship, hold (exit 3) or inconclusive (exit 4)."""
     with errors():
         from gorp.cli.console import console, gate_table
+        from gorp.workspace.gate import evidence_path, in_words
         from gorp.workspace.gate import gate as judge
-        from gorp.workspace.gate import in_words
         from gorp.workspace.gate import verify as again
         from gorp.workspace.place import place
 
         folder, _ = place(workspace)
-        found = judge(folder, version=version, against=against, margin=margin, dry_run=dry_run or verify)
         if verify:
-            found = again(Path(found["path"]))
+            found = again(evidence_path(folder, version=version, against=against))
+        else:
+            found = judge(folder, version=version, against=against, margin=margin, dry_run=dry_run)
     if as_json:
         print_json(found)
         raise typer.Exit(EXIT[found["verdict"]])

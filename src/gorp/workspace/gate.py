@@ -68,19 +68,37 @@ def gate(
     """
     if margin not in ALLOWED:
         raise ConfigError(f"--margin is {margin}; it must be {ALLOWED}.")
+    store, new, old = _versions(workspace, version, against)
+    evidence = _evidence(store, new, old, margin)
+    path = _path(store, new, old)
+    if not dry_run:
+        with Scores(store.root / "eval").writing():
+            write_json(path, sealed({**evidence, "time": datetime.now(UTC).isoformat(timespec="seconds")}))
+    return {**evidence, "path": str(path)}
+
+
+def evidence_path(workspace: Path, *, version: str | None = None, against: str | None = None) -> Path:
+    """Return the file that `gate` keeps the evidence on these versions in; it need not exist.
+
+    Raises:
+        ConfigError: If a version does not exist.
+    """
+    return _path(*_versions(workspace, version, against))
+
+
+def _path(store: Workspace, new: Version, old: Version) -> Path:
+    return store.root / "eval" / "gate" / f"{new.name}-{old.name}.json"
+
+
+def _versions(workspace: Path, version: str | None, against: str | None) -> tuple[Workspace, Version, Version]:
+    """Return the workspace, the new version, and the old one."""
     store = Workspace(workspace)
     new = store.current() if version is None else store.version(version)
     parent = new.record["parent"]
     if against is None and parent is None:
         raise ConfigError(f"{new.name} is the base model; there is no version before it to compare it with.")
     new.check_trained_by_gorp("gorp gate")
-    old = store.version(against or parent)
-    evidence = _evidence(store, new, old, margin)
-    path = store.root / "eval" / "gate" / f"{new.name}-{old.name}.json"
-    if not dry_run:
-        with Scores(store.root / "eval").writing():
-            write_json(path, sealed({**evidence, "time": datetime.now(UTC).isoformat(timespec="seconds")}))
-    return {**evidence, "path": str(path)}
+    return store, new, store.version(against or parent)
 
 
 def verify(path: Path) -> dict[str, Any]:
