@@ -25,7 +25,7 @@ from gorp.evaluation.paired import (
     verdicts,
 )
 from gorp.ranges import Range
-from gorp.storage import file_sha256, read_json, write_json
+from gorp.storage import read_json, write_json
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import SEAL, is_whole, sealed
 from gorp.workspace.store import Version, Workspace
@@ -125,7 +125,7 @@ def verify(path: Path) -> dict[str, Any]:
 def _evidence(store: Workspace, new: Version, old: Version, margin: float) -> dict[str, Any]:
     scores = Scores(store.root / "eval")
     tasks = old.contains  # also those that the new version has not learned, if it is on another branch
-    answers = {task: _paired(store, scores, task, old, new) for task in tasks}
+    answers = {task: _paired(scores, task, old, new) for task in tasks}
     outcomes = [Flips.of([a["correct"] for a, _ in rows], [b["correct"] for _, b in rows]) for rows in answers.values()]
     each = verdicts(outcomes, margin / 100, level=LEVEL)
     for number, rows in enumerate(answers.values()):
@@ -151,26 +151,10 @@ def _evidence(store: Workspace, new: Version, old: Version, margin: float) -> di
     }
 
 
-def _paired(
-    store: Workspace, scores: Scores, task: str, old: Version, new: Version
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _paired(scores: Scores, task: str, old: Version, new: Version) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return the answers of both versions to each row of a task."""
-    found = []
-    for version in (old, new):
-        cell, path = scores.cells.get(version.name, {}).get(task), scores.samples(version.name, task)
-        if cell is None or not path.is_file():
-            raise CheckpointError(
-                f"{store.root}: {version.name} has no recorded answers on {task}. `gorp eval --version {version.name}` "
-                "answers them."
-            )
-        if file_sha256(path) != cell.get("samples"):
-            raise CheckpointError(
-                f"{path}: damaged or changed: its SHA-256 differs from the one in scores.json. "
-                f"`gorp eval --version {version.name}` writes it again."
-            )
-        with open(path, encoding="utf-8") as lines:
-            found.append((cell, [json.loads(line) for line in lines]))
-    (before, first), (after, second) = found
+    first, second = (scores.answers(version.name, task) for version in (old, new))
+    before, after = (scores.cells[version.name][task] for version in (old, new))
     if before.get("conditions") != after.get("conditions"):
         raise CheckpointError(
             f"{task}: {old.name} and {new.name} were scored on other rows, or with other settings. `gorp eval "

@@ -4,10 +4,8 @@ The target is checked before the pointer moves: the digests of its files and of 
 answer the rows it was scored on as it did then. The versions after it stay on the disk.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import EvalConfig, score_task
 from gorp.methods import METHODS
 from gorp.progress import Progress
-from gorp.storage import file_sha256
 from gorp.weights.base import BaseWeights
 from gorp.workspace.loaded import base_model, deltas_of, questions
 from gorp.workspace.scores import Scores
@@ -148,15 +145,14 @@ def _answers(
 
 def _recorded(store: Workspace, version: Version, task: Task) -> tuple[Task, Mapping[str, str]] | None:
     """Return the task with the rows that `version` is to answer, and its recorded answers by prompt, or None."""
-    path = store.root / "eval" / "samples" / f"{version.name}-{task.name}.jsonl"
-    cell = Scores(store.root / "eval").cells.get(version.name, {}).get(task.name, {})
-    if not path.is_file() or file_sha256(path) != cell.get("samples"):  # absent or damaged
+    try:
+        samples = Scores(store.root / "eval").answers(version.name, task.name)
+    except CheckpointError:  # absent or damaged
         return None
     answers, indices = {}, []
     prompts = task.eval["prompt"][:]
-    with open(path, encoding="utf-8") as lines:
-        for sample in map(json.loads, islice(lines, ROWS)):
-            if sample["index"] < len(prompts) and prompts[sample["index"]] == sample["prompt"]:  # the row is the same
-                answers[sample["prompt"]] = sample["answer"]
-                indices.append(sample["index"])
+    for sample in samples[:ROWS]:
+        if sample["index"] < len(prompts) and prompts[sample["index"]] == sample["prompt"]:  # the row is the same
+            answers[sample["prompt"]] = sample["answer"]
+            indices.append(sample["index"])
     return (replace(task, eval=task.eval.select(indices, keep_in_memory=True)), answers) if indices else None

@@ -88,6 +88,25 @@ class Scores:
         """Return the file of the answers of `version` on `task`."""
         return self.folder / "samples" / f"{version}-{task}.jsonl"
 
+    def answers(self, version: str, task: str) -> list[dict[str, Any]]:
+        """Return the recorded answers of `version` on `task`, in the order of the rows.
+
+        Raises:
+            CheckpointError: If there are none, or their file was changed after it was written.
+        """
+        cell, path = self.cells.get(version, {}).get(task), self.samples(version, task)
+        again = f"`gorp eval --version {version}`"
+        if cell is None or not path.is_file():
+            raise CheckpointError(
+                f"{self.folder.parent}: {version} has no recorded answers on {task}. {again} answers them."
+            )
+        if file_sha256(path) != cell.get("samples"):
+            raise CheckpointError(
+                f"{path}: damaged or changed: its SHA-256 differs from the one in scores.json. {again} writes it again."
+            )
+        with open(path, encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
     def matrix(self, lineage: Sequence[Version], tasks: Sequence[str]) -> AccuracyMatrix:
         """Return the score matrix R of a lineage; a version's row is the number of tasks it has learned.
 
