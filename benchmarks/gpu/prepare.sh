@@ -45,7 +45,8 @@ if [ -z "$wheel" ]; then
     wheel=$(realpath .gpu/*.whl)
 fi
 sha256sum < "$wheel" > $base/model.sha256
-tree=$(git ls-files -z --cached --others --exclude-standard | du --files0-from=- --apparent-size -cb 2> /dev/null | tail -1 | cut -f1)
+# A tracked file that is deleted in the working tree does not travel, and du fails on it.
+tree=$({ git ls-files -z --cached --others --exclude-standard | du --files0-from=- --apparent-size -cb 2> /dev/null || true; } | tail -1 | cut -f1)
 room=$((limit - tree))
 first=$((room - $(du -sb $base | cut -f1)))
 [ "$first" -gt 0 ] || { echo "working tree ($tree bytes) and .gpu/base leave no room for a piece within $limit bytes"; exit 1; }
