@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from gorp.cli import app
 from gorp.cli.look import ABOUT
 from gorp.data import ORDERS, Encoding, TaskSpec
-from gorp.data.readers import FORMATS
+from gorp.data.spec import FORMATS
 from gorp.data.task import METRICS
 from gorp.data.templates import ALPACA, LABELLED
 from gorp.evaluation import EvalConfig

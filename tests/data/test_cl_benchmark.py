@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from gorp.data import TaskSpec, load_task
 from gorp.data.cl_benchmark import INSTRUCTIONS, load_cl_benchmark, official_prompt
 from gorp.data.orders import ORDERS
-from gorp.data.readers import TaskSpec, load_task
 from gorp.data.task import Task, rows_fingerprint
 from gorp.errors import ConfigError, DataError
 

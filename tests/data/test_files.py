@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from gorp.data.files import read_rows
+from gorp.data.files import iter_rows, read_rows
 from gorp.data.rows import text_column
 from gorp.errors import DataError
 
@@ -211,3 +211,20 @@ def test_a_column_that_is_missing_or_not_text_is_refused(tmp_path, values, messa
         text_column(row, "text")
     assert "rows.jsonl, line 1: " in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "numbers", "places"),
+    [
+        ("rows.jsonl", GOOD + b"\n{\n" + GOOD + b"\n\n7\n" + GOOD, [1, 3, 6], ["line 2", "line 4", "line 5"]),
+        ("rows.csv", b'a,b\n1,"x\ny"\n1\n\n1,2\n', [2, 6], ["line 4"]),
+        ("rows.json", b'[{"a": 1}, 2, {"a": 3}]', [1, 3], ["item 2"]),
+    ],
+)
+def test_reading_goes_on_after_a_malformed_row_if_asked_to(tmp_path, name, content, numbers, places):
+    path, errors = write(tmp_path, content, name), []
+    assert [row.number for row in iter_rows(path, bad=errors.append)] == numbers
+    assert [str(error).partition(":")[0] for error in errors] == [f"{path}, {place}" for place in places]
+    with pytest.raises(DataError) as raised:
+        read_rows(path)
+    assert str(raised.value) == str(errors[0])

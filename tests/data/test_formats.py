@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from gorp.data import TaskSpec, load_task
 from gorp.data.form import forms_of
-from gorp.data.readers import TaskSpec, load_task
 from gorp.data.rows import MAX_CHARACTERS, Row
 from gorp.data.templates import Template
 from gorp.data.turns import read_turns

@@ -6,7 +6,7 @@ import datasets
 import pytest
 from pyarrow import parquet
 
-from gorp.data.readers import TaskSpec, load_task
+from gorp.data import TaskSpec, load_task
 from gorp.errors import ConfigError, DataError
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
 

@@ -1,7 +1,9 @@
 """Read, check, split and encode the rows of tasks.
 
 task.py           Task, and building one from rows
+spec.py           TaskSpec: one entry of `tasks:`
 readers.py        TaskSpec → Task: files, hub data sets, benchmark folders
+source.py         the rows of a task's train or eval, one by one
 rows.py           a row with its file and line, and checks of its text
 files.py          rows of a file; JSON
 tables.py         rows of CSV, TSV and Parquet
@@ -24,7 +26,8 @@ from gorp.data.collate import Collator, pad_left
 from gorp.data.encode import Encoding, encode, encode_completions, encode_prompts
 from gorp.data.form import PLAIN, Form, forms_of
 from gorp.data.orders import ORDERS
-from gorp.data.readers import FORMATS, TaskSpec, load_evaluation, load_task
+from gorp.data.readers import load_evaluation, load_task
+from gorp.data.spec import FORMATS, TaskSpec
 from gorp.data.split import cut_dev, overlap, same_rows
 from gorp.data.task import METRICS, Task, check_names, rows_fingerprint
 

@@ -69,20 +69,63 @@ def render_rows(
         DataError: For the first invalid row, with its file and line.
         ConfigError: If the template names no column, or names `{labels}` and there are none.
     """
-    if format in TURNS:
-        chats = [Row(row.place, {"messages": read_turns(row, TURNS[format])}) for row in rows]
-        rendered = [render_chat(row, tokenizer, date) for row in chats]
-    elif (parsed := template_of(format, template, labels)) is not None:
-        parsed.check(rows, labels)
-        form = Form(lead=parsed.lead)
-        rendered = [(parsed.render(row, labels), text_column(row, ANSWERS[format]), form) for row in rows]
-    else:
-        rendered = [(text_column(row, "prompt"), text_column(row, "completion"), PLAIN_FORM) for row in rows]
-    for row, (prompt, completion, _) in zip(rows, rendered, strict=True):
+    render = Renderer(format=format, template=template, labels=labels, tokenizer=tokenizer, date=date)
+    if render.template is not None:
+        render.template.check(rows, labels)
+    return with_forms(*zip(*map(render, rows), strict=True))
+
+
+class Renderer:
+    """Renders one row after another.
+
+    Raises:
+        ConfigError: If `Template` refuses the template.
+    """
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        template: str | None,
+        labels: tuple[str, ...] | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        date: str,
+    ) -> None:
+        """Take the arguments of `render_rows`."""
+        self.format, self.labels, self.tokenizer, self.date = format, labels, tokenizer, date
+        self.template = template_of(format, template, labels)
+        self._form = PLAIN_FORM if self.template is None else Form(lead=self.template.lead)
+
+    def __call__(self, row: Row) -> tuple[str, str, Form]:
+        """Return prompt, completion and form of a row.
+
+        Raises:
+            DataError: If the row is invalid.
+        """
+        if self.format in TURNS:
+            chat = Row(row.place, {"messages": read_turns(row, TURNS[self.format])})
+            prompt, completion, form = render_chat(chat, self.tokenizer, self.date)
+        else:
+            template, form = self.template, self._form
+            prompt = text_column(row, "prompt") if template is None else template.render(row, self.labels)
+            completion = text_column(row, ANSWERS[self.format])
         check_length(row, "prompt", prompt)
         check_length(row, "completion", completion)
-        check_label(row, completion, labels)
-    return with_forms(*zip(*rendered, strict=True))
+        check_label(row, completion, self.labels)
+        return prompt, completion, form
+
+    def asked(self, row: Row) -> str:
+        """Return what a row asks, without template, label set and chat template: equal questions have equal text.
+
+        Raises:
+            DataError: If the row is invalid.
+        """
+        if self.format in TURNS:
+            return "\n".join(str(turn["content"]) for turn in read_turns(row, TURNS[self.format])[:-1])
+        if self.template is None:
+            return text_column(row, "prompt")
+        found = (row.values.get(name) for name in (*self.template.required, *self.template.optional))
+        return "\n".join(value for value in found if isinstance(value, str))
 
 
 def template_of(format: str, template: str | None, labels: tuple[str, ...] | None) -> Template | None:
@@ -107,16 +150,40 @@ def unused(rows: Sequence[Row], *, format: str, template: str | None, labels: tu
         template: As in `render_rows`.
         labels: As in `render_rows`.
     """
-    if format in TURNS:
-        used = {TURNS[format], "system"}
-    else:
-        parsed = template_of(format, template, labels)
-        used = {ANSWERS[format], *(["prompt"] if parsed is None else [*parsed.required, *parsed.optional])}
-    columns = dict.fromkeys(name for row in rows for name in row.values if name not in used)
-    columns = [name for name in columns if any(_has_content(row.values.get(name)) for row in rows)]
-    keys = {key for row in rows for key in unread_keys(row, TURNS[format])} if format in TURNS else set()
-    found = {"columns": columns, "keys of the last turn": sorted(keys)}
-    return [f"{what} that are not used: {names(f'`{x}`' for x in unused)}" for what, unused in found.items() if unused]
+    found = Unused(format, template_of(format, template, labels))
+    for row in rows:
+        found.add(row)
+    return found.notes()
+
+
+class Unused:
+    """Collects content that is not used, row by row."""
+
+    def __init__(self, format: str, template: Template | None) -> None:
+        """Take the format, and the template of its prompts if it has one."""
+        self._turns = TURNS.get(format)
+        if self._turns is not None:
+            self._used = {self._turns, "system"}
+        else:
+            read = ["prompt"] if template is None else [*template.required, *template.optional]
+            self._used = {ANSWERS[format], *read}
+        self._columns: dict[str, bool] = {}
+        """Column that is not used -> whether a row has content in it; in order of appearance."""
+        self._keys: set[str] = set()
+
+    def add(self, row: Row) -> None:
+        """Look at a row."""
+        for name, value in row.values.items():
+            if name not in self._used and not self._columns.get(name):
+                self._columns[name] = _has_content(value)
+        if self._turns is not None:
+            self._keys |= unread_keys(row, self._turns)
+
+    def notes(self) -> list[str]:
+        """Return a note for the columns and one for the keys, if there are any."""
+        columns = [name for name, filled in self._columns.items() if filled]
+        found = {"columns": columns, "keys of the last turn": sorted(self._keys)}
+        return [f"{what} that are not used: {names(f'`{x}`' for x in each)}" for what, each in found.items() if each]
 
 
 def _has_content(value: Any) -> bool:

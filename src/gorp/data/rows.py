@@ -1,6 +1,6 @@
 """A row of a file or data set, and checks of its text that all formats share."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,28 @@ class Row:
     """File and line, with which error messages begin: "reviews.jsonl, line 3"."""
     values: dict[str, Any]
     """Column -> its value."""
+    number: int = 0
+    """Number of its line (JSON Lines, CSV, TSV), row (Parquet, a data set) or item (JSON); 0 if it has none."""
+
+
+OnBad = Callable[[DataError], None]
+"""Called with the error of a row that cannot be used. If it returns, the row is left out."""
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes of a file that have been read."""
+
+
+def raise_bad(error: DataError) -> None:
+    """Raise the error of the first row that cannot be used.
+
+    Raises:
+        DataError: Always.
+    """
+    raise error
+
+
+def ignore_bytes(done: int) -> None:
+    """Show no progress."""
 
 
 def text_column(row: Row, column: str, *, rename: bool = True, blank: str = "Remove the row.") -> str:

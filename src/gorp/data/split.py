@@ -79,8 +79,16 @@ def cut_dev(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset | 
     Returns:
         The remaining rows and the dev set, which is None if it would be empty.
     """
-    rows = min(rows, len(dataset) // 5)
-    prompts, completions = columns(dataset)
+    dev = dev_indices(*columns(dataset), rows, seed)
+    if not dev:
+        return dataset, None
+    rest = [index for index in range(len(dataset)) if index not in dev]
+    return dataset.select(rest, keep_in_memory=True), dataset.select(sorted(dev), keep_in_memory=True)
+
+
+def dev_indices(prompts: list[str], completions: list[str], rows: int, seed: int) -> set[int]:
+    """Return the indices of the rows that `cut_dev` splits off."""
+    rows = min(rows, len(prompts) // 5)
     copies: defaultdict[str, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         copies[prompt].append(index)
@@ -91,10 +99,7 @@ def cut_dev(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset | 
         for drawn in _stratified(seed, inputs, answers):
             if len(dev) + len(indices := copies[inputs[drawn]]) <= rows:
                 dev.update(indices)
-    if not dev:
-        return dataset, None
-    rest = [index for index in range(len(dataset)) if index not in dev]
-    return dataset.select(rest, keep_in_memory=True), dataset.select(sorted(dev), keep_in_memory=True)
+    return dev
 
 
 def repeated(dataset: Dataset) -> int:
