@@ -82,6 +82,7 @@ def test_every_command_has_exactly_these_options():
         "train": {"--workspace", "--restart", "--dry-run", "--json"},
         "status": {"--explain", "--json"},
         "eval": {"--version", "--task", "--trust-remote-code", "--json"},
+        "ask": {"--version", "--task", "--max-new-tokens", "--base", "--trust-remote-code", "--json"},
         "gate": {"--version", "--against", "--margin", "--verify", "--dry-run", "--json"},
         "rollback": {"--base", "--trust-remote-code", "--dry-run", "--json"},
         "export": {

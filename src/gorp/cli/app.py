@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gorp.cli.ask import ask
 from gorp.cli.demo import demo
 from gorp.cli.evaluate import evaluate
 from gorp.cli.export import export
@@ -26,7 +27,7 @@ app = typer.Typer(
 for command in (demo, train, status):
     app.command()(command)
 app.command("eval")(evaluate)
-for command in (gate, rollback, export, methods, estimate):
+for command in (ask, gate, rollback, export, methods, estimate):
     app.command()(command)
 
 

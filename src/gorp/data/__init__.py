@@ -13,6 +13,7 @@ templates.py      prompts from columns
 turns.py          the turns of a chat in either format
 chat.py           conversation → prompt and completion, through the model's chat template
 form.py           the text around an answer
+layout.py         the prompt of a question, as a learned task made its prompts
 cl_benchmark.py   the fifteen published tasks and their prompts
 orders.py         the six published orders
 split.py          deterministic splits, and overlap of two sets of rows

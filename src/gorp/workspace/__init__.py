@@ -24,6 +24,7 @@ unfinished.py a training that was interrupted
 run.py        train the pending tasks, score, write versions
 evaluate.py   score a version again
 loaded.py     the base model of a version, its deltas, and the rows that it is scored on
+ask.py        ask a version in the form of one of its tasks
 export.py     write a version as a merged model or a LoRA adapter
 place.py      find the workspace that a command-line argument means
 status.py     read the state of a workspace
