@@ -53,7 +53,11 @@ HEAVY = {"torch", "transformers", "datasets", "matplotlib", "peft", "accelerate"
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "--version", "train --help", "methods --help", "status WORKSPACE", "status YAML"]
+    "command",
+    [
+        *("--help", "--version", "train --help", "methods --help", "status WORKSPACE", "status YAML"),
+        *("log WORKSPACE", "gc WORKSPACE --unlisted"),
+    ],
 )
 def test_commands_that_only_read_import_no_heavy_library(finished, command):
     path, work, _ = finished
@@ -89,6 +93,8 @@ def test_every_command_has_exactly_these_options():
             *("--to", "--version", "--dtype", "--rank", "--each", "--base", "--force", "--dry-run", "--push-to-hub"),
             *("--private", "--trust-remote-code", "--json"),
         },
+        "log": {"--json"},
+        "gc": {"--unlisted", "--dry-run", "--json"},
         "methods": {"--json"},
         "estimate": {"--tflops", "--gbps", "--json"},
     }

@@ -28,6 +28,7 @@ def state(count: int, *, names=MONTHS) -> dict:
             R[i, j] = 90.0 - 2 * (i - 1 - j)
     leaks = {"leak": 1.04e-7, "leak_served": 0.21, "leak_earlier": {names[0]: {"worst": 0.34, "median": 1e-3}}}
     numbers = leaks | {"capacity_max": 0.131, "footprint_bytes": 2**23, "created": "2026-11-26T12:44:00+00:00"}
+    numbers |= {"disk_bytes": 3 * 2**29}
     versions = [
         {"version": f"v{i}", "parent": f"v{i - 1}" if i else None, "task": names[i - 1] if i else None} | numbers
         for i in range(count + 1)
@@ -45,6 +46,7 @@ def state(count: int, *, names=MONTHS) -> dict:
         "remarks": [],
         "notes": {names[0]: ["the label set was taken from train"]},
         "versions": versions,
+        "disk": {"bytes": 3 * 2**30, "gc_would_free": 2**20},
     }
 
 
@@ -117,6 +119,12 @@ def test_the_leak_is_shown_for_trained_weights_for_served_weights_and_on_earlier
     assert re.search(r"\* v2 +november .* 1e-7 +0\.21 +0\.34 +13 %", warned)
     assert re.search(r"\* v2 +november .* 1e-7 +0\.21 +13 %", shown(state(2)))
     assert "S may become the whole space\n" in warned
+
+
+def test_the_size_of_each_version_is_shown_and_what_gc_would_free_if_anything():
+    text = shown(state(2))
+    assert len(re.findall(r" 1\.5 GiB +\n", text)) == 3 and "3.0 GiB on disk; `gorp gc` would free 1.0 MiB\n" in text
+    assert "gorp gc" not in shown(state(2) | {"disk": {"bytes": 1, "gc_would_free": 0}})
 
 
 def test_markup_and_control_characters_in_names_have_no_effect():

@@ -13,6 +13,7 @@ from gorp.cli.demo import demo
 from gorp.cli.evaluate import evaluate
 from gorp.cli.export import export
 from gorp.cli.gate import gate
+from gorp.cli.keep import gc, log
 from gorp.cli.look import methods, status
 from gorp.cli.rollback import rollback
 from gorp.cli.train import estimate, train
@@ -27,7 +28,7 @@ app = typer.Typer(
 for command in (demo, train, status):
     app.command()(command)
 app.command("eval")(evaluate)
-for command in (ask, gate, rollback, export, methods, estimate):
+for command in (ask, gate, rollback, export, log, gc, methods, estimate):
     app.command()(command)
 
 

@@ -56,6 +56,7 @@ WORDS = {
         "its weakest directions"
     ),
     "kept": "size of what this version passes on to the next task",
+    "disk": "size of the version's files",
 }
 """Explanation of each column of the tables of tasks and versions."""
 
@@ -94,8 +95,13 @@ def show_status(console: Console, state: Mapping[str, Any], *, explain: bool = F
 
 
 def show_versions(console: Console, state: Mapping[str, Any], *, explain: bool) -> None:
-    """Print an empty line and the table of the newest versions, or of all, and what their leak does not say."""
-    say_on(console, "")
+    """Print the table of the newest versions, or of all, and what their leak does not say.
+
+    The line above the table is empty, or says what `gorp gc` would free.
+    """
+    disk = state["disk"]
+    freed = f"{size(disk['bytes'])} on disk; `gorp gc` would free {size(disk['gc_would_free'])}"
+    say_on(console, freed if disk["gc_would_free"] else "", style="dim")
     versions = state["versions"] if explain else _newest(state["versions"], state["current"])
     console.print(versions_table(versions, state["current"], of=len(state["versions"]), full=explain))
     if any(item["leak"] is not None for item in state["versions"]):
@@ -194,19 +200,20 @@ def versions_table(versions: Sequence[Mapping[str, Any]], current: str, *, of: i
         versions: The versions to show, by number.
         current: Name of the current version.
         of: Number of versions in the workspace.
-        full: Also show the leak on earlier tasks.
+        full: Also show the leak on earlier tasks, and the size of what a version passes on.
     """
     heading = "version" if len(versions) == of else f"version ({len(versions)} of {of})"
-    table = empty_table("", [heading, "task", "created"], ["leak", "served", *["earlier"] * full, "capacity", "kept"])
+    numbers = ["leak", "served", *["earlier"] * full, "capacity", *["kept"] * full, "disk"]
+    table = empty_table("", [heading, "task", "created"], numbers)
     for item in versions:
         number_ = int(item["version"][1:])
         after = "" if item["parent"] in (None, f"v{number_ - 1}") else f" after {item['parent']}"
         capacity = "–" if item["capacity_max"] is None else f"{100 * item['capacity_max']:.0f} %"
-        kept = f"{item['footprint_bytes'] / 2**20:.1f} MiB"
         name = f"{'*' if item['version'] == current else ' '} {item['version']}{after}"
         earlier = max((found["worst"] for found in (item.get("leak_earlier") or {}).values()), default=None)
         leaks = (item["leak"], item.get("leak_served"), *[earlier] * full)
-        numbers = (*map(fraction, leaks), capacity, kept)
+        sizes = (*[size(item["footprint_bytes"])] * full, size(item["disk_bytes"]))
+        numbers = (*map(fraction, leaks), capacity, *sizes)
         add_row(table, name, item["task"] or "base model", short_date(item["created"]), *numbers)
     return table
 
@@ -216,6 +223,11 @@ def fraction(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.2f}" if value >= 0.01 else re.sub("e-0*", "e-", f"{value:.0e}").replace("0e+00", "0")
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as text: `0.1 MiB`, `2.4 GiB`."""
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 
 def short_date(written: str) -> str:

@@ -26,6 +26,8 @@ evaluate.py   score a version again
 loaded.py     the base model of a version, its deltas, and the rows that it is scored on
 ask.py        ask a version in the form of one of its tasks
 export.py     write a version as a merged model or a LoRA adapter
+garbage.py    what a workspace no longer needs
+gc.py         remove it
 place.py      find the workspace that a command-line argument means
 status.py     read the state of a workspace
 """

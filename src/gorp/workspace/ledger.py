@@ -2,6 +2,7 @@
 
     {"time": ..., "event": "prepared", "version": "v1", "sha256": ..., "chain": ...}    before the rename of v1
     {"time": ..., "event": "version", "version": "v1", ..., "sha256": ..., "chain": ...}    after CURRENT names it
+    {"time": ..., "event": "removed", "version": "v1", "why": ..., "chain": ...}            before `gorp gc` deletes v1
 
 `sha256` is that of the version's version.json, which holds those of its other files. `chain` is
 SHA-256(chain of the line before, this line without its chain), so a changed, missing or swapped line is detected at the
@@ -11,6 +12,7 @@ next one. gorp 0.1.0 wrote lines without either; such lines may only come first.
 import json
 import os
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,27 @@ class Ledger:
         """
         return [event for event, _ in self._read()]
 
+    def whole_events(self) -> tuple[list[dict[str, Any]], str | None]:
+        """Return the events before the first damaged line, and what is wrong with it; None if no line is damaged."""
+        events: list[dict[str, Any]] = []
+        try:
+            for event, _ in self._lines():
+                events.append(event)
+        except CheckpointError as error:
+            return events, str(error)
+        return events, None
+
     def entered(self) -> dict[str, str | None]:
-        """Return the completed versions in order: name -> SHA-256 of version.json, None if the event has none."""
+        """Return the completed versions in order: name -> SHA-256 of version.json, None if the event has none.
+
+        Removed versions are included, because their names are never used again.
+        """
         return {e["version"]: e.get("sha256") for e in self.events() if e["event"] == "version"}
+
+    def removed(self) -> dict[str, str]:
+        """Return the versions that `gorp gc` has removed: name -> when."""
+        events = (event for event in self.events() if event["event"] == "removed" and "version" in event)
+        return {event["version"]: str(event.get("time")) for event in events}
 
     def prepared(self) -> tuple[str, str] | None:
         """Return name and SHA-256 of the last event if it is a `prepared` event: its version may be complete or not."""
@@ -81,14 +101,17 @@ class Ledger:
 
     def _read(self) -> list[tuple[dict[str, Any], bool]]:
         """Return the events without their chains, each with whether it had one."""
+        return list(self._lines())
+
+    def _lines(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yield what `_read` returns; raise CheckpointError at the first damaged line."""
         try:
             lines = self.path.read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
-            return []
+            return
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read ({error.strerror}).") from None
-        read: list[tuple[dict[str, Any], bool]] = []
-        chain = ""
+        chain, chained = "", False
         for number, line in enumerate(lines, 1):
             place = f"{self.path}, line {number}: damaged"
             try:
@@ -99,18 +122,18 @@ class Ledger:
                 raise CheckpointError(f"{place} (not an event). Restore the file from a copy.")
             found = event.pop("chain", None)
             chain = digest(chain, event)
-            if found != chain and (found is not None or any(chained for _, chained in read)):
+            if found != chain and (found is not None or chained):
                 raise CheckpointError(f"{place} (this line or one before was changed). Restore the file from a copy.")
             if not _is_event(event):
                 raise CheckpointError(f"{place} (not an event). Restore the file from a copy.")
-            read.append((event, found is not None))
-        return read
+            chained = chained or found is not None
+            yield event, found is not None
 
 
 def _is_event(event: dict[str, Any]) -> bool:
     kind, name, sha256 = (event.get(key) for key in ("event", "version", "sha256"))
-    if kind not in ("version", "prepared"):
+    if kind not in ("version", "prepared") and not (kind == "removed" and "version" in event):
         return isinstance(kind, str)
     named = isinstance(name, str) and VERSION_NAME.fullmatch(name)
     known = isinstance(sha256, str) and SHA256.fullmatch(sha256)
-    return bool(named and (known or (kind == "version" and sha256 is None)))
+    return bool(named and (known or (kind != "prepared" and sha256 is None)))

@@ -86,6 +86,25 @@ def locked(folder: Path) -> Iterator[Held]:
         os.close(descriptor)
 
 
+def holder_of(folder: Path) -> tuple[dict[str, Any], bool] | None:
+    """Return what the lock file of a folder says of its holder, and whether that process still runs; None: no file.
+
+    A process of another computer counts as running. Only the file is read: a lock, even for a moment, could make
+    another process fail that wants to write.
+    """
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        holder = _read(descriptor)
+    finally:
+        # Closing any descriptor of a file releases the record locks that this process has on it.
+        if os.path.realpath(folder) not in _held:
+            os.close(descriptor)
+    return holder, bool(holder) and not _is_gone(holder, by_system=False)
+
+
 @contextmanager
 def briefly(path: Path) -> Iterator[None]:
     """Hold a lock on the file `path` for a short operation; wait if another process holds it.

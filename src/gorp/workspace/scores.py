@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gorp.disk import disk_errors
 from gorp.errors import CheckpointError
 from gorp.evaluation import AccuracyMatrix
 from gorp.storage import file_sha256, read_json, remove_leftovers, write_atomic, write_json
@@ -65,6 +66,29 @@ class Scores:
             self.cells.setdefault(version, {})[score.task] = cell
             write_json(self._path, self.cells)
         return cell
+
+    def drop(self, versions: Collection[str]) -> None:
+        """Remove the scores and the answers of versions that no longer exist.
+
+        The scores go first: an answer without a score has no effect, and the next call removes it.
+
+        Raises:
+            CheckpointError: If the disk cannot be written, or the file on it is damaged.
+        """
+        with self.writing():
+            self.cells = self._read()
+            kept = {version: row for version, row in self.cells.items() if version not in versions}
+            if kept != self.cells:
+                self.cells = kept
+                write_json(self._path, self.cells)
+            with disk_errors(self.folder):
+                for path in self.samples_of(versions):
+                    path.unlink(missing_ok=True)
+
+    def samples_of(self, versions: Collection[str]) -> list[Path]:
+        """Return the files of the answers of `versions`."""
+        found = sorted((self.folder / "samples").glob("v*-*.jsonl"))
+        return [path for path in found if path.name.partition("-")[0] in versions]
 
     @contextmanager
     def writing(self) -> Iterator[None]:

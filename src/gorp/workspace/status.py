@@ -7,6 +7,7 @@ from typing import Any
 from gorp.errors import ConfigError
 from gorp.evaluation import summary
 from gorp.workspace.accepted import beside
+from gorp.workspace.garbage import bytes_of, find
 from gorp.workspace.scores import Scores, learned_part
 from gorp.workspace.store import Workspace
 from gorp.workspace.yaml_file import read_yaml
@@ -45,7 +46,8 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         `notes` on the data; `warnings` of the current version about protected directions; `versions`, each with the
         keys of `SHOWN`; `config`, the YAML that the tasks were read from; and `problem`, the reason if it could not be
         used, else None. `made_by` is "protection" for a folder of `gorp.Protection`, which has no YAML; its `scores`,
-        version -> name -> number, are what `evaluate=` returned, in its own units.
+        version -> name -> number, are what `evaluate=` returned, in its own units. `disk` has the bytes of the whole
+        workspace and those that `gorp gc` would free; each version has its `disk_bytes`.
 
     Raises:
         CheckpointError: If `folder` is not a workspace or is damaged.
@@ -85,8 +87,11 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
             *filter(None, [current.record.get("leak_unmeasured")]),
             *current.record.get("warnings", []),
         ],
+        "disk": {"bytes": bytes_of(store.root), "gc_would_free": sum(item.bytes for item in find(store))},
         "versions": [
-            {"version": version.name} | {key: version.record.get(key) for key in SHOWN} for version in store.versions()
+            {"version": version.name, "disk_bytes": bytes_of(version.folder)}
+            | {key: version.record.get(key) for key in SHOWN}
+            for version in store.versions()
         ],
     }
 

@@ -94,6 +94,11 @@ class Workspace:
         known = self._known()
         if name in known and self._is_complete(name):
             return self._read(name, known)
+        if when := self._ledger.removed().get(name):
+            raise ConfigError(
+                f"{self.root}: version `{name}` was removed by `gorp gc` ({when}); its files are gone. `gorp log` says "
+                "why."
+            )
         names = [each for each in sorted(known, key=_number) if self._is_complete(each)]
         copied = VERSION_NAME.fullmatch(name) and self._is_complete(name)
         note = f"; versions/{name} was not created by this workspace (not in ledger.jsonl)" if copied else ""
@@ -146,7 +151,7 @@ class Workspace:
 
     def remarks(self) -> list[str]:
         """Return a sentence for each unusual but allowed state: CURRENT edited by hand, or a version copied here."""
-        known, current = self._known(), self.current()
+        known, current = {**self._known(), **self._ledger.removed()}, self.current()
         names, lines = [version.name for version in self.versions()], []
         path = self.root / "CURRENT"
         if path.is_file() and len(path.read_text(encoding="utf-8").split()) == 1 and current.name != names[-1]:
@@ -270,14 +275,27 @@ class Workspace:
         """
         return self._ledger.events()
 
+    def removed(self) -> dict[str, str]:
+        """Return the versions that `gorp gc` has removed: name -> when."""
+        return self._ledger.removed()
+
+    def history(self) -> tuple[list[dict[str, Any]], str | None]:
+        """Return the events of the ledger before the first damaged line, and what is wrong with it, if any is."""
+        events, problem = self._ledger.whole_events()
+        if not events and problem is None and self.exists():
+            problem = self._without_ledger()
+        return events, problem
+
     def _known(self) -> dict[str, str | None]:
-        """Return the versions that this workspace created: name -> SHA-256 of version.json."""
+        """Return the versions that this workspace created and has: name -> SHA-256 of version.json."""
         known = self._ledger.entered() | {version.name: version.sha256 for version in self.unsettled()}
         if not known and (self.root / "CURRENT").is_file() and (self.root / "versions").is_dir():
-            raise CheckpointError(
-                f"{self._ledger.path}: missing or empty, although there are versions. Restore it from a copy."
-            )
-        return known
+            raise CheckpointError(self._without_ledger())
+        removed = self._ledger.removed()
+        return {name: sha256 for name, sha256 in known.items() if name not in removed}
+
+    def _without_ledger(self) -> str:
+        return f"{self._ledger.path}: missing or empty, although there are versions. Restore it from a copy."
 
     def _is_complete(self, name: str) -> bool:
         return (self.root / "versions" / name / RECORD).is_file()
