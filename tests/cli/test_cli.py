@@ -95,6 +95,7 @@ def test_every_command_has_exactly_these_options():
         },
         "log": {"--json"},
         "gc": {"--unlisted", "--dry-run", "--json"},
+        "doctor": {"--json"},
         "methods": {"--json"},
         "estimate": {"--tflops", "--gbps", "--json"},
     }

@@ -10,6 +10,7 @@ import typer
 
 from gorp.cli.ask import ask
 from gorp.cli.demo import demo
+from gorp.cli.doctor import doctor
 from gorp.cli.evaluate import evaluate
 from gorp.cli.export import export
 from gorp.cli.gate import gate
@@ -28,7 +29,7 @@ app = typer.Typer(
 for command in (demo, train, status):
     app.command()(command)
 app.command("eval")(evaluate)
-for command in (ask, gate, rollback, export, log, gc, methods, estimate):
+for command in (ask, gate, rollback, export, log, gc, doctor, methods, estimate):
     app.command()(command)
 
 

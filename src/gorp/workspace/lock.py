@@ -92,6 +92,8 @@ def holder_of(folder: Path) -> tuple[dict[str, Any], bool] | None:
     A process of another computer counts as running. Only the file is read: a lock, even for a moment, could make
     another process fail that wants to write.
     """
+    if os.path.realpath(folder) in _held:  # closing a descriptor of the file would release this process's lock
+        return {"pid": os.getpid(), "host": socket.gethostname()}, True
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -99,9 +101,7 @@ def holder_of(folder: Path) -> tuple[dict[str, Any], bool] | None:
     try:
         holder = _read(descriptor)
     finally:
-        # Closing any descriptor of a file releases the record locks that this process has on it.
-        if os.path.realpath(folder) not in _held:
-            os.close(descriptor)
+        os.close(descriptor)
     return holder, bool(holder) and not _is_gone(holder, by_system=False)
 
 
