@@ -127,12 +127,11 @@ def as_if(run, version, **changes):
         store.log(event["event"], **facts)
 
 
-def test_a_held_version_stays_as_long_as_its_task_is_not_learned(project):
-    run = project / "run"
-    as_if(run, "v2", gate={"verdict": "hold", "accepted": False})
-    assert collect(run)["removed"] == []
-    as_if(run, "v2", task="three")  # learned by v3 since
-    assert [item["path"] for item in collect(run, dry_run=True)["removed"]][:1] == ["versions/v2"]
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_version_that_the_gate_did_not_accept_stays(project, accepted):
+    gate = {"verdict": "hold", "accepted": accepted, "against": "v1", "tasks": {}, "margins": {}}
+    as_if(project / "run", "v2", gate=gate)
+    assert bool(collect(project / "run", dry_run=True)["removed"]) == accepted
 
 
 def test_a_version_of_a_joint_method_stays(project):

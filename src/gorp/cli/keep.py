@@ -67,7 +67,9 @@ def _lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for event, cells in zip(events, table, strict=True):
-        rest = ", ".join(f"{key} {_text(value)}" for key, value in event.items() if key not in FIRST)
+        rest = ", ".join(
+            f"{key} {_text(value)}" for key, value in event.items() if key not in FIRST and value is not None
+        )
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         lines.append("  ".join([*padded, rest]).rstrip())
     return lines

@@ -48,6 +48,6 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def gib(count: int) -> str:
-    """Return a number of bytes in GiB."""
-    return f"{count / 2**30:.1f} GiB"
+def size(count: int) -> str:
+    """Return a number of bytes in GiB, or in MiB below one."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gorp.doctor.finding import Finding, free_bytes, gib, run
+from gorp.doctor.finding import Finding, free_bytes, run, size
 from gorp.errors import CheckpointError, GorpError
 from gorp.storage import read_json
 from gorp.workspace.garbage import bytes_of, find
@@ -202,10 +202,10 @@ def _cached(model: Any) -> Path | None:
 def _disk(store: Workspace) -> Iterator[Finding]:
     free = free_bytes(store.root)
     largest = max((bytes_of(path) for path in (store.root / "versions").glob("v*")), default=0)
-    says = f"the workspace has {gib(bytes_of(store.root))}; {gib(free)} are free"
+    says = f"the workspace has {size(bytes_of(store.root))}; {size(free)} are free"
     if free < 2 * largest:  # a version is written beside the checkpoints of its training
         advice = "Free some space before the next task; `gorp gc` may help."
-        yield Finding("warning", "disk", f"{says}, less than twice the largest version ({gib(largest)})", advice)
+        yield Finding("warning", "disk", f"{says}, less than twice the largest version ({size(largest)})", advice)
     else:
         yield Finding("ok", "disk", says)
     try:
@@ -213,4 +213,4 @@ def _disk(store: Workspace) -> Iterator[Finding]:
     except GorpError:  # said by another check
         return
     if freed:
-        yield Finding("ok", "disk", f"`gorp gc` would free {gib(freed)}")
+        yield Finding("ok", "disk", f"`gorp gc` would free {size(freed)}")

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gorp.doctor.finding import Finding, free_bytes, gib, run
+from gorp.doctor.finding import Finding, free_bytes, run, size
 
 
 FEW_BYTES = 2 * 2**30
@@ -104,7 +104,7 @@ def _device(torch: Any, device: Any) -> Finding:
         return Finding("ok" if works else "warning", "cpu", says, "" if works else "Use `model.dtype: float32`.")
     free, total = torch.cuda.mem_get_info(device)
     native = torch.cuda.is_bf16_supported(including_emulation=False)
-    says = f"{torch.cuda.get_device_name(device)}, {gib(free)} of {gib(total)} free, bfloat16 "
+    says = f"{torch.cuda.get_device_name(device)}, {size(free)} of {size(total)} free, bfloat16 "
     if works and native:
         return Finding("ok", str(device), says + "works")
     says += "is emulated, and slow" if works else "gives wrong products"
@@ -121,7 +121,7 @@ def _cache() -> Iterator[Finding]:
         says = f"{cache}: cannot be written, so no model can be downloaded"
         yield Finding("warning", "hub cache", says, "Allow writing there, or set HF_HOME to another folder.")
     elif free < FEW_BYTES:
-        says = f"{cache}: only {gib(free)} free on its disk"
+        says = f"{cache}: only {size(free)} free on its disk"
         yield Finding("warning", "hub cache", says, "Free some space, or set HF_HOME to another disk.")
     else:
-        yield Finding("ok", "hub cache", f"{cache}, {gib(free)} free")
+        yield Finding("ok", "hub cache", f"{cache}, {size(free)} free")

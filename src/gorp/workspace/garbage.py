@@ -4,9 +4,10 @@
     trainings     folders of checkpoints whose task is learned, or, only if asked, whose task the YAML no longer lists
     leftovers     of killed processes
 
-A version is needed if it is CURRENT or newer, if it is held by the gate and its task not learned since, if it is of a
-joint method, or if a needed version was trained from it. Newer versions are needed because a rollback has just left
-them, or because they were trained from CURRENT.
+A version is needed if it is CURRENT or newer, if the gate did not accept it, if it is of a joint method, or if a needed
+version was trained from it. Newer versions are needed because a rollback has just left them, or because they were
+trained from CURRENT. What the gate did not accept tells `gorp train` which tasks wait, or were learned later than their
+place in the YAML.
 """
 
 import os
@@ -77,11 +78,7 @@ def abandoned(store: Workspace) -> list[Version]:
     for version in reversed(versions):  # a parent has a smaller number than its child
         gate = version.record.get("gate")
         is_held = isinstance(gate, dict) and gate.get("accepted") is False
-        own = (
-            _number(version) >= _number(current)
-            or version.record["task"] == JOINT
-            or (is_held and version.record["task"] not in current.contains)
-        )
+        own = _number(version) >= _number(current) or is_held or version.record["task"] == JOINT
         if own or version.name in needed:
             needed |= {version.name, version.record["parent"]}
     return [version for version in versions if version.name not in needed]
