@@ -36,6 +36,7 @@ from gorp.training.settings import DEFAULTS, SET_BY_GORP
 from gorp.weights.delta import unpack_deltas
 from gorp.workspace import load_config, run_sequence
 from gorp.workspace.config import BLOCKS, NOT_SHARED, parse_config
+from gorp.workspace.gate_config import GateConfig
 from tests.runs import KNOWN
 from tests.workspace.project import make_project
 
@@ -57,6 +58,7 @@ SECTIONS: dict[str, Any] = {
     "lora": LoraSettings,
     "encoding": Encoding,
     "eval": EvalConfig,
+    "gate": GateConfig,
     "tasks": TaskSpec,
 }
 """Heading -> the dataclass that its table describes; the tables of gorp and training have other columns."""
@@ -190,7 +192,7 @@ def test_the_short_form_lists_the_orders_and_the_keys_allowed_beside_it():
 
 
 def test_what_may_change_after_the_first_task_is_what_the_code_allows():
-    assert words("", "**Once a task is learned**") == {"training", "encoding", "eval", "method", "lora"}
+    assert words("", "**Once a task is learned**") == {"training", "encoding", "eval", "gate", "method", "lora"}
     for heading, cls in {**SECTIONS, "gorp": GorpConfig}.items():
         marked = {key for key, line in table(heading).items() if "May change between tasks." in line.text}
         assert marked == set(may_change(cls)), heading

@@ -41,7 +41,7 @@ def test_the_yaml_trains_both_months(months):
     config = yaml.safe_load(block("yaml"))
     config["model"]["path"] = "small"  # no hub here
     Path("bot.yaml").write_text(yaml.safe_dump(config))
-    matrix = run_sequence(load_config(Path("bot.yaml")), Path("bot"))
+    matrix = run_sequence(load_config(Path("bot.yaml")), Path("bot")).matrix
     assert matrix.tasks == ["october", "november"]
     assert (months / "bot/versions/v2/version.json").exists()
 

@@ -1,7 +1,8 @@
 """Display the progress of a long run. The base class shows nothing; `gorp.cli.live` shows it in a terminal."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from transformers import TrainerCallback
 
@@ -20,6 +21,9 @@ class Progress:
 
     def matrix(self, matrix: AccuracyMatrix) -> None:
         """Show the score matrix, as far as it is measured."""
+
+    def gate(self, found: Mapping[str, Any]) -> None:
+        """Show the verdict on a new version; `found` is the result of `gorp.workspace.gate.gate`."""
 
     @contextmanager
     def training(self, name: str) -> Iterator[TrainerCallback]:

@@ -88,6 +88,7 @@ def test_every_command_has_exactly_these_options():
         "eval": {"--version", "--task", "--trust-remote-code", "--json"},
         "ask": {"--version", "--task", "--max-new-tokens", "--base", "--trust-remote-code", "--json"},
         "gate": {"--version", "--against", "--margin", "--verify", "--dry-run", "--json"},
+        "promote": {"--version", "--anyway", "--dry-run", "--json"},
         "rollback": {"--base", "--trust-remote-code", "--dry-run", "--json"},
         "export": {
             *("--to", "--version", "--dtype", "--rank", "--each", "--base", "--force", "--dry-run", "--push-to-hub"),

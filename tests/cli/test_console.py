@@ -39,6 +39,8 @@ def state(count: int, *, names=MONTHS) -> dict:
         "contains": names,
         "problem": None,
         "pending": ["may"],
+        "held": {},
+        "anyway": {},
         "begun": [],
         "matrix": matrix(R, names).to_dict(),
         "measures": {},
@@ -141,3 +143,12 @@ def test_a_leak_is_written_with_few_characters(value, text):
 
 def test_a_date_is_written_with_few_characters():
     assert re.fullmatch(r"\d\d \w{3} (\d\d:\d\d|\d{4})", short_date("2025-11-26T12:44:00+00:00"))
+
+
+def test_a_held_task_has_what_can_be_done_and_promotion_only_where_it_is_possible():
+    facts = {"version": "v4", "verdict": "hold", "against": "v3", "tasks": ["october", "[red]november[/red]"]}
+    text = " ".join(shown(state(3) | {"held": {"january": facts}, "anyway": {"v2": "asked for"}}).split())
+    assert "january: held, because v4 lost points on october, [red]november[/red]; the current version is v3" in text
+    assert 'gorp promote --version v4 --anyway "REASON"' in text
+    assert "v2 was promoted although the gate did not accept it: asked for" in text
+    assert "gorp promote" not in shown(state(3) | {"held": {"january": facts | {"against": "v2"}}})

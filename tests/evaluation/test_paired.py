@@ -98,14 +98,14 @@ def test_holm_by_hand():
     ],
 )
 def test_the_verdict_at_a_margin_of_two_points(outcome, verdict):
-    assert verdicts([outcome], 0.02) == [verdict]
+    assert verdicts([outcome], [0.02]) == [verdict]
 
 
 def test_one_of_many_tasks_that_looks_worse_by_chance_does_not_hold_a_version():
     bad = Flips(rows=60, lost=6, won=0)  # p = 0.015
-    assert verdicts([bad], 0.02) == ["hold"]
+    assert verdicts([bad], [0.02]) == ["hold"]
     same = Flips(rows=200, lost=0, won=0)
-    assert verdicts([bad, same, same, same], 0.02) == ["inconclusive", "ship", "ship", "ship"]
+    assert verdicts([bad, same, same, same], [0.02] * 4) == ["inconclusive", "ship", "ship", "ship"]
     assert together(["ship", "hold", "inconclusive"]) == "hold"
     assert together(["ship", "inconclusive"]) == "inconclusive" and together([]) == "ship"
 
@@ -118,9 +118,9 @@ def test_rows_needed_decide_and_one_row_fewer_does_not():
             Flips(rows=n, lost=round(outcome.lost / outcome.rows * n), won=round(outcome.won / outcome.rows * n))
             for n in (needed, needed - 1)
         ]
-        assert verdicts(scaled[:1], 0.02) != ["inconclusive"] and verdicts(scaled[1:], 0.02) == ["inconclusive"]
+        assert verdicts(scaled[:1], [0.02]) != ["inconclusive"] and verdicts(scaled[1:], [0.02]) == ["inconclusive"]
     few = Flips(rows=40, lost=5, won=0)  # would be held alone, not among ten tasks
-    assert verdicts([few], 0.02) == ["hold"]
+    assert verdicts([few], [0.02]) == ["hold"]
     assert (rows_needed(few, 0.02, tasks=10) or 0) > 40
     assert rows_needed(Flips(rows=100, lost=2, won=0), 0.02) is None  # the drop is the margin
 

@@ -37,6 +37,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
         "encoding": {"max_prompt_tokens": 48, "max_completion_tokens": 8},
         "eval": {"max_new_tokens": 4},
         "tasks": [task("one"), task("two")],
+        "gate": {"enabled": False},
         "seed": 0,
     } | changes
     path = folder / "run.yaml"

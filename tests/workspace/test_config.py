@@ -175,3 +175,28 @@ def test_a_file_that_does_not_hold_a_mapping_is_refused(tmp_path, text, message)
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"missing\.yaml: cannot be read"):
         load_config(tmp_path / "missing.yaml")
+
+
+def test_the_margins_of_the_gate_are_those_of_the_block_and_the_default_for_other_tasks():
+    gate = parse_config(BASE | {"gate": {"margins": {"a": 5}, "inconclusive": "hold"}}, Path("/")).gate
+    assert gate.of(["a", "b"]) == {"a": 5.0, "b": 2.0}
+    assert [gate.accepts(v) for v in ("ship", "hold", "inconclusive")] == [True, False, False]
+    usual = parse_config(BASE, Path("/")).gate
+    assert usual.enabled and [usual.accepts(v) for v in ("ship", "hold", "inconclusive")] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"margin": 0}, "gate.margin is 0.0; it must be above 0 and below 100"),
+        ({"margin": True}, "gate.margin is true; wanted a number"),
+        ({"margins": {"a": 100}}, "gate.margins.a is 100.0; it must be above 0 and below 100"),
+        ({"margins": {"a": True}}, "gate.margins.a is true; wanted a number"),
+        ({"margins": {"aa": 5}}, "gate.margins: no task `aa` in `tasks:`; there are a. Did you mean `a`?"),
+        ({"inconclusive": "maybe"}, "gate.inconclusive is 'maybe'"),
+        ({"margn": 2}, "gate.margn: unknown key; known keys: margin, margins, inconclusive, enabled. Did you mean"),
+        ([], "gate is a list"),
+    ],
+)
+def test_an_invalid_gate_is_refused(block, message):
+    refused(message, gate=block)

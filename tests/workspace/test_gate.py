@@ -14,6 +14,7 @@ from gorp.evaluation import TaskScore
 from gorp.workspace import Workspace, load_config, run_sequence
 from gorp.workspace.gate import gate, verify
 from gorp.workspace.scores import Scores
+from gorp.workspace.seal import SEAL, sealed
 from tests.workspace.project import make_project, tree_hash
 
 
@@ -108,6 +109,44 @@ def test_evidence_is_verified_and_a_changed_answer_or_number_is_found(run):
         verify(path)
     path.write_text(kept)
     answered(run, "v2", [True] * 100)  # scored again since
+    with pytest.raises(CheckpointError, match="is not what the files of the workspace give now"):
+        verify(path)
+
+
+def test_each_task_may_have_its_own_margin_and_the_yaml_names_them(run):
+    for task in ("one", "two"):
+        answered(run, "v1", [True] * 100, task=task)
+        answered(run, "v2", [False] * 12 + [True] * 88, task=task)
+    found = gate(run, version="v1", against="v2", margin={"one": 2.0, "two": 25.0})
+    assert found["margins"] == {"one": 2.0, "two": 25.0} and verify(run / "eval/gate/v1-v2.json")["margins"] == {
+        "one": 2.0,
+        "two": 25.0,
+    }
+    assert gate(run)["tasks"]["one"]["verdict"] == "hold"
+    path = run.with_suffix(".yaml")  # beside the workspace
+    plain = path.read_text().replace("enabled: false", "MARGINS")
+    path.write_text(plain.replace("MARGINS", "margins: {one: 25}"))
+    assert gate(run)["margins"] == {"one": 25.0} and gate(run)["verdict"] == "ship"
+    path.write_text(plain.replace("MARGINS", "margins: {oen: 25}"))
+    with pytest.raises(
+        ConfigError, match=r"gate.margins: no task `oen` in `tasks:`; there are one, two. Did you mean `one`"
+    ):
+        gate(run)
+    path.write_text(plain.replace("MARGINS", "margin: 25").replace("name: gorp", "name: ewc"))  # another run's YAML
+    assert gate(run)["margins"] == {"one": 2.0}  # as in the last `gorp train`
+
+
+def test_evidence_of_the_time_when_all_tasks_had_one_margin_is_verified(run):
+    answered(run, "v1", [True] * 90 + [False] * 10)
+    answered(run, "v2", [True] * 88 + [False] * 12)
+    gate(run, margin=3.0)
+    path = run / "eval/gate/v2-v1.json"
+    kept = json.loads(path.read_text())
+    assert kept.pop("margins") == {"one": 3.0}
+    del kept[SEAL]
+    path.write_text(json.dumps(sealed(kept | {"margin": 3.0})))
+    assert verify(path)["tasks"] == kept["tasks"]
+    path.write_text(json.dumps(sealed(kept | {"margin": 4.0})))
     with pytest.raises(CheckpointError, match="is not what the files of the workspace give now"):
         verify(path)
 

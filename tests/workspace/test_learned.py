@@ -44,7 +44,7 @@ def test_the_next_task_needs_no_training_row_of_an_earlier_one(project, learned)
     (project / "one.jsonl").unlink()
     said, path = Said(), write_config(project)
     plan(load_config(path), project / "work")
-    matrix = run_sequence(load_config(path), project / "work", progress=said)
+    matrix = run_sequence(load_config(path), project / "work", progress=said).matrix
     assert [
         line
         for line in said.lines

@@ -162,7 +162,7 @@ def test_a_task_that_did_not_get_better_is_named_with_its_answers(tmp_path):
     idle = {"per_device_train_batch_size": 4, "learning_rate": 1e-30}
     path = make_project(tmp_path, tasks=[task("one", metric=None)], training=idle)
     said = Said()
-    matrix = run_sequence(load_config(path), tmp_path / "work", progress=said)
+    matrix = run_sequence(load_config(path), tmp_path / "work", progress=said).matrix
     assert matrix.R[1, 0] == matrix.R[0, 0] == 0
     answers = tmp_path / "work/eval/samples/v1-one.jsonl"
     assert answers.is_file() and said.lines[-1] == (
@@ -248,7 +248,7 @@ def test_two_runs_of_one_task_end_as_one_run_of_both(tmp_path, method):
     path = make_project(tmp_path, family="llama" if method == "olora" else "t5", method=block)
     run_sequence(load_config(path), tmp_path / "whole")
     run_sequence(load_config(write_config(tmp_path, method=block, tasks=[task("one")])), tmp_path / "parts")
-    matrix = run_sequence(load_config(write_config(tmp_path, method=block)), tmp_path / "parts")
+    matrix = run_sequence(load_config(write_config(tmp_path, method=block)), tmp_path / "parts").matrix
     assert weights(tmp_path / "parts", "v2") == weights(tmp_path / "whole", "v2")
     assert matrix.to_dict() == AccuracyMatrix.from_dict(status(tmp_path / "whole")["matrix"]).to_dict()
     assert not np.isnan(matrix.R).any()  # the new task's column was filled in for v0 and v1
@@ -323,7 +323,7 @@ def stop() -> None:
 
 def test_a_joint_method_trains_once_on_all_tasks(tmp_path):
     path = make_project(tmp_path, method={"name": "multi_task"})
-    matrix = run_sequence(load_config(path), tmp_path / "work")
+    matrix = run_sequence(load_config(path), tmp_path / "work").matrix
     assert np.isnan(matrix.R[1]).all() and not np.isnan(matrix.R[[0, 2]]).any()
     assert Workspace(tmp_path / "work").current().contains == ["one", "two"]
     training = json.loads((tmp_path / "work/versions/v1/training.json").read_text())

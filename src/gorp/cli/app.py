@@ -1,7 +1,7 @@
 """The command line: parse arguments, call the library, print. Results go to stdout, everything else to stderr.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 130 interrupted (Ctrl-C) and 143 terminated (SIGTERM).
-After 130 or 143 the same command continues the run.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 3 held by the gate, 4 too few rows for it to tell; 130
+interrupted (Ctrl-C) and 143 terminated (SIGTERM). After 130 or 143 the same command continues the run.
 """
 
 from typing import Annotated
@@ -16,6 +16,7 @@ from gorp.cli.export import export
 from gorp.cli.gate import gate
 from gorp.cli.keep import gc, log
 from gorp.cli.look import methods, status
+from gorp.cli.promote import promote
 from gorp.cli.rollback import rollback
 from gorp.cli.train import estimate, train
 
@@ -29,7 +30,7 @@ app = typer.Typer(
 for command in (demo, train, status):
     app.command()(command)
 app.command("eval")(evaluate)
-for command in (ask, gate, rollback, export, log, gc, doctor, methods, estimate):
+for command in (ask, gate, promote, rollback, export, log, gc, doctor, methods, estimate):
     app.command()(command)
 
 

@@ -17,6 +17,7 @@ from gorp.evaluation import FORMULAS, MEANINGS, AccuracyMatrix
 from gorp.printable import printable
 from gorp.report import TaskVerdict, in_one_line, in_one_sentence, matrix_table, verdicts
 from gorp.report.wording import MATRIX_READING, number
+from gorp.workspace.held import held_in_words
 
 
 PLAIN_WIDTH = 160
@@ -27,6 +28,9 @@ NEWEST = 3
 
 FEW = 4
 """Up to this many tasks have a line each; with more tasks, those that lost nothing share one line."""
+
+FLIPPED = 5
+"""Most answers that changed that are printed for each task; the evidence has all of them."""
 
 LEAK_READING = "Leak covers only inputs in S: a score can drop although the leak is 1e-7."
 """Printed under every table with a leak in it, because a small leak does not mean that nothing was forgotten."""
@@ -133,8 +137,35 @@ def gate_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
+def show_gate(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the verdict on a version: its table, a sentence for each task, and the first answers that changed.
+
+    Args:
+        console: Where to print.
+        found: The result of `gorp.workspace.gate.gate`.
+    """
+    from gorp.workspace.gate import in_words  # imports scipy
+
+    new, old = found["new"]["version"], found["old"]["version"]
+    say_on(console, f"{new} against {old}: {found['verdict'].upper()}")
+    if not found["tasks"]:
+        say_on(console, f"{old} had learned no task, so there was nothing to lose")
+        return
+    console.print(gate_table(found))
+    for task, facts in found["tasks"].items():
+        say_on(console, in_words(task, facts))
+        rows = found["flipped"][task]
+        for row in rows[:FLIPPED]:
+            turned = "right, now wrong" if row["lost"] else "wrong, now right"
+            prompt = " ".join(row["prompt"].split())[-60:]
+            answers = f"{row['old']!r}, now {row['new']!r}; wanted {row['expected']!r}"
+            say_on(console, f"  {turned}: …{prompt} -> {answers}")
+        if len(rows) > FLIPPED:
+            say_on(console, f"  and {len(rows) - FLIPPED} more in the evidence")
+
+
 def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = True, each: bool = False) -> None:
-    """Print the mean score of the current version, its score on each task, and the pending tasks.
+    """Print the mean score of the current version, its score on each task, and the tasks that are pending or held.
 
     A task with a line of its own also shows how much of it is protected and how far its outputs have moved, where the
     version records that.
@@ -165,6 +196,10 @@ def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = Tr
         say_on(console, f"the YAML is not used: {state['problem']}; the tasks shown are those of the last `gorp train`")
     pending = [f"{task} (started)" if task in state["begun"] else task for task in state["pending"]]
     say_on(console, f"pending tasks: {', '.join(pending) or 'none'}")
+    for task, facts in state["held"].items():
+        say_on(console, held_in_words(task, facts, current=state["current"]), style="red")
+    for version, reason in state["anyway"].items():
+        say_on(console, f"{version} was promoted although the gate did not accept it: {reason}", style="yellow")
     for line in state["remarks"] + state["warnings"]:
         say_on(console, line, style="yellow")
 

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 from transformers import TrainerCallback
 
-from gorp.cli.console import add_row, empty_table
+from gorp.cli.console import add_row, empty_table, show_gate
 from gorp.evaluation import AccuracyMatrix
 from gorp.layers.targets import Treatment
 from gorp.printable import printable
@@ -55,6 +55,10 @@ class PlainProgress(Progress):
         if not found:
             scores = zip(matrix.tasks, matrix.R[0].tolist(), strict=True)
             self.say(f"base model scores: {', '.join(f'{task} {number(score)}' for task, score in scores)}")
+
+    def gate(self, found: Mapping[str, Any]) -> None:
+        """Print the verdict as `gorp gate` does."""
+        show_gate(self.console, found)
 
     @contextmanager
     def training(self, name: str) -> Iterator[TrainerCallback]:

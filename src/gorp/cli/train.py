@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gorp.cli.command import AsJson, errors, folder, print_json, say, start
+from gorp.cli.gate import EXIT
 from gorp.errors import ConfigError
 
 
@@ -28,14 +29,19 @@ def train(
         ),
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Train an unfinished task from its start instead of continuing it.")
+        bool,
+        typer.Option("--restart", help="Train an unfinished task from its start, and held tasks again."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show what would be trained; write nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the pending tasks in order and score all tasks after each. Run it again to continue an interrupted run."""
+    """Train the pending tasks in order, score all tasks after each, and judge each new version as `gorp gate` does.
+
+    A version that lost on an earlier task is held: it is kept, the version before it stays the current one, and
+    training stops (exit 3). The same command continues an interrupted run, and after a hold it trains the next task.
+    """
     with errors(interrupted=" Run the same command to continue."):
         if config.is_dir():
             _refuse_folder(config)
@@ -51,16 +57,18 @@ def train(
             result = {"pending": pending, "trainable": trainable, "parameters": total}
             print_json(result) if as_json else say(f"pending tasks: {', '.join(pending) or 'none'}")
             return
-        run_sequence(settings, folder, restart=restart, progress=progress)
+        held = run_sequence(settings, folder, restart=restart, progress=progress).held
         state = status(folder)
         if as_json:
             print_json(state)
-            return
-        from gorp.cli.console import show_verdict
+        else:
+            from gorp.cli.console import show_verdict
 
-        already_shown = console.is_terminal and progress.console.is_terminal  # by `progress`, just above
-        show_verdict(console, state, tasks=not already_shown)
-        say(f"`gorp status {shlex.quote(str(folder))}` shows all scores and versions")
+            already_shown = console.is_terminal and progress.console.is_terminal  # by `progress`, just above
+            show_verdict(console, state, tasks=not already_shown)
+            say(f"`gorp status {shlex.quote(str(folder))}` shows all scores and versions")
+        if held is not None:
+            raise typer.Exit(EXIT[held["verdict"]])
 
 
 def _refuse_folder(path: Path) -> NoReturn:

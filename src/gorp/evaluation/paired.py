@@ -166,17 +166,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdicts(outcomes: Sequence[Flips], margin: float, *, level: float = 0.05) -> list[Verdict]:
-    """Return the verdict of each task.
+def verdicts(outcomes: Sequence[Flips], margins: Sequence[float], *, level: float = 0.05) -> list[Verdict]:
+    """Return the verdict of each task; `margins` has its δ, in the same order.
 
     `hold` needs a p-value of `inferior`, adjusted by Holm over the tasks, of at most `level`: with many tasks one would
     look worse by chance. `ship` needs no adjustment: a version ships only if every task passes, and the probability
     that a task passes wrongly is at most `level` for each.
     """
-    held = holm([inferior(flips, margin) for flips in outcomes])
+    held = holm([inferior(flips, margin) for flips, margin in zip(outcomes, margins, strict=True)])
     return [
         "hold" if p <= level else "ship" if not_inferior(flips, margin) <= level else "inconclusive"
-        for flips, p in zip(outcomes, held, strict=True)
+        for flips, margin, p in zip(outcomes, margins, held, strict=True)
     ]
 
 

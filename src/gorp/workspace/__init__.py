@@ -23,6 +23,13 @@ record.py     the content of version.json
 unfinished.py a training that was interrupted
 run.py        train the pending tasks, score, write versions
 evaluate.py   score a version again
+gate_config.py the `gate:` block of the YAML
+gate.py       compare a version with an earlier one on the tasks that the earlier one had learned
+judge.py      the verdict on a new version within a run
+held.py       versions that the gate did not accept, and what that means for the order of tasks
+promote.py    make a later version the current one
+rollback.py   go back to an earlier version
+present.py    the YAML as it is now, read without torch
 loaded.py     the base model of a version, its deltas, and the rows that it is scored on
 ask.py        ask a version in the form of one of its tasks
 export.py     write a version as a merged model or a LoRA adapter

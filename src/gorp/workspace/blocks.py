@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from reprlib import Repr
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -96,6 +96,9 @@ def _refuse_booleans(kind: Any, value: Any, where: str) -> None:
     if is_dataclass(kind) and isinstance(value, Mapping):
         for name, hint in get_type_hints(kind).items():
             _refuse_booleans(hint, value.get(name), f"{where}.{name}" if where else name)
+    elif get_origin(kind) is dict and isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_booleans(get_args(kind)[1], item, f"{where}.{key}")
     elif isinstance(value, bool):
         kinds = {kind, *get_args(kind)}
         if kinds & {int, float} and bool not in kinds:

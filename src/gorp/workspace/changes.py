@@ -4,11 +4,12 @@
     between two tasks     `training`, `encoding`, `eval`, the rows of learned tasks, tasks not learned yet (but not
                           their number, if the method needs it), and options that are marked `BETWEEN_TASKS`
     within a task         only what does not influence the trained weights: `eval`, paths, how often to save and log
+    always                `gate`
 
 Scores need no rule: each is saved with its conditions, and measured again when these change.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from gorp.errors import ConfigError
@@ -16,6 +17,7 @@ from gorp.layers.lora import LoraSettings
 from gorp.methods import METHODS
 from gorp.ranges import may_change
 from gorp.workspace.config import RunConfig, effective, num_tasks
+from gorp.workspace.held import fits
 from gorp.workspace.store import Version
 
 
@@ -35,8 +37,13 @@ def course(config: RunConfig) -> dict[str, Any]:
     return {**blocks, "training": training, "model": {"dtype": values["model"]["dtype"]}, **planned}
 
 
-def check_settings(config: RunConfig, current: Version) -> None:
+def check_settings(config: RunConfig, current: Version, held: Collection[str]) -> None:
     """Check that no setting was changed that must stay once a task is learned.
+
+    Args:
+        config: The configuration.
+        current: The current version.
+        held: The tasks that the gate ever held; see `held.fits`.
 
     Raises:
         ConfigError: If one was; the message names the first.
@@ -46,15 +53,16 @@ def check_settings(config: RunConfig, current: Version) -> None:
         return
     old, new = dict(current.record["config"]), effective(config)
     names = [task["name"] for task in new["tasks"]]
-    if names[: len(learned)] != learned:
+    if not fits(names, learned, held):
         raise ConfigError(
             f"tasks: the workspace has learned {', '.join(learned)}, in this order, but the configuration begins with "
             f"{', '.join(names[: len(learned)])}. Add new tasks after the learned ones."
         )
     specs = {spec["name"]: spec for spec in old["tasks"]}
-    for index, name in enumerate(learned):
-        before, now = (_without(spec, FREE_TASK_FIELDS) for spec in (specs[name], new["tasks"][index]))
-        _compare(before, now, f"tasks[{index}]")
+    for index, spec in enumerate(new["tasks"]):
+        if spec["name"] in learned:
+            before, now = (_without(each, FREE_TASK_FIELDS) for each in (specs[spec["name"]], spec))
+            _compare(before, now, f"tasks[{index}]")
     _compare(old["method"]["name"], new["method"]["name"], "method.name")
     if num_tasks(config) not in (None, len(old["tasks"])):
         raise ConfigError(
@@ -89,7 +97,7 @@ def _compare(old: Any, new: Any, where: str, *, free: Sequence[str] = ()) -> Non
         raise ConfigError(
             f"{path} is {now!r}, but the learned tasks of this workspace were trained with {before!r}. Set it to that "
             "value, or use another workspace. After the first task these may change: `training`, `encoding`, `eval`, "
-            f"tasks not learned yet{options and ', '}{options}."
+            f"`gate`, tasks not learned yet{options and ', '}{options}."
         )
 
 

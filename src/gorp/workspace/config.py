@@ -9,6 +9,7 @@
       - {name: oct, train: data/oct.jsonl, eval: data/oct_test.jsonl}
       - {name: nov, train: data/nov.jsonl, eval: data/nov_test.jsonl}
     eval:     {batch_size: 32, limit: null}
+    gate:     {margin: 2.0}
     seed: 0
 
 `tasks` can also name a published order of the CL benchmark: `tasks: {order: order1, data: CL_Benchmark}`.
@@ -32,6 +33,7 @@ from gorp.methods.base import MethodConfig
 from gorp.models.load import SHIPPED, ModelConfig
 from gorp.training.settings import DEFAULTS, check_training_block
 from gorp.workspace.blocks import check_keys, read_block, read_value, show
+from gorp.workspace.gate_config import GateConfig, read_gate
 from gorp.workspace.yaml_file import read_yaml
 
 
@@ -41,7 +43,7 @@ NOT_SHARED = ("name", "train", "eval", "format")
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that determines the result of a run. Paths are absolute."""
+    """Everything that a run is done with. Paths are absolute."""
 
     model: ModelConfig
     """The base model."""
@@ -59,6 +61,8 @@ class RunConfig:
     """In the order of training."""
     eval: EvalConfig
     """How tasks are scored."""
+    gate: GateConfig
+    """How a new version is judged; it influences neither weights nor scores."""
     seed: int
     """Seed of new adapters, the order of rows and dropout; not of the split into train, dev and eval rows."""
     source: Path | None = None
@@ -68,7 +72,7 @@ class RunConfig:
 LONGEST_MESSAGE = 4000
 """Maximum length in characters of an error message about a YAML."""
 
-BLOCKS = ("model", "method", "lora", "training", "encoding", "tasks", "eval", "seed")
+BLOCKS = ("model", "method", "lora", "training", "encoding", "tasks", "eval", "gate", "seed")
 
 
 def load_config(path: Path) -> RunConfig:
@@ -103,6 +107,7 @@ def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
         if key not in block:
             raise ConfigError(f"`{key}:` is missing. A run needs `model:`, `method:` and `tasks:`.")
     method, options, lora = _method(block["method"], block.get("lora"))
+    tasks = _tasks(block["tasks"], folder)
     return RunConfig(
         model=_model(block["model"], folder),
         method=method,
@@ -110,8 +115,9 @@ def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
         lora=lora,
         training=_training(_block(block, "training")),
         encoding=read_block(Encoding, _block(block, "encoding"), "encoding"),
-        tasks=_tasks(block["tasks"], folder),
+        tasks=tasks,
         eval=read_block(EvalConfig, _block(block, "eval"), "eval"),
+        gate=read_gate(_block(block, "gate"), [task.name for task in tasks]),
         seed=_seed(block.get("seed", 0)),
     )
 
@@ -122,7 +128,7 @@ def num_tasks(config: RunConfig) -> int | None:
 
 
 def effective(config: RunConfig) -> dict[str, Any]:
-    """Return everything that determines the result as JSON values, with all defaults (also those of the mode)."""
+    """Return everything that a run is done with as JSON values, with all defaults (also those of the mode)."""
     method = build_method(config.method, config.options, config.lora)
     lora: LoraSettings = getattr(method, "lora", LoraSettings())
     return {
@@ -133,6 +139,7 @@ def effective(config: RunConfig) -> dict[str, Any]:
         "encoding": asdict(config.encoding),
         "tasks": [asdict(task) for task in config.tasks],
         "eval": asdict(config.eval),
+        "gate": asdict(config.gate),
         "seed": config.seed,
     }
 

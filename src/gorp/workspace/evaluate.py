@@ -12,6 +12,7 @@ from gorp.progress import Progress
 from gorp.workspace.accepted import CONFIG, beside
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, load_config, parse_config
+from gorp.workspace.held import held_once
 from gorp.workspace.mark import check_place
 from gorp.workspace.prepare import Session, prepare
 from gorp.workspace.scoring import learned_digest, load_version, score_row, write_matrix
@@ -113,7 +114,7 @@ def _found_configuration(store: Workspace, progress: Progress, given: Path | Non
         now = load_config(source)
         if now.model.path != accepted.model.path and not _is_base(store, now.model):
             raise ConfigError(f"model.path is {now.model.path}, and was {accepted.model.path}.")
-        check_settings(now, store.current())
+        check_settings(now, store.current(), held_once(store))
     except ConfigError as error:
         progress.say(f"the YAML is not used, because it no longer fits this workspace: {error}")
         progress.say(f"configuration: that of the last `gorp train` ({kept_in})")

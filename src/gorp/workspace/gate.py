@@ -2,7 +2,8 @@
 
 Both versions have answered the same rows; the answers are in `eval/samples`. For each task the verdict is `ship`,
 `hold` or `inconclusive` (`gorp.evaluation.paired`). The evidence is kept in `eval/gate/<new>-<old>.json`: with it, the
-verdict can be computed again from the answers.
+verdict can be computed again from the answers. `gorp train` judges each new version so before it is published, and
+`gorp promote` before it moves CURRENT.
 """
 
 import json
@@ -24,20 +25,15 @@ from gorp.evaluation.paired import (
     together,
     verdicts,
 )
-from gorp.ranges import Range
 from gorp.storage import read_json, write_json
+from gorp.workspace.gate_config import ALLOWED, present_gate
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import SEAL, is_whole, sealed
 from gorp.workspace.store import Version, Workspace
 
 
-MARGIN = 2.0
-"""δ in points, unless the user gives another."""
-
 LEVEL = 0.05
 """α: probability that a task passes wrongly, and that a version is held wrongly."""
-
-ALLOWED = Range(0, 100, open_low=True, open_high=True)
 
 
 def gate(
@@ -45,7 +41,8 @@ def gate(
     *,
     version: str | None = None,
     against: str | None = None,
-    margin: float = MARGIN,
+    margin: float | Mapping[str, float] | None = None,
+    source: Path | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Return the verdict on a version, with every number that it rests on, and keep it as evidence.
@@ -54,7 +51,9 @@ def gate(
         workspace: Folder of the workspace.
         version: The new version; None for CURRENT.
         against: The old version; None for the one that the new one was trained from.
-        margin: δ, in points: a drop up to this is allowed.
+        margin: δ, in points: a drop up to this is allowed. One number, or one for each task that the old version had
+            learned. None: those of the `gate:` block of the YAML.
+        source: The YAML that the user named, if any.
         dry_run: Keep no evidence.
 
     Returns:
@@ -63,13 +62,18 @@ def gate(
         wrong, then those that turned right; the digests of both versions and of the answers; `path` of the evidence.
 
     Raises:
-        ConfigError: If a version does not exist, or the margin is impossible.
+        ConfigError: If a version does not exist, a margin is impossible, or the `gate:` block is not valid.
         CheckpointError: If a score or an answer is missing or damaged, or the two versions were scored on other rows.
     """
-    if margin not in ALLOWED:
+    if isinstance(margin, int | float) and margin not in ALLOWED:
         raise ConfigError(f"--margin is {margin}; it must be {ALLOWED}.")
     store, new, old = _versions(workspace, version, against)
-    evidence = _evidence(store, new, old, margin)
+    margins: Mapping[str, float]
+    if margin is None:
+        margins = present_gate(store, source).of(old.contains)
+    else:
+        margins = margin if isinstance(margin, Mapping) else dict.fromkeys(old.contains, float(margin))
+    evidence = _evidence(store, new, old, margins)
     path = _path(store, new, old)
     if not dry_run:
         with Scores(store.root / "eval").writing():
@@ -112,9 +116,12 @@ def verify(path: Path) -> dict[str, Any]:
     if not isinstance(kept, dict) or SEAL not in kept or not is_whole(kept):
         raise CheckpointError(f"{path}: damaged or changed: not the evidence of a gate as gorp wrote it.")
     store = Workspace(path.parent.parent.parent)
-    now = _evidence(store, store.version(kept["new"]["version"]), store.version(kept["old"]["version"]), kept["margin"])
+    new, old = (store.version(kept[which]["version"]) for which in ("new", "old"))
+    margins = {task: kept["margin"] for task in old.contains} if "margin" in kept else kept["margins"]
+    now = _evidence(store, new, old, margins)
+    unlike = {"gorp", "margins"} if "margin" in kept else {"gorp"}  # older evidence has one margin for all tasks
     for key, value in json.loads(json.dumps(now)).items():
-        if key != "gorp" and kept.get(key) != value:
+        if key not in unlike and kept.get(key) != value:
             raise CheckpointError(
                 f"{path}: `{key}` is not what the files of the workspace give now. Something was changed or scored "
                 "again since; `gorp gate` makes new evidence."
@@ -122,43 +129,58 @@ def verify(path: Path) -> dict[str, Any]:
     return {**now, "path": str(path)}
 
 
-def _evidence(store: Workspace, new: Version, old: Version, margin: float) -> dict[str, Any]:
+def _evidence(store: Workspace, new: Version, old: Version, margins: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        **compare(store, new.name, old, margins),
+        "new": {"version": new.name, "sha256": new.sha256},
+        "old": {"version": old.name, "sha256": old.sha256},
+        "gorp": gorp.__version__,
+    }
+
+
+def compare(store: Workspace, new: str, old: Version, margins: Mapping[str, float]) -> dict[str, Any]:
+    """Return the evidence on a version without the digests of the two versions; the new one need not be published.
+
+    Args:
+        store: The workspace.
+        new: Name of the new version.
+        old: The old version.
+        margins: Task -> δ in points, for every task that the old version had learned.
+
+    Raises:
+        CheckpointError: If a score or an answer is missing or damaged, or the two versions were scored on other rows.
+    """
     scores = Scores(store.root / "eval")
     tasks = old.contains  # also those that the new version has not learned, if it is on another branch
-    answers = {task: _paired(scores, task, old, new) for task in tasks}
+    answers = {task: _paired(scores, task, old.name, new) for task in tasks}
     outcomes = [Flips.of([a["correct"] for a, _ in rows], [b["correct"] for _, b in rows]) for rows in answers.values()]
-    each = verdicts(outcomes, margin / 100, level=LEVEL)
+    each = verdicts(outcomes, [margins[task] / 100 for task in tasks], level=LEVEL)
     for number, rows in enumerate(answers.values()):
         if rows and not any(a["correct"] for a, _ in rows):
             each[number] = "ship"  # no answer was right, so none can be lost
     return {
         "verdict": together(each),
-        "new": {"version": new.name, "sha256": new.sha256},
-        "old": {"version": old.name, "sha256": old.sha256},
-        "margin": margin,
+        "margins": {task: margins[task] for task in tasks},
         "level": LEVEL,
         "tasks": {
-            task: _facts(flips, verdict, margin, [a["correct"] for a, _ in answers[task]], count=len(tasks))
+            task: _facts(flips, verdict, margins[task], [a["correct"] for a, _ in answers[task]], count=len(tasks))
             for task, flips, verdict in zip(tasks, outcomes, each, strict=True)
         },
         "flipped": {task: _flipped(rows) for task, rows in answers.items()},
         "answers": {
-            f"{version.name}-{task}": scores.cells[version.name][task]["samples"]
-            for task in tasks
-            for version in (old, new)
+            f"{version}-{task}": scores.cells[version][task]["samples"] for task in tasks for version in (old.name, new)
         },
-        "gorp": gorp.__version__,
     }
 
 
-def _paired(scores: Scores, task: str, old: Version, new: Version) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _paired(scores: Scores, task: str, old: str, new: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return the answers of both versions to each row of a task."""
-    first, second = (scores.answers(version.name, task) for version in (old, new))
-    before, after = (scores.cells[version.name][task] for version in (old, new))
+    first, second = (scores.answers(version, task) for version in (old, new))
+    before, after = (scores.cells[version][task] for version in (old, new))
     if before.get("conditions") != after.get("conditions"):
         raise CheckpointError(
-            f"{task}: {old.name} and {new.name} were scored on other rows, or with other settings. `gorp eval "
-            f"--version {old.name}` scores the older one as now."
+            f"{task}: {old} and {new} were scored on other rows, or with other settings. `gorp eval --version {old}` "
+            "scores the older one as now."
         )
     pairs = list(zip(first, second, strict=True))
     assert all(a["index"] == b["index"] for a, b in pairs), "equal conditions mean equal rows"

@@ -19,6 +19,7 @@ from gorp.progress import Progress
 from gorp.training import SavedTorchSettings, check_arguments, check_method, training_arguments
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, num_tasks
+from gorp.workspace.held import held_once, held_versions, order_of_learning
 from gorp.workspace.learned import recall, train_file_sha256
 from gorp.workspace.lengths import check_lengths
 from gorp.workspace.store import Version, Workspace
@@ -35,6 +36,7 @@ class Session:
     config: RunConfig
     workspace: Workspace
     tasks: list[Task]
+    """In the order of learning: the learned ones, then the others in the order of the YAML."""
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     method: Method
@@ -44,6 +46,8 @@ class Session:
     """The versions from v0 to CURRENT; empty for a new workspace."""
     train_files: Mapping[str, str | None]
     """Task -> SHA-256 of its training file; None for a folder or a hub data set."""
+    held: Mapping[str, Version]
+    """Task that is not trained again -> the version that the gate holds, trained on the same rows."""
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -72,7 +76,7 @@ def prepare(
     """
     lineage = workspace.lineage() if workspace.exists() else []
     if lineage:
-        check_settings(config, lineage[-1])
+        check_settings(config, lineage[-1], held_once(workspace))
     progress.say(f"reading {len(config.tasks)} task{'s' * (len(config.tasks) > 1)}")
     folder = locate(config.model)
     local = replace(config.model, path=str(folder))
@@ -80,6 +84,7 @@ def prepare(
     tokenizer = load_tokenizer(local)
     train_files: dict[str, str | None] = {}
     tasks = _tasks(config, workspace, lineage, tokenizer, progress, scored, train_files)
+    held = _held(tasks, workspace, lineage) if scored is None else {}
     for task in tasks:
         for note in task.notes:
             progress.say(f"{task.name}: {note}")
@@ -109,7 +114,7 @@ def prepare(
     state = lineage[-1].method_state(sha256) if lineage else {}
     if state:
         method.load_state_dict(state)
-    if scored is None and lineage and len(lineage[-1].contains) < len(tasks):
+    if scored is None and lineage and len(lineage[-1].contains) + len(held) < len(tasks):
         method.warnings(len(lineage[-1].contains))  # raises if the method cannot learn another task
     return Session(
         config=config,
@@ -121,6 +126,7 @@ def prepare(
         base=base,
         lineage=lineage,
         train_files=train_files,
+        held=held,
     )
 
 
@@ -141,7 +147,8 @@ def _tasks(
     together = METHODS[config.method].joint and len(learned) < len(config.tasks) and scored is None
     asked: Any = {"tokenizer": tokenizer, "seed": CUT_SEED, "date": config.encoding.date}
     tasks = []
-    for spec in config.tasks:
+    specs = {spec.name: spec for spec in config.tasks}
+    for spec in map(specs.__getitem__, order_of_learning(list(specs), learned)):
         if scored is not None and spec.name not in scored:
             continue
         if spec.name in learned and not together:
@@ -162,6 +169,18 @@ def _tasks(
                 ) from error
         tasks.append(task)
     return tasks
+
+
+def _held(tasks: Sequence[Task], workspace: Workspace, lineage: Sequence[Version]) -> dict[str, Version]:
+    """Return the tasks whose rows are still those of a version that the gate holds, each with the newest such one."""
+    versions, found = held_versions(workspace, lineage) if lineage else {}, {}
+    for task in tasks:
+        if task.train is not None and task.name in versions:
+            rows = rows_fingerprint(task.train)
+            for version in versions[task.name]:
+                if version.record["tasks"][task.name].get("train_fingerprint") == rows:
+                    found[task.name] = version
+    return found
 
 
 def device_for(config: RunConfig) -> str:

@@ -30,6 +30,7 @@ def version_record(
     contains: list[str],
     scores: dict[str, dict[str, Any]],
     training: Mapping[str, Any],
+    gate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of version.json without the version's name and the digests of its files, as JSON values.
 
@@ -40,6 +41,7 @@ def version_record(
         contains: All learned tasks.
         scores: The version's row of the score matrix.
         training: Content of training.json; empty for v0.
+        gate: The verdict: `verdict`, `against`, `accepted`, `margins`, `tasks`; None if it was not judged.
     """
     facts = training.get("facts", {})
     return {
@@ -50,6 +52,7 @@ def version_record(
         "base": {**session.base, "path": portable_path(session.base["path"], _folder(session))},
         "config": portable(effective(session.config), session.config.source),
         "tasks": {item.name: _task(session, item, lineage) for item in session.tasks},
+        "gate": None if gate is None else dict(gate),
         "metrics": {"scores": scores, "measures": measures_after(session, lineage, contains, scores)},
         **{key: facts.get(key) for key in PROMISE},
         "leak_earlier": training.get("leak_earlier"),

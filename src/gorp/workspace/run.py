@@ -1,12 +1,14 @@
 """Train the pending tasks one after another and score every task after each; a killed run can be continued.
 
 For each task these are written, in this order: checkpoints in run/<task>; the tensors and training.json of the finished
-training in versions/.tmp-vN; its scores, one by one; version.json, and the rename to versions/vN; CURRENT; the ledger.
-The next run continues from the last of these that is complete, and ends with the same weights.
+training in versions/.tmp-vN; its scores, one by one; version.json with the verdict of the gate, and the rename to
+versions/vN; CURRENT; the ledger; the evidence. The next run continues from the last of these that is complete, and ends
+with the same weights. A version that the gate holds does not become CURRENT, and the run ends with it.
 """
 
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from gorp.storage import file_sha256, write_json
 from gorp.training import last_complete, train_task
 from gorp.workspace.accepted import keep_configuration
 from gorp.workspace.config import RunConfig, effective, num_tasks
+from gorp.workspace.held import held_facts, held_in_words
+from gorp.workspace.judge import answer_again, is_judged, judge, show_verdict
 from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.learned import keep
 from gorp.workspace.mark import check_place
@@ -44,19 +48,31 @@ from gorp.workspace.unfinished import Unfinished
 from gorp.workspace.version import TRAINING
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run ended with."""
+
+    matrix: AccuracyMatrix
+    """The score matrix R, (T + 1) x T, with the columns in the order of learning."""
+    held: Mapping[str, Any] | None
+    """The evidence on the version that the gate holds (see `gorp.workspace.gate.gate`), if the run ended with one."""
+
+
 def run_sequence(
     config: RunConfig, workspace: Path, *, restart: bool = False, progress: Progress | None = None
-) -> AccuracyMatrix:
-    """Train all tasks that the workspace has not learned, and score every task after each.
+) -> RunResult:
+    """Train the pending tasks, score every task after each, and judge each new version; stop at one that is held.
+
+    A held task is not pending: one of which a version, trained on the same rows, was not accepted by the gate.
 
     Args:
         config: The configuration; see `load_config`.
         workspace: Folder of the workspace; created if it does not exist.
-        restart: Discard the unfinished training of a task instead of continuing it.
+        restart: Discard the unfinished training of a task instead of continuing it, and train held tasks again.
         progress: Receives the progress of the run.
 
     Returns:
-        The score matrix R, (T + 1) x T.
+        The score matrix, and the evidence on the version that was held, if any.
 
     Raises:
         GorpError: As `prepare`, and for a folder that is not a workspace or that another process writes to; nothing is
@@ -82,8 +98,8 @@ def run_sequence(
             return _run_pending(session, restart, progress)
 
 
-def _run_pending(session: Session, restart: bool, progress: Progress) -> AccuracyMatrix:
-    """Train and score the pending tasks; the workspace is checked and locked by the caller."""
+def _run_pending(session: Session, restart: bool, progress: Progress) -> RunResult:
+    """Train, score and judge the pending tasks; the workspace is checked and locked by the caller."""
     store = session.workspace
     keep_configuration(store.root, effective(session.config), session.config.source)
     for task in session.tasks:
@@ -92,11 +108,19 @@ def _run_pending(session: Session, restart: bool, progress: Progress) -> Accurac
     _measure_versions(session, progress)
     lineage = store.lineage()
     progress.matrix(write_matrix(session, lineage))
-    for stage in _stages(session, lineage[-1].contains):
-        _learn(session, stage, lineage, restart, progress)
+    for version in store.late:  # published by a process that was killed before it could show the verdict
+        if (held := show_verdict(session, version, progress)) is not None:
+            return RunResult(matrix=write_matrix(session, lineage), held=held)
+    pending = _stages(session, lineage[-1].contains, restart)
+    if pending and is_judged(session, lineage[-1]):
+        answer_again(session, lineage[-1], progress)
+    for stage in pending:
+        version = _learn(session, stage, lineage, restart, progress)
         lineage = store.lineage()
         progress.matrix(write_matrix(session, lineage))
-    return write_matrix(session, lineage)
+        if (held := show_verdict(session, version, progress)) is not None:
+            return RunResult(matrix=write_matrix(session, lineage), held=held)
+    return RunResult(matrix=write_matrix(session, lineage), held=None)
 
 
 def plan(
@@ -125,7 +149,8 @@ def plan(
         progress.say(line)
     total = sum(p.numel() for p in session.model.parameters())
     contains = session.lineage[-1].contains if session.lineage else []
-    pending = [task.name for task in session.tasks if task.name not in contains]
+    learned_or_held = {*contains, *(() if restart else session.held)}
+    pending = [task.name for task in session.tasks if task.name not in learned_or_held]
     no_rows = TaskContext(
         name="plan",
         index=1,
@@ -169,7 +194,7 @@ def check_unfinished(session: Session) -> None:
             it; the message names what differs and what to do.
     """
     lineage = session.lineage
-    pending = _stages(session, lineage[-1].contains if lineage else [])
+    pending = _stages(session, lineage[-1].contains if lineage else [], restart=False)
     for stage in pending[:1]:
         _unfinished(session, stage, lineage).check()
     for stage in pending[1:]:
@@ -186,6 +211,10 @@ def remarks(session: Session) -> list[str]:
     """Return a sentence for everything in the workspace that is unusual but allowed."""
     store, names = session.workspace, {JOINT, *(task.name for task in session.tasks)}
     lines = store.remarks() if session.lineage else []
+    lines += [
+        held_in_words(task, held_facts(version), current=session.lineage[-1].name)
+        for task, version in session.held.items()
+    ]
     folders = sorted(path.parent for path in (store.root / "run").glob("*/checkpoint-*"))
     return lines + [
         f"{folder}: holds an unfinished training of a task that is not in the configuration; it is left as it is. "
@@ -217,9 +246,10 @@ def _measure_versions(session: Session, progress: Progress) -> None:
     load_version(session, lineage[-1])
 
 
-def _stages(session: Session, learned: list[str]) -> list[Stage[Task]]:
-    """Return the trainings that are pending after the tasks `learned`."""
-    return stages(session.tasks, joint=session.method.joint, seed=session.config.seed, learned=learned)
+def _stages(session: Session, learned: list[str], restart: bool) -> list[Stage[Task]]:
+    """Return the trainings that are pending after the tasks `learned`; with `restart` also those of held tasks."""
+    tasks = [task for task in session.tasks if restart or task.name not in session.held]
+    return stages(tasks, joint=session.method.joint, seed=session.config.seed, learned=learned)
 
 
 def _unfinished(session: Session, stage: Stage[Task], lineage: list[Version]) -> Unfinished:
@@ -230,8 +260,8 @@ def _unfinished(session: Session, stage: Stage[Task], lineage: list[Version]) ->
     return Unfinished(session, task=stage.name, rows=rows, parent=parent, version=version)
 
 
-def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart: bool, progress: Progress) -> None:
-    """Train one stage or continue its training; score it; publish the version."""
+def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart: bool, progress: Progress) -> Version:
+    """Train one stage or continue its training; score and judge it; publish the version."""
     store = session.workspace
     if session.method.joint:  # joint methods always start from the base model
         lineage = lineage[:1]
@@ -252,12 +282,19 @@ def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart
     digests = {file: file_sha256(work.folder / file) for file in (DELTA, METHOD)}
     scores = score_row(session, name, learned_digest(session, digests), progress)
     record = version_record(
-        session, lineage=lineage, task=stage.name, contains=stage.contains, scores=scores, training=training
+        session,
+        lineage=lineage,
+        task=stage.name,
+        contains=stage.contains,
+        scores=scores,
+        training=training,
+        gate=judge(session, name, lineage[-1]),
     )
-    store.publish(name, record)
+    version = store.publish(name, record)
     progress.say(f"task {stage.name} is saved as version {name}")
     for line in not_learned(session, name, scores, set(stage.contains) - set(lineage[-1].contains)):
         progress.say(line)
+    return version
 
 
 def _train(

@@ -11,6 +11,7 @@ from gorp.evaluation import AccuracyMatrix, comparison, score_task, summary
 from gorp.evaluation.batches import answer_limit
 from gorp.methods import build_method
 from gorp.progress import Progress
+from gorp.workspace.held import order_of_learning
 from gorp.workspace.prepare import Session
 from gorp.workspace.scores import Scores, cell_key, learned_part
 from gorp.workspace.state import DELTA, METHOD
@@ -103,7 +104,8 @@ def learned_digest(session: Session, digests: Mapping[str, str]) -> str:
 
 def write_matrix(session: Session, lineage: Sequence[Version]) -> AccuracyMatrix:
     """Return the score matrix of a lineage, and write it to eval/matrix.csv."""
-    scores, tasks = _scores(session), [spec.name for spec in session.config.tasks]
+    scores, names = _scores(session), [spec.name for spec in session.config.tasks]
+    tasks = order_of_learning(names, lineage[-1].contains)
     with scores.writing():
         matrix = _scores(session).matrix(lineage, tasks)
         matrix.to_csv(scores.folder / "matrix.csv")
@@ -114,7 +116,7 @@ def measures_after(
     session: Session, lineage: Sequence[Version], contains: Sequence[str], cells: dict[str, dict[str, Any]]
 ) -> dict[str, float | None]:
     """Return AP and the other measures over the tasks learned so far, with `cells` as the row after `lineage`."""
-    matrix = _scores(session).matrix(lineage, [task.name for task in session.tasks])
+    matrix = _scores(session).matrix(lineage, order_of_learning([task.name for task in session.tasks], contains))
     for name, cell in cells.items():
         matrix.set(len(contains), name, cell["score"], cell["rows"])
     part = learned_part(matrix, len(contains))

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gorp.errors import ConfigError
 from gorp.evaluation import summary
-from gorp.workspace.accepted import beside
+from gorp.storage import file_sha256
 from gorp.workspace.garbage import bytes_of, find
+from gorp.workspace.held import held_facts, held_versions, order_of_learning, promoted_anyway
+from gorp.workspace.present import present_yaml, task_names
 from gorp.workspace.scores import Scores, learned_part
-from gorp.workspace.store import Workspace
-from gorp.workspace.yaml_file import read_yaml
+from gorp.workspace.store import Version, Workspace
 
 
 PROMISE = (
@@ -21,7 +21,7 @@ PROMISE = (
 )
 """Keys of a version's record on protected directions, from the method's facts; None where the method has none."""
 
-SHOWN = ("parent", "task", "contains", "created", *PROMISE, "leak_earlier", "footprint_bytes", "seconds")
+SHOWN = ("parent", "task", "contains", "created", "gate", *PROMISE, "leak_earlier", "footprint_bytes", "seconds")
 """Keys of a version's record that `status` returns."""
 
 
@@ -41,13 +41,15 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         config: The YAML it is trained from; None for that of the last `gorp train`.
 
     Returns:
-        `current`; the `tasks` of the current YAML, those `pending`, and those whose training was `begun` but not
-        finished; `matrix`; `measures` over the tasks learned so far; `remarks` on unusual files in the workspace;
-        `notes` on the data; `warnings` of the current version about protected directions; `versions`, each with the
-        keys of `SHOWN`; `config`, the YAML that the tasks were read from; and `problem`, the reason if it could not be
-        used, else None. `made_by` is "protection" for a folder of `gorp.Protection`, which has no YAML; its `scores`,
-        version -> name -> number, are what `evaluate=` returned, in its own units. `disk` has the bytes of the whole
-        workspace and those that `gorp gc` would free; each version has its `disk_bytes`.
+        `current`; the `tasks` of the current YAML, those `pending`, those `held` with why (see `held.held_facts`), and
+        those whose training was `begun` but not finished; `anyway`, the versions that were promoted although the gate
+        did not accept them, with the reason; `matrix`, with its columns in the order of learning; `measures` over the
+        tasks learned so far; `remarks` on unusual files in the workspace; `notes` on the data; `warnings` of the
+        current version about protected directions; `versions`, each with the keys of `SHOWN`; `config`, the YAML that
+        the tasks were read from; and `problem`, the reason if it could not be used, else None. `made_by` is
+        "protection" for a folder of `gorp.Protection`, which has no YAML; its `scores`, version -> name -> number, are
+        what `evaluate=` returned, in its own units. `disk` has the bytes of the whole workspace and those that
+        `gorp gc` would free; each version has its `disk_bytes`.
 
     Raises:
         CheckpointError: If `folder` is not a workspace or is damaged.
@@ -55,11 +57,12 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
     store = Workspace(folder)
     lineage = store.lineage()
     current = lineage[-1]
-    accepted, source = store.accepted()
-    path = None if current.is_protection else config or beside(store.root) or source
-    tasks, problem = _tasks(path, accepted, current.contains)
-    scores = Scores(store.root / "eval")
-    matrix = scores.matrix(lineage, tasks)
+    accepted, _ = store.accepted()
+    path, block, problem = (None, None, None) if current.is_protection else present_yaml(store, config)
+    tasks = [task["name"] for task in accepted["tasks"]] if block is None else task_names(block)
+    held = _held(held_versions(store, lineage), tasks, _training_files(path, block))
+    scores, columns = Scores(store.root / "eval"), order_of_learning(tasks, current.contains)
+    matrix = scores.matrix(lineage, columns)
     part = learned_part(matrix, len(current.contains))
     return {
         "workspace": str(store.root),
@@ -71,13 +74,15 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         "base": current.record["base"],
         "method": accepted["method"]["name"],
         "tasks": tasks,
-        "pending": [task for task in tasks if task not in current.contains],
+        "pending": [task for task in tasks if task not in current.contains and task not in held],
+        "held": {task: held_facts(version) for task, version in held.items()},
+        "anyway": promoted_anyway(store, lineage),
         "begun": sorted(path.parent.name for path in (store.root / "run").glob("*/identity.json")),
         "matrix": matrix.to_dict(),
         "measures": {} if part is None else summary(part),
         "remarks": [
             *store.remarks(),
-            *scores.left_out(lineage, tasks),
+            *scores.left_out(lineage, columns),
             *(f"{path} was changed after it was written; `gorp eval` writes it again" for path in scores.changed()),
         ],
         "notes": {name: task["notes"] for name, task in current.record["tasks"].items() if task["notes"]},
@@ -96,57 +101,28 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
     }
 
 
-def _tasks(path: Path | None, accepted: Mapping[str, Any], learned: Sequence[str]) -> tuple[list[str], str | None]:
-    """Return the tasks of the current YAML and None; if it cannot be used, those of the last run and the reason."""
-    names = [task["name"] for task in accepted["tasks"]]
-    if path is None:
-        return names, None
-    if not path.is_file():
-        return names, f"{path} no longer exists"
-    try:
-        block = read_yaml(path)
-        now = _names(block)
-        if not isinstance(block.get("method"), Mapping) or block["method"].get("name") != accepted["method"]["name"]:
-            raise ConfigError(f"{path} has another method than {accepted['method']['name']}")
-        if now[: len(learned)] != list(learned):
-            raise ConfigError(f"{path} does not begin with the learned tasks, {', '.join(learned)}")
-        if learned:
-            _check_options(path, block, accepted)
-    except ConfigError as error:
-        return names, str(error)
-    return now, None
+def _held(
+    versions: Mapping[str, Sequence[Version]], tasks: Sequence[str], files: Mapping[str, Path]
+) -> dict[str, Version]:
+    """Return the held tasks of the YAML, each with the newest version that holds it.
 
-
-def _check_options(path: Path, block: Mapping[str, Any], accepted: Mapping[str, Any]) -> None:
-    """Check that no option in the YAML differs from the one that the learned tasks were trained with.
-
-    Only options written in the YAML are compared, not defaults; `gorp train --dry-run` compares everything.
-
-    Raises:
-        ConfigError: If one differs; the message names the first.
+    A version whose training file has another digest now does not count. Rows are not read, so a change of
+    `limit_train` or of a folder is found only by `gorp train`.
     """
-    for name in ("method", "lora"):
-        written, before = block.get(name) or {}, accepted.get(name) or {}
-        for key, value in written.items() if isinstance(written, Mapping) else ():
-            if key in before and value is not None and value != before[key]:
-                from gorp.workspace.changes import free_options  # imports torch, so only if an option differs
-
-                if key in free_options(accepted["method"]["name"])[name]:
-                    continue
-                raise ConfigError(f"{path}: {name}.{key} is {value!r}, and was {before[key]!r} when a task was learned")
-    if block.get("seed", accepted["seed"]) != accepted["seed"]:
-        raise ConfigError(f"{path}: seed is {block['seed']!r}, and was {accepted['seed']!r} when a task was learned")
+    found = {}
+    for task in (task for task in tasks if task in versions):
+        now = file_sha256(files[task]) if task in files else None
+        for version in versions[task]:
+            if now is None or version.record["tasks"][task].get("train_sha256") in (None, now):
+                found[task] = version
+    return found
 
 
-def _names(block: Mapping[str, Any]) -> list[str]:
-    """Return the names of the tasks, in order; only `gorp train --dry-run` checks the rest of the entries."""
-    tasks = block.get("tasks")
-    if isinstance(tasks, Mapping):  # the short form for a published order
-        from gorp.data import ORDERS
-
-        return list(ORDERS.get(str(tasks.get("order")), ()))
-    entries = [task for task in tasks if isinstance(task, Mapping)] if isinstance(tasks, list) else []
-    names: list[Any] = [task.get("name") for task in entries]
-    if not names or len(names) != len(set(map(str, names))) or not all(isinstance(name, str) for name in names):
-        raise ConfigError("tasks: wanted a list of tasks, each with a different `name:`")
-    return names
+def _training_files(path: Path | None, block: Mapping[str, Any] | None) -> dict[str, Path]:
+    """Return the existing training files that a YAML names, by task."""
+    entries = (block or {}).get("tasks")
+    named = {task["name"]: task.get("train") for task in entries} if isinstance(entries, list) else {}
+    files = {
+        task: path.parent / Path(train).expanduser() for task, train in named.items() if path and isinstance(train, str)
+    }
+    return {task: file for task, file in files.items() if file.is_file()}

@@ -45,6 +45,8 @@ class Workspace:
         self.root = Path(root)
         self.held: Held | None = None
         """The lock, while this object may write."""
+        self.late: list[Version] = []
+        """Versions of a killed process that this object entered into the ledger when it began to write."""
         self._ledger = Ledger(self.root / "ledger.jsonl")
 
     @contextmanager
@@ -56,7 +58,8 @@ class Workspace:
         """
         with writing(self.root, sources) as self.held:
             try:
-                for version in self.unsettled():
+                self.late = self.unsettled()
+                for version in self.late:
                     self.settle(version)
                 yield
             finally:
@@ -109,10 +112,12 @@ class Workspace:
     def current(self) -> Version:
         """Return the version that CURRENT names, or a newer one if the process ended before it updated CURRENT.
 
+        A newer version that the gate holds does not become the current one.
+
         Raises:
             CheckpointError: If this is not a workspace, or CURRENT names a version that does not exist.
         """
-        if unsettled := self.unsettled():
+        if (unsettled := self.unsettled()) and unsettled[-1].accepted:
             return unsettled[-1]
         path = self.root / "CURRENT"
         if not path.is_file():
@@ -226,8 +231,9 @@ class Workspace:
         return version
 
     def settle(self, version: Version) -> None:
-        """Make a version CURRENT, remove the checkpoints of its task, and enter it into the ledger."""
-        write_atomic(self.root / "CURRENT", f"{version.name} {version.sha256}\n".encode())
+        """Make a version CURRENT unless the gate holds it, remove its task's checkpoints, enter it into the ledger."""
+        if version.accepted:
+            write_atomic(self.root / "CURRENT", f"{version.name} {version.sha256}\n".encode())
         task = version.record["task"]
         if task is not None:
             self.remove(self.run_folder(task))
@@ -236,12 +242,15 @@ class Workspace:
     def move(self, version: Version, *, event: str, **facts: Any) -> None:
         """Make a version CURRENT that is not new, and enter why into the ledger.
 
+        The entry comes first: a process that is killed between the two leaves a reason without a move, and never a move
+        without its reason.
+
         Raises:
             CheckpointError: If the disk cannot be written, or this process no longer holds the lock.
         """
         self.check_held()
-        write_atomic(self.root / "CURRENT", f"{version.name} {version.sha256}\n".encode())
         self.log(event, version=version.name, **facts)
+        write_atomic(self.root / "CURRENT", f"{version.name} {version.sha256}\n".encode())
 
     def unsettled(self) -> list[Version]:
         """Return a version that is complete but has no `version` event yet, because the process ended too early.

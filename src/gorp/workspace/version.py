@@ -36,6 +36,9 @@ BASE_PARTS = {
 PROTECTION = "protection"
 """`made_by` of a version that `gorp.Protection` wrote, in a training loop that is not gorp's."""
 
+VERDICTS = ("ship", "hold", "inconclusive")
+"""What a gate may say, as `gorp.evaluation.paired.Verdict`, whose module imports scipy."""
+
 FILES = (DELTA, MEMORY, METHOD, TRAINING)
 """Files of a version besides its version.json; v0 has none of them."""
 
@@ -59,6 +62,12 @@ class Version:
     def contains(self) -> list[str]:
         """The learned tasks, in order."""
         return list(self.record["contains"])
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the next task may start from it: False for a version that the gate holds."""
+        gate = self.record.get("gate")
+        return gate is None or gate["accepted"]
 
     @property
     def is_protection(self) -> bool:
@@ -216,6 +225,24 @@ def _problem(record: Any, name: str) -> str | None:
     for task_name, facts in record["tasks"].items():
         if not isinstance(facts, dict) or not isinstance(facts.get("notes", []), list):
             return f"`tasks.{task_name}` has the wrong type"
+    return None if (gate := record.get("gate")) is None else _gate_problem(gate, record, name)
+
+
+def _gate_problem(gate: Any, record: Mapping[str, Any], name: str) -> str | None:
+    """Return what is invalid in the `gate` of a version.json; None if it is valid."""
+    if not isinstance(gate, dict) or not isinstance(gate.get("accepted"), bool):
+        return "`gate` has the wrong type, or does not say whether the version is accepted"
+    if gate.get("verdict") not in VERDICTS:
+        return f"`gate.verdict` is {gate.get('verdict')!r}"
+    if gate.get("against") != record["parent"] or record["parent"] is None or record["task"] is None:
+        return f"its gate is against {gate.get('against')!r}, which is not the version that {name} was trained from"
+    tasks, margins = gate.get("tasks"), gate.get("margins")
+    if not isinstance(tasks, dict) or not isinstance(margins, dict) or set(tasks) != set(margins):
+        return "`gate.tasks` or `gate.margins` is missing, or they name different tasks"
+    if not all(_matches(TASK_NAME, task) and verdict in VERDICTS for task, verdict in tasks.items()):
+        return "`gate.tasks` has an invalid entry"
+    if not all(isinstance(margin, int | float) and 0 < margin < 100 for margin in margins.values()):
+        return "`gate.margins` has an invalid entry"
     return None
 
 

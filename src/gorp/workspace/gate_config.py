@@ -1,0 +1,92 @@
+"""The `gate:` block of the YAML: how much each task may lose, and what becomes of a version that is not shown to do so.
+
+The block influences neither weights nor scores, so it may change at any time.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from gorp.errors import ConfigError, nearest, shown
+from gorp.evaluation.paired import Verdict
+from gorp.ranges import Range, check_ranges
+from gorp.workspace.blocks import read_block
+from gorp.workspace.present import present_yaml, task_names
+from gorp.workspace.store import Workspace
+
+
+MARGIN = 2.0
+"""δ in points, unless the user gives another."""
+
+ALLOWED = Range(0, 100, open_low=True, open_high=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """How a new version is judged.
+
+    Raises:
+        ConfigError: If a margin is outside its range.
+    """
+
+    margin: Annotated[float, ALLOWED] = MARGIN
+    """δ, in points: a drop up to this is allowed."""
+    margins: dict[str, float] = field(default_factory=dict)
+    """Task -> its own δ."""
+    inconclusive: Literal["ship", "hold"] = "ship"
+    """What a version becomes of which the test rows do not decide."""
+    enabled: bool = True
+    """Whether `gorp train` judges versions."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "gate.")
+        for task, margin in self.margins.items():
+            if margin not in ALLOWED:
+                raise ConfigError(f"gate.margins.{shown(task)} is {margin}; it must be {ALLOWED}.")
+
+    def of(self, tasks: Iterable[str]) -> dict[str, float]:
+        """Return the margin of each of `tasks`, in points."""
+        return {task: self.margins.get(task, self.margin) for task in tasks}
+
+    def accepts(self, verdict: Verdict) -> bool:
+        """Whether a version of this verdict becomes the current one."""
+        return verdict == "ship" or (verdict == "inconclusive" and self.inconclusive == "ship")
+
+
+def read_gate(block: Any, tasks: Collection[str]) -> GateConfig:
+    """Check the `gate:` block of a YAML; None is an empty block.
+
+    Args:
+        block: The value in the YAML.
+        tasks: Names of the tasks in the same YAML.
+
+    Raises:
+        ConfigError: If it is not valid, or names a task that is not listed.
+    """
+    config = read_block(GateConfig, {} if block is None else block, "gate")
+    for task in config.margins:
+        if task not in tasks:
+            raise ConfigError(
+                f"gate.margins: no task `{shown(task)}` in `tasks:`; there are {shown(', '.join(tasks), 500)}."
+                f"{nearest(task, tasks)}"
+            )
+    return config
+
+
+def present_gate(store: Workspace, given: Path | None = None) -> GateConfig:
+    """Return the `gate:` block of the YAML as it is now, or that of the last `gorp train` if the YAML cannot be used.
+
+    Args:
+        store: The workspace.
+        given: The YAML that the user named, if any.
+
+    Raises:
+        ConfigError: If the block in the YAML is not valid.
+        CheckpointError: If the workspace is damaged.
+    """
+    accepted, _ = store.accepted()
+    _, block, _ = present_yaml(store, given)
+    if block is not None:
+        return read_gate(block.get("gate"), task_names(block))
+    return read_gate(accepted.get("gate"), [str(task["name"]) for task in accepted["tasks"]])
