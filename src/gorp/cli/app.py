@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gorp.cli.add import add, init, validate
 from gorp.cli.ask import ask
 from gorp.cli.demo import demo
 from gorp.cli.doctor import doctor
@@ -27,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, status):
+for command in (demo, init, add, validate, train, status):
     app.command()(command)
 app.command("eval")(evaluate)
 for command in (ask, gate, promote, rollback, export, log, gc, doctor, methods, estimate):

@@ -63,11 +63,8 @@ def render_chat(row: Row, tokenizer: PreTrainedTokenizerBase | None, date: str) 
             f"{row.place}: `messages` need a chat template, but {who}. "
             f"Use a chat model, or the format `prompt_completion`."
         )
+    check_turns(row)
     *turns, last = row.values["messages"]
-    if last["role"] != "assistant":
-        raise DataError(f"{row.place}: the last of `messages` is by `{last['role']}`; wanted an answer by `assistant`.")
-    if not turns:
-        raise DataError(f"{row.place}: `messages` holds only the answer; wanted at least one turn before it.")
     _check_text(row, [*turns, last], tokenizer, date)
     prompt = _rendered(row, turns, tokenizer, date, add_generation_prompt=True)
     whole = _rendered(row, [*turns, last], tokenizer, date)
@@ -81,6 +78,19 @@ def render_chat(row: Row, tokenizer: PreTrainedTokenizerBase | None, date: str) 
     marked = _rendered(row, [*turns, last | {"content": _MARK}], tokenizer, date)
     lead = marked[len(prompt) : marked.find(_MARK)] if marked.startswith(prompt) and _MARK in marked else ""
     return prompt, *_split_answer(row, last["content"], lead, whole[len(prompt) :], tokenizer)
+
+
+def check_turns(row: Row) -> None:
+    """Check that the last of `messages` is an answer, and not the only one.
+
+    Raises:
+        DataError: If it is not; the message has file and line.
+    """
+    *turns, last = row.values["messages"]
+    if last["role"] != "assistant":
+        raise DataError(f"{row.place}: the last of `messages` is by `{last['role']}`; wanted an answer by `assistant`.")
+    if not turns:
+        raise DataError(f"{row.place}: `messages` holds only the answer; wanted at least one turn before it.")
 
 
 def _split_answer(row: Row, content: str, lead: str, rest: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Form]:

@@ -1,6 +1,7 @@
 """Read rows from tables: CSV and TSV, in which every value is text, and Parquet, which has types."""
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def iter_delimited(path: Path, bad: OnBad, at: OnBytes, *, tab: bool) -> Iterato
     name, header, line, found = str(path), None, 1, 0
     old_limit = csv.field_size_limit(MAX_FIELD)  # global in the process, so it is restored below
     try:
-        with path.open("r", encoding="utf-8-sig", newline="") as file:
+        with path.open("rb") as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t" if tab else ",", strict=True)
             for fields in reader:
                 number, line = line, reader.line_num + 1
@@ -58,7 +59,7 @@ def iter_delimited(path: Path, bad: OnBad, at: OnBytes, *, tab: bool) -> Iterato
                 else:
                     found += 1
                     if not found % 4096:
-                        at(file.buffer.tell())
+                        at(content.tell())
                     yield Row(place, dict(zip(header, fields, strict=True)), number)
     except csv.Error as error:
         raise DataError(

@@ -157,12 +157,7 @@ def build_task(
         all_rows = len(train)
         train, evaluation = cut_dev(train, MAX_CUT_EVAL_ROWS, seed)
         if evaluation is None:
-            fifth = all_rows // 5
-            why = f"every prompt has more than {fifth} copies, a fifth of the rows" if fifth else "there are too few"
-            raise DataError(
-                f"task {name}: no `eval` was given, and no evaluation rows can be split off the {all_rows} training "
-                f"rows: {why}. Give `eval`."
-            )
+            raise no_eval_rows(name, all_rows)
         together = ", all copies of a prompt together" if repeated(evaluation) else ""
         found.append(f"no eval given: {len(evaluation)} of {all_rows} rows of train are used as eval{together}")
     found += _overlap_notes(train, evaluation)
@@ -178,6 +173,16 @@ def build_task(
         metric=metric,
         source=source,
         notes=(*found, *train_note, *eval_note),
+    )
+
+
+def no_eval_rows(name: str, rows: int) -> DataError:
+    """Return the error of a task without `eval` whose `rows` training rows are too few or too alike to be split."""
+    fifth = rows // 5
+    why = f"every prompt has more than {fifth} copies, a fifth of the rows" if fifth else "there are too few"
+    return DataError(
+        f"task {name}: no `eval` was given, and no evaluation rows can be split off the {rows} training rows: {why}. "
+        f"Give `eval`."
     )
 
 

@@ -89,13 +89,17 @@ def architecture_of(config: ModelConfig) -> PreTrainedConfig:
     return _auto_class(config, Path(config.path))[1]
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: ModelConfig, *, weights: bool = True) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer. If it has no pad token, the eos token is used for padding, which is masked.
+
+    Args:
+        config: The model.
+        weights: Whether the weights must be there too. If not, those of a hub model are not downloaded.
 
     Raises:
         ModelError: If there is no tokenizer, or it has no eos token.
     """
-    folder = locate(config)
+    folder = locate(config) if weights else _folder(config, FILES[1:])
     # Checked here, because transformers would make an empty tokenizer.
     if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise ModelError(

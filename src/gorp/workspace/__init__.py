@@ -15,6 +15,15 @@ scores.py     the scores, each with the conditions it was measured under; the sc
 changes.py    which settings may change between two runs
 learned.py    the eval rows of learned tasks
 lengths.py    check row lengths against the positions of the model
+scan.py       read the rows of a task once, in bounded memory
+overlaps.py   training rows that ask what eval rows ask
+token_counts.py  tokens of rows against the limits; which tokens of a row are trained
+row_report.py what was found in the rows of tasks
+check_rows.py check the rows of tasks, and compare all tasks
+yaml_entry.py insert a task into the text of a YAML
+first_yaml.py write the first YAML
+add.py        append a task to the YAML
+validation.py check a YAML and everything it names
 prepare.py    load and check everything before training
 preview.py    number of rows and an example row of each task
 scoring.py    score versions on tasks
@@ -47,28 +56,37 @@ from gorp.workspace.store import Version, Workspace
 
 
 if TYPE_CHECKING:
+    from gorp.workspace.add import add_task
     from gorp.workspace.config import RunConfig, effective, load_config, parse_config
     from gorp.workspace.evaluate import evaluate_version
+    from gorp.workspace.first_yaml import init_config
     from gorp.workspace.run import plan, run_sequence
+    from gorp.workspace.validation import validate
 
 
 __all__ = [
     "RunConfig",
     "Version",
     "Workspace",
+    "add_task",
     "effective",
     "evaluate_version",
+    "init_config",
     "load_config",
     "parse_config",
     "plan",
     "run_sequence",
     "status",
+    "validate",
 ]
 
 _MODULES = dict.fromkeys(("RunConfig", "effective", "load_config", "parse_config"), "config") | {
     "evaluate_version": "evaluate",
+    "add_task": "add",
+    "init_config": "first_yaml",
     "plan": "run",
     "run_sequence": "run",
+    "validate": "validation",
 }
 """Names whose modules import torch and transformers; such a module is imported when its name is first used."""
 

@@ -70,6 +70,22 @@ def check_budgets(model: Module, encoding: Encoding) -> None:
     _check(item, positions_of(model), not is_encoder_decoder(model))
 
 
+def check_longest(where: str, prompt: int, answer: int, limits: Positions, *, encoder_decoder: bool) -> None:
+    """Compare the longest row of a part of a task with the positions of the model.
+
+    Args:
+        where: Task and part, for the message.
+        prompt: Tokens of the prompt, after truncation.
+        answer: Tokens of the answer.
+        limits: The positions of the model.
+        encoder_decoder: Kind of model.
+
+    Raises:
+        ConfigError: If the row does not fit.
+    """
+    _check(_Longest(where, prompt, answer), limits, not encoder_decoder)
+
+
 def _check(item: _Longest, limits: Positions, together: bool) -> None:
     longest = item.prompt + item.answer * together
     if limits.prompt is not None and longest > limits.prompt:

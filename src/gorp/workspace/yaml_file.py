@@ -38,21 +38,44 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If the file is missing, not a regular file, too large, not YAML, holds no mapping, or holds a value
             that is refused (see the top of this file).
     """
+    return parse_yaml(read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a YAML file, with its line ends and byte order mark.
+
+    Raises:
+        ConfigError: If the file is missing, not a regular file, too large, or not UTF-8.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError(f"{path}: cannot be read: it is not a regular file. Give the path of a YAML file.")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ConfigError(f"{path}: has {size:,} bytes; a configuration has at most {MAX_BYTES:,}.")
-        text = path.read_text(encoding="utf-8")
-        value = yaml.load(text, Loader=_Loader)
+        text = path.read_bytes().decode()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {shown(' '.join(str(error).split()), 500)}") from None
     except ValueError as error:  # the path contains a NUL character
         raise ConfigError(f"{shown(str(path))}: cannot be read ({error}). Give the path of a YAML file.") from None
+    return text
+
+
+def parse_yaml(text: str, path: Path | str) -> dict[str, Any]:
+    """Return the mapping that a YAML text holds.
+
+    Args:
+        text: The content of a file.
+        path: The file, for messages.
+
+    Raises:
+        ConfigError: If it is not YAML, holds no mapping, or holds a value that is refused (see the top of this file).
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {shown(' '.join(str(error).split()), 500)}") from None
     if not isinstance(value, dict):
         kind = {type(None): "nothing", list: "a list", str: "text"}.get(type(value), "a single value")
         raise ConfigError(f"{path}: holds {kind}; wanted a mapping with `model:`, `method:` and `tasks:`.")

@@ -1,0 +1,186 @@
+"""Find duplicates, conflicts and the rows of the split in a file of any size, from hashes of its rows.
+
+A row is 28 bytes: 64 bits of its prompt's hash, 64 bits of its answer's, 64 bits of its rank in the split, its line.
+Two rows are duplicates if both hashes are equal, which is 128 bits. Records beyond 64 MiB are in a temporary file, and
+are read in parts by the hash of one field: equal values meet in one part, and memory does not grow with the file.
+"""
+
+import hashlib
+import tempfile
+import unicodedata
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+
+RECORD = np.dtype([("prompt", "<u8"), ("answer", "<u8"), ("rank", "<u8"), ("number", "<u4")])
+
+IN_MEMORY = 64 * 2**20
+"""Bytes of records that are kept in memory."""
+
+BLOCK, PART = 2**16, 2**21
+"""Rows that are written at once; about as many rows as a part has."""
+
+EXAMPLES = 10
+"""Most line numbers that are kept of each finding."""
+
+Array = np.ndarray[Any, Any]
+
+
+def text_hash(text: str) -> int:
+    """Return 64 bits of the BLAKE2b hash of a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def normal(text: str) -> str:
+    """Return a text in Unicode's form NFC, with every run of blanks and line breaks as one blank."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+class RowIndex:
+    """The hashes and lines of the rows of a file, in order; to be used in a `with`."""
+
+    def __init__(self) -> None:
+        """Begin without rows."""
+        self._fields = {name: array("Q") for name in ("prompt", "answer", "rank", "number")}
+        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)
+        self._written = 0
+
+    def __enter__(self) -> "RowIndex":
+        """Return the index, whose temporary file is removed at the end of the context."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the temporary file."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._written + len(self._fields["number"])
+
+    def add(self, prompt: int, answer: int, rank: int, number: int) -> None:
+        """Add a row.
+
+        Args:
+            prompt: Hash of its prompt.
+            answer: Hash of its answer.
+            rank: The first 64 bits of `row_hash`, or 0 if no rows will be split off.
+            number: Its line.
+        """
+        fields = self._fields
+        fields["prompt"].append(prompt)
+        fields["answer"].append(answer)
+        fields["rank"].append(rank)
+        fields["number"].append(number)
+        if len(fields["number"]) == BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        records = np.empty(len(self._fields["number"]), RECORD)
+        for name, values in self._fields.items():
+            records[name] = np.frombuffer(values, np.uint64) if len(values) else 0
+            self._fields[name] = array("Q")
+        self._file.seek(0, 2)
+        self._file.write(records.tobytes())
+        self._written += len(records)
+
+    def parts(self, key: str, where: Array | None = None) -> Iterator[tuple[Array, Array]]:
+        """Yield the indices and records of disjoint parts of the rows; rows with the same `key` are in one part.
+
+        Args:
+            key: "prompt" or "answer".
+            where: Whether a row takes part, for each row; None for all.
+        """
+        self._flush()
+        parts = max(1, -(-len(self) // PART))
+        for part in range(parts):
+            indices, records, start = [], [], 0
+            self._file.seek(0)
+            while block := self._file.read(RECORD.itemsize * 16 * BLOCK):
+                found = np.frombuffer(block, RECORD)
+                chosen = found[key] % np.uint64(parts) == part
+                if where is not None:
+                    chosen &= where[start : start + len(found)]
+                indices.append(np.flatnonzero(chosen) + start)
+                records.append(found[chosen])
+                start += len(found)
+            if records:
+                yield np.concatenate(indices), np.concatenate(records)
+
+    def repeats(self) -> dict[str, Any]:
+        """Return how many rows are duplicates of an earlier one, and how many prompts have different answers.
+
+        Returns:
+            `duplicates` and `conflicts`, each with a `count` and the first `lines`: of a duplicate its own and that of
+            the first such row; of a prompt those of the first row with each answer, at most three.
+        """
+        duplicates, conflicts = 0, 0
+        pairs: list[tuple[int, int]] = []
+        groups: list[tuple[int, ...]] = []
+        for indices, records in self.parts("prompt"):
+            order = np.lexsort((indices, records["answer"], records["prompt"]))
+            prompt, answer, number = (records[name][order] for name in ("prompt", "answer", "number"))
+            same_prompt = prompt[1:] == prompt[:-1]
+            same_row = same_prompt & (answer[1:] == answer[:-1])
+            begins = np.flatnonzero(np.concatenate(([True], ~same_row)))  # of the runs of equal rows
+            copies = np.flatnonzero(same_row) + 1
+            first = begins[np.searchsorted(begins, copies, side="right") - 1]
+            duplicates += len(copies)
+            few = np.argsort(number[copies], kind="stable")[:EXAMPLES]
+            pairs += zip(number[copies[few]].tolist(), number[first[few]].tolist(), strict=True)
+            # A run whose prompt is that of the run before it has another answer to the same prompt.
+            other = np.concatenate(([False], same_prompt & ~same_row))[begins]
+            asked = np.cumsum(~other) - 1  # the prompt of each run, counted
+            conflicting, starts = np.unique(asked[other], return_index=True)
+            conflicts += len(conflicting)
+            found = np.flatnonzero(other)[starts] - 1  # the first run of each such prompt
+            for run in found[np.argsort(number[begins[found]], kind="stable")[:EXAMPLES]].tolist():
+                runs = [run, *(n for n in range(run + 1, min(run + 3, len(begins))) if asked[n] == asked[run])]
+                groups.append(tuple(sorted(number[begins[runs]].tolist())))
+        return {
+            "duplicates": {"count": duplicates, "lines": sorted(pairs)[:EXAMPLES]},
+            "conflicts": {"count": conflicts, "lines": sorted(groups)[:EXAMPLES]},
+        }
+
+    def drawn(self, rows: int) -> list[int] | None:
+        """Return the lines of the rows that `gorp.data.split.cut_dev` splits off, in order.
+
+        Args:
+            rows: Rows wanted.
+
+        Returns:
+            None if fewer prompts than that occur once: then copies are drawn together, by their texts.
+        """
+        rows = min(rows, len(self) // 5)
+        single = np.zeros(len(self), bool)
+        for indices, records in self.parts("prompt"):
+            _, where, times = np.unique(records["prompt"], return_index=True, return_counts=True)
+            single[indices[where[times == 1]]] = True
+        if int(single.sum()) < rows:
+            return None
+        best = np.empty(0, [("position", "<f8"), ("rank", "<u8"), ("index", "<i8"), ("number", "<u4")])
+        alone, once = best.copy(), 0  # rows whose answer occurs once are one stratum
+        for indices, records in self.parts("answer", single):
+            order = np.lexsort((indices, records["rank"], records["answer"]))
+            answer = records["answer"][order]
+            _, begin, size = np.unique(answer, return_index=True, return_counts=True)
+            size_of, rank_in = np.repeat(size, size), np.arange(len(answer)) - np.repeat(begin, size)
+            found = np.empty(len(answer), best.dtype)
+            found["position"] = (rank_in + 0.5) / size_of  # (i + ½) / n
+            found["rank"], found["number"] = records["rank"][order], records["number"][order]
+            found["index"] = indices[order]
+            once += int((size == 1).sum())
+            alone = np.sort(np.concatenate((alone, found[size_of == 1])), order=("rank", "index"))[:rows]
+            best = np.sort(np.concatenate((best, _lowest(found[size_of > 1], rows))))[:rows]
+        alone["position"] = (np.arange(len(alone)) + 0.5) / max(once, 1)
+        best = np.sort(np.concatenate((best, alone)))[:rows]
+        return np.sort(best["number"]).tolist()
+
+
+def _lowest(found: Array, rows: int) -> Array:
+    """Return the rows whose position is among the `rows` lowest, ties included."""
+    if len(found) <= rows:
+        return found
+    return found[found["position"] <= np.partition(found["position"], rows - 1)[rows - 1]] if rows else found[:0]
