@@ -83,6 +83,9 @@ def test_every_command_has_exactly_these_options():
         flags[name] = set(re.findall(r"--[a-z-]+", text)) - {"--help", "--workspace."}
     assert flags == {
         "demo": {"--json", "--seed", "--out", "--picture", "--model", "--train-rows", "--eval-rows", "--epochs"},
+        "init": {"--out", "--dry-run", "--json"},
+        "add": {"--eval", "--config", "--subset", "--split", "--eval-split", "--dry-run", "--json"},
+        "validate": {"--workspace", "--json"},
         "train": {"--workspace", "--restart", "--dry-run", "--json"},
         "status": {"--explain", "--json"},
         "eval": {"--version", "--task", "--trust-remote-code", "--json"},

@@ -22,12 +22,14 @@ def show_rows(console: Console, result: Mapping[str, Any], *, example: bool = Tr
         result: The result of `add_task` or `validate`.
         example: Whether to show which tokens of a row are trained.
     """
+    from gorp.workspace.row_report import repeated  # imports torch
+
     for name, facts in result["tasks"].items():
         if "train" not in facts:
             continue
         say_on(console, f"{name}: {facts['format']}, scored by {facts['metric']}", style="bold")
         console.print(_parts(facts))
-        if facts["train"]["answers"]:
+        if repeated(facts["train"]["answers"]):
             console.print(_answers(facts))
         if example and "example" in facts:
             _show_example(console, facts["example"], facts["train"]["unit"])

@@ -6,7 +6,7 @@ All formats but `.json` are read row by row, so a file of any size can be read i
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,9 @@ def read_rows(path: Path) -> list[Row]:
     return list(iter_rows(path))
 
 
-def iter_rows(path: Path, *, bad: OnBad = raise_bad, at: OnBytes = ignore_bytes) -> Iterator[Row]:
+def iter_rows(
+    path: Path, *, bad: OnBad = raise_bad, at: OnBytes = ignore_bytes, only: Collection[int] | None = None
+) -> Iterator[Row]:
     """Read the rows of a file one by one. The ending of its name, in upper or lower case, decides the format.
 
     `.jsonl`: one object per line. `.json`: a list, or a list under "Instances"; the file is read whole. `.csv` (commas)
@@ -60,6 +62,7 @@ def iter_rows(path: Path, *, bad: OnBad = raise_bad, at: OnBytes = ignore_bytes)
         path: The file.
         bad: Called with the error of a malformed row, which is left out if it returns.
         at: Called now and then with the number of bytes read.
+        only: Numbers of the rows that are wanted. Of JSON Lines, other rows are left out without being parsed.
 
     Raises:
         DataError: If the file is missing, empty, not a regular file (a folder, a pipe, a device), not UTF-8, or so
@@ -75,7 +78,9 @@ def iter_rows(path: Path, *, bad: OnBad = raise_bad, at: OnBytes = ignore_bytes)
     if ending == ".json":
         return _iter_json(path, bad)
     check_not_blank(path)
-    return _iter_jsonl(path, bad, at) if ending == ".jsonl" else iter_delimited(path, bad, at, tab=ending == ".tsv")
+    if ending == ".jsonl":
+        return _iter_jsonl(path, bad, at, only)
+    return iter_delimited(path, bad, at, tab=ending == ".tsv")
 
 
 def check_not_blank(path: Path) -> None:
@@ -196,7 +201,7 @@ def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _iter_jsonl(path: Path, bad: OnBad, at: OnBytes) -> Iterator[Row]:
+def _iter_jsonl(path: Path, bad: OnBad, at: OnBytes, only: Collection[int] | None) -> Iterator[Row]:
     name, number, done = str(path), 0, 0
     try:
         with path.open("rb") as file:
@@ -204,6 +209,8 @@ def _iter_jsonl(path: Path, bad: OnBad, at: OnBytes) -> Iterator[Row]:
                 MAX_LINE + 1
             ):  # splits at \n only: other line separators are text in JSON Lines
                 number, done = number + 1, done + len(line)
+                if only is not None and number not in only:
+                    continue
                 place = f"{name}, line {number}"
                 if len(line) > MAX_LINE:
                     raise DataError(f"{place}: more than {MAX_LINE >> 20} MiB. Wanted one JSON object per line.")

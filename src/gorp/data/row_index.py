@@ -1,26 +1,27 @@
 """Find duplicates, conflicts and the rows of the split in a file of any size, from hashes of its rows.
 
 A row is 28 bytes: 64 bits of its prompt's hash, 64 bits of its answer's, 64 bits of its rank in the split, its line.
-Two rows are duplicates if both hashes are equal, which is 128 bits. Records beyond 64 MiB are in a temporary file, and
+Two rows are duplicates if both hashes are equal, which is 128 bits. Records beyond 32 MiB are in a temporary file, and
 are read in parts by the hash of one field: equal values meet in one part, and memory does not grow with the file.
 """
 
 import hashlib
 import tempfile
 import unicodedata
-from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 
-RECORD = np.dtype([("prompt", "<u8"), ("answer", "<u8"), ("rank", "<u8"), ("number", "<u4")])
+FIELDS = [("prompt", "<u8"), ("answer", "<u8"), ("rank", "<u8"), ("number", "<u4")]
+RECORD, INDEXED = np.dtype(FIELDS), np.dtype([*FIELDS, ("index", "<i8")])
 
-IN_MEMORY = 64 * 2**20
+IN_MEMORY = 32 * 2**20
 """Bytes of records that are kept in memory."""
 
-BLOCK, PART = 2**16, 2**21
+BLOCK, PART = 2**14, 2**18
 """Rows that are written at once; about as many rows as a part has."""
 
 EXAMPLES = 10
@@ -44,7 +45,7 @@ class RowIndex:
 
     def __init__(self) -> None:
         """Begin without rows."""
-        self._fields = {name: array("Q") for name in ("prompt", "answer", "rank", "number")}
+        self._new: list[tuple[int, int, int, int]] = []
         self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)
         self._written = 0
 
@@ -58,7 +59,7 @@ class RowIndex:
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return self._written + len(self._fields["number"])
+        return self._written + len(self._new)
 
     def add(self, prompt: int, answer: int, rank: int, number: int) -> None:
         """Add a row.
@@ -69,25 +70,19 @@ class RowIndex:
             rank: The first 64 bits of `row_hash`, or 0 if no rows will be split off.
             number: Its line.
         """
-        fields = self._fields
-        fields["prompt"].append(prompt)
-        fields["answer"].append(answer)
-        fields["rank"].append(rank)
-        fields["number"].append(number)
-        if len(fields["number"]) == BLOCK:
+        self._new.append((prompt, answer, rank, number))
+        if len(self._new) == BLOCK:
             self._flush()
 
     def _flush(self) -> None:
-        records = np.empty(len(self._fields["number"]), RECORD)
-        for name, values in self._fields.items():
-            records[name] = np.frombuffer(values, np.uint64) if len(values) else 0
-            self._fields[name] = array("Q")
+        records = np.array(self._new, RECORD)
+        self._new.clear()
         self._file.seek(0, 2)
         self._file.write(records.tobytes())
         self._written += len(records)
 
-    def parts(self, key: str, where: Array | None = None) -> Iterator[tuple[Array, Array]]:
-        """Yield the indices and records of disjoint parts of the rows; rows with the same `key` are in one part.
+    def parts(self, key: str, where: Array | None = None) -> Iterator[Array]:
+        """Yield the records, with their indices, of disjoint parts; rows with the same `key` are in one part.
 
         Args:
             key: "prompt" or "answer".
@@ -95,19 +90,34 @@ class RowIndex:
         """
         self._flush()
         parts = max(1, -(-len(self) // PART))
-        for part in range(parts):
-            indices, records, start = [], [], 0
-            self._file.seek(0)
-            while block := self._file.read(RECORD.itemsize * 16 * BLOCK):
-                found = np.frombuffer(block, RECORD)
-                chosen = found[key] % np.uint64(parts) == part
+        with ExitStack() as stack:
+            spool = [tempfile.SpooledTemporaryFile(max_size=IN_MEMORY // parts) for _ in range(parts)]
+            files = [stack.enter_context(file) for file in spool]
+            for start, found in self._blocks():
+                records = np.empty(len(found), INDEXED)
+                records["index"] = np.arange(start, start + len(found))
+                for name in found.dtype.names or ():
+                    records[name] = found[name]
                 if where is not None:
-                    chosen &= where[start : start + len(found)]
-                indices.append(np.flatnonzero(chosen) + start)
-                records.append(found[chosen])
-                start += len(found)
-            if records:
-                yield np.concatenate(indices), np.concatenate(records)
+                    records = records[where[start : start + len(found)]]
+                part_of = records[key] % np.uint64(parts)
+                records = records[np.argsort(part_of, kind="stable")]
+                ends = np.cumsum(np.bincount(part_of.astype(np.int64), minlength=parts))
+                for file, part in zip(files, np.split(records, ends[:-1]), strict=True):
+                    file.write(part.tobytes())
+            for file in files:
+                file.seek(0)
+                yield np.frombuffer(file.read(), INDEXED)
+                file.truncate(0)
+
+    def _blocks(self) -> Iterator[tuple[int, Array]]:
+        """Yield the records in order, many at a time, each time with the index of the first."""
+        start = 0
+        self._file.seek(0)
+        while block := self._file.read(RECORD.itemsize * 4 * BLOCK):
+            found = np.frombuffer(block, RECORD)
+            yield start, found
+            start += len(found)
 
     def repeats(self) -> dict[str, Any]:
         """Return how many rows are duplicates of an earlier one, and how many prompts have different answers.
@@ -119,8 +129,8 @@ class RowIndex:
         duplicates, conflicts = 0, 0
         pairs: list[tuple[int, int]] = []
         groups: list[tuple[int, ...]] = []
-        for indices, records in self.parts("prompt"):
-            order = np.lexsort((indices, records["answer"], records["prompt"]))
+        for records in self.parts("prompt"):
+            order = np.lexsort((records["index"], records["answer"], records["prompt"]))
             prompt, answer, number = (records[name][order] for name in ("prompt", "answer", "number"))
             same_prompt = prompt[1:] == prompt[:-1]
             same_row = same_prompt & (answer[1:] == answer[:-1])
@@ -155,32 +165,33 @@ class RowIndex:
         """
         rows = min(rows, len(self) // 5)
         single = np.zeros(len(self), bool)
-        for indices, records in self.parts("prompt"):
+        for records in self.parts("prompt"):
             _, where, times = np.unique(records["prompt"], return_index=True, return_counts=True)
-            single[indices[where[times == 1]]] = True
+            single[records["index"][where[times == 1]]] = True
         if int(single.sum()) < rows:
             return None
         best = np.empty(0, [("position", "<f8"), ("rank", "<u8"), ("index", "<i8"), ("number", "<u4")])
         alone, once = best.copy(), 0  # rows whose answer occurs once are one stratum
-        for indices, records in self.parts("answer", single):
-            order = np.lexsort((indices, records["rank"], records["answer"]))
+        for records in self.parts("answer", single):
+            order = np.lexsort((records["index"], records["rank"], records["answer"]))
             answer = records["answer"][order]
             _, begin, size = np.unique(answer, return_index=True, return_counts=True)
             size_of, rank_in = np.repeat(size, size), np.arange(len(answer)) - np.repeat(begin, size)
             found = np.empty(len(answer), best.dtype)
             found["position"] = (rank_in + 0.5) / size_of  # (i + ½) / n
             found["rank"], found["number"] = records["rank"][order], records["number"][order]
-            found["index"] = indices[order]
+            found["index"] = records["index"][order]
             once += int((size == 1).sum())
-            alone = np.sort(np.concatenate((alone, found[size_of == 1])), order=("rank", "index"))[:rows]
-            best = np.sort(np.concatenate((best, _lowest(found[size_of > 1], rows))))[:rows]
+            new = _lowest(found[size_of == 1], "rank", rows)
+            alone = np.sort(np.concatenate((alone, new)), order=("rank", "index"))[:rows]
+            best = np.sort(np.concatenate((best, _lowest(found[size_of > 1], "position", rows))))[:rows]
         alone["position"] = (np.arange(len(alone)) + 0.5) / max(once, 1)
         best = np.sort(np.concatenate((best, alone)))[:rows]
         return np.sort(best["number"]).tolist()
 
 
-def _lowest(found: Array, rows: int) -> Array:
-    """Return the rows whose position is among the `rows` lowest, ties included."""
+def _lowest(found: Array, field: str, rows: int) -> Array:
+    """Return the records with one of the `rows` lowest values of a field, ties included."""
     if len(found) <= rows:
         return found
-    return found[found["position"] <= np.partition(found["position"], rows - 1)[rows - 1]] if rows else found[:0]
+    return found[found[field] <= np.partition(found[field], rows - 1)[rows - 1]] if rows else found[:0]

@@ -26,24 +26,23 @@ class Sample(Generic[T]):
         self._rows, self._characters = most_rows, most_characters
         self._kept: list[tuple[float, int, T, int]] = []
         self._longest: tuple[list[tuple[int, int, T]], ...] = ([], [])
-        self._size, self.offered = 0, 0
+        self._shortest = [-1, -1]  # of the longest ones that are kept, once there are as many as wanted
+        self._size, self.offered, self._least = 0, 0, -1.0
 
     def offer(self, row: T, prompt: int, answer: int) -> None:
         """Offer the next row, with the characters of its prompt and answer."""
         number, self.offered = self.offered, self.offered + 1
-        kept, size, draw = self._kept, prompt + answer, -self._random()
-        if len(kept) < number and draw < kept[0][0]:  # rows were left out, and this one drew a higher number
-            pass
-        else:
-            heapq.heappush(kept, (draw, number, row, size))
-            self._size += size
+        draw, kept = -self._random(), self._kept
+        if draw > self._least:
+            heapq.heappush(kept, (draw, number, row, prompt + answer))
+            self._size += prompt + answer
             while len(kept) > 1 and (len(kept) > self._rows or self._size > self._characters):
                 self._size -= heapq.heappop(kept)[3]
-        for longest, length in zip(self._longest, (prompt, answer), strict=True):
-            if len(longest) < LONGEST:
-                heapq.heappush(longest, (length, -number, row))
-            elif length > longest[0][0]:
-                heapq.heapreplace(longest, (length, -number, row))
+                self._least = kept[0][0]  # rows are left out, so from now on only a better draw is kept
+        if prompt > self._shortest[0]:
+            self._shortest[0] = _keep_longest(self._longest[0], prompt, number, row)
+        if answer > self._shortest[1]:
+            self._shortest[1] = _keep_longest(self._longest[1], answer, number, row)
 
     @property
     def complete(self) -> bool:
@@ -61,3 +60,12 @@ class Sample(Generic[T]):
         for longest in self._longest:
             found |= {-number: row for _, number, row in longest}
         return [found[number] for number in sorted(found)]
+
+
+def _keep_longest(longest: list[tuple[int, int, T]], length: int, number: int, row: T) -> int:
+    """Add a row to the longest ones; return the length that a further one must exceed."""
+    if len(longest) < LONGEST:
+        heapq.heappush(longest, (length, -number, row))
+    else:
+        heapq.heapreplace(longest, (length, -number, row))
+    return longest[0][0] if len(longest) == LONGEST else -1

@@ -6,7 +6,7 @@ read. Its rows can then be read any number of times, one by one.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -42,18 +42,21 @@ class Source:
     table: tuple[Row, ...] | None = None
     """The rows of a hub data set, or of a folder that `datasets` reads."""
 
-    def rows(self, *, bad: OnBad = raise_bad, at: OnBytes = ignore_bytes) -> Iterator[Row]:
+    def rows(
+        self, *, bad: OnBad = raise_bad, at: OnBytes = ignore_bytes, only: Collection[int] | None = None
+    ) -> Iterator[Row]:
         """Read all rows, one by one.
 
         Args:
             bad: Called with the error of a row that cannot be used, which is left out if it returns.
             at: Called now and then with the number of bytes read.
+            only: Numbers of the rows that are wanted; others may be left out, which saves parsing them.
 
         Raises:
             DataError: If no further row can be read.
         """
         declared = _rename(self.declared, self.columns)
-        for row in self._all(bad, at):
+        for row in self._all(bad, at, only):
             if self.columns or declared:  # a copy: the rows of a table are read again
                 row = Row(row.place, _rename(row.values, self.columns), row.number)
             try:
@@ -64,12 +67,12 @@ class Source:
                 continue
             yield row
 
-    def _all(self, bad: OnBad, at: OnBytes) -> Iterator[Row]:
+    def _all(self, bad: OnBad, at: OnBytes, only: Collection[int] | None) -> Iterator[Row]:
         if self.table is not None:
             yield from self.table
         before = 0
         for file in self.files:
-            yield from iter_rows(file, bad=bad, at=lambda done, before=before: at(before + done))
+            yield from iter_rows(file, bad=bad, at=lambda done, before=before: at(before + done), only=only)
             before += file.stat().st_size
 
     @property

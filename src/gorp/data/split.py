@@ -22,7 +22,7 @@ def columns(dataset: Dataset) -> tuple[list[str], list[str]]:
 
 def row_hash(seed: int, prompt: str, completion: str) -> str:
     """Return the SHA-256 of the seed and one row, in hexadecimal: the row's rank in every draw."""
-    return hashlib.sha256("\x00".join((str(seed), prompt, completion)).encode()).hexdigest()
+    return hashlib.sha256(f"{seed}\x00{prompt}\x00{completion}".encode()).hexdigest()
 
 
 def draw_stratified(dataset: Dataset, rows: int, *, seed: int) -> list[int]:

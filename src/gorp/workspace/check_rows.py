@@ -37,8 +37,9 @@ def check_rows(config: RunConfig, names: Collection[str], workspace: Workspace, 
     check = _Check(config, names, workspace, progress)
     for spec in config.tasks:
         check.open(spec)
-    for spec in config.tasks:
-        check.eval_rows(spec)
+    split = [spec for spec in config.tasks if not check.eval_rows(spec)]
+    for spec in split:
+        check.split(spec)
     for task in check.opened.values():
         check.train_rows(task)
     for name in names:
@@ -49,7 +50,7 @@ def check_rows(config: RunConfig, names: Collection[str], workspace: Workspace, 
 
 
 class _Check:
-    """What is known while the tasks are read: first all eval rows, then all training rows."""
+    """What is known while the tasks are read: first all eval rows, then those that are split off, then train."""
 
     def __init__(self, config: RunConfig, names: Collection[str], workspace: Workspace, progress: Progress) -> None:
         self.config, self.names, self.workspace, self.progress = config, names, workspace, progress
@@ -57,6 +58,8 @@ class _Check:
         self.opened: dict[str, TaskRows] = {}
         self.scans: dict[tuple[str, str], Scan] = {}
         self.sets: dict[str, EvalRows] = {}
+        self.looked: dict[str, Overlaps] = {}
+        """Tasks without `eval` -> what was found in train when the rows to be split off were not known yet."""
         self.reader: Reader | None = None
         try:
             self.reader = reader_of(config.model, config.encoding, config.eval)
@@ -79,11 +82,11 @@ class _Check:
         tokenizer = None if self.reader is None else self.reader.tokenizer
         return open_task(spec, tokenizer=tokenizer, date=self.config.encoding.date, progress=self.progress)
 
-    def eval_rows(self, spec: TaskSpec) -> None:
-        """Collect what the eval rows of a task ask: from `eval`, from the workspace, or by the split of train."""
+    def eval_rows(self, spec: TaskSpec) -> bool:
+        """Collect what the eval rows of a task ask, from `eval` or from the workspace; return whether it has such."""
         name, task, kept = spec.name, self.opened.get(spec.name), kept_path(self.workspace, spec.name)
-        self.sets[name] = EvalRows(name)
         if task is not None and task.held_out is not None:
+            self.sets[name] = EvalRows(name)
             if name in self.names:
                 self.scans[name, "eval"] = scan(task, "eval", progress=self.progress, keep=self.sets[name])
             else:
@@ -93,49 +96,55 @@ class _Check:
             if any(form.chat for form in forms_of(rows)):
                 why = "only their rendered chats are kept"
                 self.report.warnings.append(f"not compared with the eval rows of {name}: {why}")
-                return
+                return True
             self.sets[name] = EvalRows(name, rendered=True)
             for line, prompt in enumerate(rows["prompt"][:], 1):
                 self.sets[name].add(prompt, line)
-        elif task is not None:
-            self._split(task)
-        elif name not in self.names and spec.eval is not None and Path(spec.eval).is_file():
+        elif task is None and name not in self.names and spec.eval is not None and Path(spec.eval).is_file():
+            self.sets[name] = EvalRows(name)
             try:  # its training rows are gone, its eval rows are not
                 self._add(self._opened(replace(spec, train=spec.eval, eval=None)), "train", name)
             except GorpError as error:
                 self.report.warnings.append(f"not compared with the eval rows of {name}: {error}")
+        else:
+            return task is None
+        return True
 
     def _add(self, task: TaskRows, part: str, name: str | None = None, lines: Collection[int] | None = None) -> None:
-        for asked, _, line in asked_rows(task, part, progress=self.progress):
-            if lines is None or line in lines:
-                self.sets[name or task.spec.name].add(asked, line)
+        for asked, _, line in asked_rows(task, part, progress=self.progress, lines=lines):
+            self.sets[name or task.spec.name].add(asked, line)
 
-    def _split(self, task: TaskRows) -> None:
-        """Find the rows of train that are split off as eval."""
-        name = task.spec.name
-        found = self.scans[name, "train"] = scan(task, "train", progress=self.progress, split=True)
+    def split(self, spec: TaskSpec) -> None:
+        """Find the rows of train that are split off as eval, and compare train with the eval rows known so far."""
+        name, task = spec.name, self.opened[spec.name]
+        overlaps = self.looked[name] = Overlaps(self._sets_for(name, list(self.sets.values())))
+        found = scan(task, "train", progress=self.progress, split=True, overlaps=overlaps)
+        self.scans[name, "train"] = found
         if found.cut is None and not found.problems.count:
             self.report.warnings.append(
                 f"task {name}: which rows are split off as eval is known only when `gorp train` has read all rows; "
                 "give `eval` to compare them with the other tasks"
             )
+        self.sets[name] = EvalRows(name)
         if found.cut and len(self.config.tasks) > 1:
             self._add(task, "train", lines=set(found.cut))
 
+    def _sets_for(self, name: str, sets: list[EvalRows]) -> list[EvalRows]:
+        """Return those eval sets that the training rows of a task must be compared with: unless both are unchecked."""
+        own = self.opened[name].held_out is not None
+        return [rows for rows in sets if (name in self.names or rows.task in self.names) and (rows.task != name or own)]
+
     def train_rows(self, task: TaskRows) -> None:
-        """Compare the training rows of a task with eval rows: of all tasks if it is checked, otherwise of those."""
-        name, checked = task.spec.name, task.spec.name in self.names
-        sets = [
-            rows
-            for other, rows in self.sets.items()
-            if (checked or other in self.names) and (other != name or task.held_out is not None)
-        ]
-        overlaps, known = Overlaps(sets), self.scans.get((name, "train"))
-        if checked and known is None:
+        """Compare the training rows of a task with the eval rows that they were not compared with yet."""
+        name, looked = task.spec.name, self.looked.get(task.spec.name)
+        known = self.scans.get((name, "train"))
+        sets = self._sets_for(name, [rows for rows in self.sets.values() if looked is None or rows.task in self.looked])
+        overlaps = Overlaps(sets)
+        if name in self.names and known is None:
             self.scans[name, "train"] = scan(task, "train", progress=self.progress, overlaps=overlaps)
         elif overlaps.asked or overlaps.prompts:
-            cut = set(() if known is None else known.cut or ())
-            for asked, prompt, line in asked_rows(task, "train", progress=self.progress, prompts=overlaps.prompts):
-                if line not in cut:
-                    overlaps.look(asked, prompt, line)
-        self.report.add_overlaps(task, overlaps.found())
+            for row in asked_rows(task, "train", progress=self.progress, prompts=overlaps.prompts):
+                overlaps.look(*row)
+        cut = () if known is None else known.cut or ()
+        before = {} if looked is None else looked.found(without=cut)
+        self.report.add_overlaps(task, before | overlaps.found(without=cut))

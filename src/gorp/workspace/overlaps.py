@@ -6,6 +6,7 @@ a pair that differs is taken for equal with a probability of one in a billion.
 """
 
 from array import array
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,13 @@ class Overlaps:
     def __init__(self, sets: list[EvalRows]) -> None:
         """Take the eval sets."""
         self._sets = [(rows.task, rows.rendered, *rows.distinct()) for rows in sets if len(rows)]
-        self._found: dict[str, dict[str, Any]] = {}
         self._asked, self._prompts, self._lines = array("Q"), array("Q"), array("Q")
         self.asked = any(not rendered for _, rendered, *_ in self._sets)
         """Whether any set needs to know what a row asks."""
         self.prompts = any(rendered for _, rendered, *_ in self._sets)
         """Whether any set needs a row's rendered prompt."""
-        self._hit = [np.zeros(len(hashes), bool) for _, _, hashes, *_ in self._sets]
+        self._hits = [(array("Q"), array("Q")) for _ in self._sets]
+        """For each set, the lines of the rows that were found, and the places of their hashes in the set."""
 
     def look(self, asked: str, prompt: str, line: int) -> None:
         """Look up a row."""
@@ -70,27 +71,31 @@ class Overlaps:
             return
         rows = {False: np.frombuffer(self._asked, np.uint64), True: np.frombuffer(self._prompts, np.uint64)}
         numbers = np.frombuffer(self._lines, np.uint64)
-        for (task, rendered, hashes, lines, _), hit in zip(self._sets, self._hit, strict=True):
+        for (_, rendered, hashes, *_), (hit, places) in zip(self._sets, self._hits, strict=True):
             place = np.minimum(np.searchsorted(hashes, rows[rendered]), len(hashes) - 1)
             same = np.flatnonzero(hashes[place] == rows[rendered])
-            if not len(same):
-                continue
-            hit[place[same]] = True
-            found = self._found.setdefault(task, {"rows": 0, "lines": []})
-            found["rows"] += len(same)
-            few = same[: EXAMPLES - len(found["lines"])]
-            found["lines"] += zip(numbers[few].tolist(), lines[place[few]].tolist(), strict=True)
+            hit.frombytes(numbers[same].tobytes())
+            places.frombytes(place[same].astype(np.uint64).tobytes())
         self._asked, self._prompts, self._lines = array("Q"), array("Q"), array("Q")
 
-    def found(self) -> dict[str, dict[str, Any]]:
+    def found(self, *, without: Collection[int] = ()) -> dict[str, dict[str, Any]]:
         """Return what was found, for each task with overlaps.
+
+        Args:
+            without: Lines of rows that do not count.
 
         Returns:
             Task -> `rows`, the number of rows that ask what an eval row asks; `eval_rows`, the number of these eval
             rows; and `lines`, the first pairs of the lines of a row and an eval row.
         """
         self._search()
-        for (task, *_, times), hit in zip(self._sets, self._hit, strict=True):
-            if hit.any():
-                self._found[task]["eval_rows"] = int(times[hit].sum())
-        return self._found
+        found = {}
+        for (task, _, _, lines, times), (hit, places) in zip(self._sets, self._hits, strict=True):
+            rows, place = np.array(hit, np.uint64), np.array(places, np.int64)
+            counted = ~np.isin(rows, np.array(sorted(without), np.uint64))
+            rows, place = rows[counted], place[counted]
+            if len(rows):
+                pairs = zip(rows[:EXAMPLES].tolist(), lines[place[:EXAMPLES]].tolist(), strict=True)
+                asked = int(times[np.unique(place)].sum())
+                found[task] = {"rows": len(rows), "lines": list(pairs), "eval_rows": asked}
+        return found

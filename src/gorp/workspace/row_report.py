@@ -120,6 +120,11 @@ def _facts(found: Scan, source: Source) -> dict[str, Any]:
     }
 
 
+def repeated(answers: Mapping[str, int] | None) -> bool:
+    """Whether answers are few, short and on average given more than once, as labels are."""
+    return answers is not None and sum(answers.values()) >= 2 * len(answers)
+
+
 def _some(items: list[str], total: int) -> str:
     return ", ".join(items[:NAMED]) + ", …" * (total > NAMED)
 
@@ -138,8 +143,9 @@ def _about_repeats(where: str, found: Scan, unit: str) -> list[str]:
 def _about_answers(name: str, scans: Mapping[str, Scan | None]) -> list[str]:
     """Return a warning if eval wants answers that no training row gives."""
     train, held_out = scans["train"], scans["eval"]
-    if train is None or held_out is None or train.answers is None or held_out.answers is None:
+    if train is None or held_out is None or held_out.answers is None or not repeated(train.answers):
         return []
+    assert train.answers is not None
     unknown = [answer for answer in held_out.answers if answer not in train.answers]
     rows = sum(held_out.answers[answer] for answer in unknown)
     shown = ", ".join(f"`{answer}`" for answer in unknown[:EXAMPLES])

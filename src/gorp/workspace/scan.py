@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,13 +173,13 @@ def scan(
             sample=rows,
             complete=complete,
             drawn=sample.drawn,
-            answers=answers.found(len(index)),
+            answers=answers.found(),
             cut=cut,
         )
 
 
 def asked_rows(
-    task: TaskRows, part: str, *, progress: Progress, prompts: bool = False
+    task: TaskRows, part: str, *, progress: Progress, prompts: bool = False, lines: Collection[int] | None = None
 ) -> Iterator[tuple[str, str, int]]:
     """Yield for each row of a part what it asks, its rendered prompt, and its line; unusable rows are left out.
 
@@ -188,10 +188,14 @@ def asked_rows(
         part: "train" or "eval".
         progress: Shows how far the reading is.
         prompts: Whether prompts are wanted; otherwise, and for chats, they are empty.
+        lines: The lines of the rows that are wanted; None for all.
     """
     source, prompts = _source(task, part), prompts and task.format not in TURNS
     with _mebibytes(progress, f"comparing {part} of {task.spec.name}", source) as at:
-        for line, row in _numbered(source, source.rows(bad=lambda error: None, at=at)):
+        only = lines if len(source.files) == 1 else None
+        for line, row in _numbered(source, source.rows(bad=lambda error: None, at=at, only=only)):
+            if lines is not None and line not in lines:
+                continue
             try:
                 yield task.render.asked(row), task.render(row)[0] if prompts else "", line
             except DataError:
@@ -253,11 +257,9 @@ class _Answers:
             if len(self._counted) > MOST_ANSWERS or len(answer) > LONGEST_ANSWER:
                 self._counted = None
 
-    def found(self, rows: int) -> dict[str, int] | None:
-        """Return the answers with their rows, unless most answers occur once."""
-        if self._counted is None or rows < 2 * len(self._counted):
-            return None
-        return dict(self._counted.most_common())
+    def found(self) -> dict[str, int] | None:
+        """Return the answers with their rows, the most frequent first."""
+        return None if self._counted is None else dict(self._counted.most_common())
 
 
 def _about_turns(several: int, rows: int) -> list[str]:

@@ -94,7 +94,9 @@ def _in_block(text: str, key: Any, value: Any, entry: Mapping[str, str]) -> str:
     items = value.value if isinstance(value, yaml.SequenceNode) else []
     if items:
         lines = text[: value.end_mark.index].splitlines(keepends=True)
-        indent = " " * value.start_mark.column
+        begin = re.compile(r"(?<![^\s])-\s").search(text, value.start_mark.index)  # after an anchor, if there is one
+        assert begin is not None
+        indent = " " * (begin.start() - text.rfind("\n", 0, begin.start()) - 1)
         if value.end_mark.column and text[value.end_mark.index :]:
             lines.pop()  # the beginning of the line of the next key
     else:
