@@ -23,6 +23,7 @@ from gorp.data import ORDERS, Encoding, TaskSpec
 from gorp.data.spec import FORMATS
 from gorp.data.task import METRICS
 from gorp.data.templates import ALPACA, LABELLED
+from gorp.demo.run import DATA
 from gorp.evaluation import EvalConfig
 from gorp.export.lowrank import RANKS
 from gorp.layers.lora import LoraSettings
@@ -337,6 +338,22 @@ def test_the_page_on_export_names_the_ranks_and_options_of_the_code():
     flags = set(re.findall(r"--[a-z][a-z-]+", re.sub(r"```text\n.*?```", "", text, flags=re.S)))
     known = set(re.findall(r"--[a-z-]+", CliRunner().invoke(app, ["export", "--help"]).output))
     assert flags - {"--max-lora-rank", "--outtype", "--lora"} <= known  # those of vLLM and llama.cpp
+
+
+def test_the_first_commands_of_getting_started_write_its_yaml(tmp_path, monkeypatch):
+    shutil.copytree(DATA, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(re.findall(r"```bash\n(.*?)```", START, flags=re.S)).splitlines()
+    lines = [line.partition(" #")[0].split()[1:] for line in lines if re.match(r"gorp (init|add) ", line)]
+    assert [line[0] for line in lines] == ["init", "add", "add"]
+    for line in lines[:2]:
+        assert CliRunner().invoke(app, line).exit_code == 0
+    written = yaml.safe_load(Path("bot.yaml").read_text())
+    assert parse_config(written, tmp_path) == parse_config(
+        yaml.safe_load(re.findall(r"```yaml\n(.*?)```", START, flags=re.S)[0]), tmp_path
+    )
+    assert CliRunner().invoke(app, lines[2]).exit_code == 0
+    assert [task.name for task in load_config(Path("bot.yaml")).tasks] == ["october", "november"]
 
 
 def test_the_model_of_the_offline_yaml_comes_with_the_package():

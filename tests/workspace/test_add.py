@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from gorp.data import TaskSpec, load_task
 from gorp.errors import ConfigError
 from gorp.progress import Progress
-from gorp.workspace import add_task, load_config, run_sequence
+from gorp.workspace import add_task, load_config, run_sequence, validate
 from gorp.workspace.add import find_config
 from gorp.workspace.check_rows import check_rows
 from gorp.workspace.store import Workspace
@@ -115,10 +116,19 @@ def test_eval_rows_of_the_new_task_are_looked_for_in_the_training_rows_of_the_ot
     assert "1 training rows of two ask what 1 rows of the eval set of three ask" in warning
 
 
-@pytest.mark.parametrize("gone", ["train", "train and eval"])
-def test_eval_rows_of_a_learned_task_whose_files_are_gone_are_still_compared(tmp_path, gone):
-    project = make_project(tmp_path, tasks=[{"name": "one", "train": "one.jsonl", "eval": "one_eval.jsonl"}])
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A folder with a YAML of one task and the workspace that has learned it."""
+    folder = tmp_path_factory.mktemp("learned")
+    project = make_project(folder, tasks=[{"name": "one", "train": "one.jsonl", "eval": "one_eval.jsonl"}])
     run_sequence(load_config(project), project.with_suffix(""))
+    return folder
+
+
+@pytest.mark.parametrize("gone", ["train", "train and eval"])
+def test_eval_rows_of_a_learned_task_whose_files_are_gone_are_still_compared(learned, tmp_path, gone):
+    shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
+    project = tmp_path / "run.yaml"
     rows = (tmp_path / "one_eval.jsonl").read_text().splitlines()[:2]
     (tmp_path / "one.jsonl").unlink()
     if "eval" in gone:
@@ -190,9 +200,9 @@ def test_a_link_to_the_yaml_stays_a_link(project, tmp_path):
     assert link.is_symlink() and "three.jsonl" in project.read_text()
 
 
-def test_a_change_that_training_would_refuse_is_a_problem(tmp_path):
-    project = make_project(tmp_path)
-    run_sequence(load_config(project), project.with_suffix(""))
+def test_a_change_that_training_would_refuse_is_a_problem(learned, tmp_path):
+    shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
+    project = tmp_path / "run.yaml"
     project.write_text(project.read_text().replace("seed: 0", "seed: 5"))
     write_rows(tmp_path / "three.jsonl", 3, 24)
     found = add_task(project, "three", str(tmp_path / "three.jsonl"))
@@ -232,7 +242,17 @@ def test_a_file_too_large_to_keep_gives_the_same_findings(tmp_path, monkeypatch,
     assert whole["conflicts"]["lines"] == [(8, 301) if ending == "jsonl" else (9, 302)]
 
 
-def test_a_report_is_read_from_any_folder(project, tmp_path, monkeypatch):
+def test_learned_tasks_need_no_training_rows_to_be_validated(learned, tmp_path):
+    shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
+    project = tmp_path / "run.yaml"
+    (tmp_path / "one.jsonl").unlink()
+    write_rows(tmp_path / "three.jsonl", 3, 24)
+    assert add_task(project, "three", str(tmp_path / "three.jsonl"))["written"]
+    found = validate(project)
+    assert (found["problems"], found["pending"], list(found["tasks"])) == ([], ["three"], ["three"])
+
+
+def test_a_path_is_relative_to_the_yaml(project, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     write_rows(tmp_path / "elsewhere" / "three.jsonl", 3, 24)

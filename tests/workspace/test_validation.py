@@ -5,8 +5,8 @@ import json
 import pytest
 
 from gorp.errors import ConfigError
-from gorp.workspace import load_config, plan, run_sequence, validate
-from tests.workspace.project import make_project, task, tree_hash, write_rows
+from gorp.workspace import load_config, plan, validate
+from tests.workspace.project import make_project, task, tree_hash
 
 
 def test_a_whole_configuration_has_no_problems_and_the_result_of_the_dry_run(tmp_path):
@@ -57,16 +57,6 @@ def test_what_only_the_dry_run_sees_is_a_problem_too(tmp_path):
     found = validate(make_project(tmp_path, lora={"target_modules": ["no_such_layer"]}))
     [problem] = found["problems"]
     assert "no_such_layer" in problem
-
-
-def test_learned_tasks_need_no_training_rows(tmp_path):
-    project = make_project(tmp_path, tasks=[task("one")])
-    run_sequence(load_config(project), project.with_suffix(""))
-    (tmp_path / "one.jsonl").unlink()
-    write_rows(tmp_path / "three.jsonl", 3, 24)
-    project.write_text(project.read_text().replace("training:", "- {name: three, train: three.jsonl}\ntraining:"))
-    found = validate(project)
-    assert found["problems"] == [] and found["pending"] == ["three"] and list(found["tasks"]) == ["three"]
 
 
 def test_large_rows_are_not_loaded(tmp_path, monkeypatch):
