@@ -42,7 +42,7 @@ def test_what_is_written_is_read(rows):
 def test_what_is_written_trains(rows):
     init_config("model", ["one.jsonl", "two_test.jsonl", "two_train.jsonl"], Path("bot.yaml"))
     assert validate(Path("bot.yaml"))["problems"] == []
-    matrix = run_sequence(load_config(Path("bot.yaml")), Path("bot"))
+    matrix = run_sequence(load_config(Path("bot.yaml")), Path("bot")).matrix
     assert list(matrix.tasks) == ["one", "two"] and len(matrix.R) == 3
 
 

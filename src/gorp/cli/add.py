@@ -95,8 +95,8 @@ def validate(
 ) -> None:
     """Check a YAML and the rows of its pending tasks, and list all problems. Nothing is written.
 
-    `gorp train --dry-run` stops at the first problem and does not compare the tasks. This command reads rows one by
-    one, looks for copies, leaks and conflicts, and then makes the same dry run if the rows are small enough to load.
+    The dry run of `gorp train` stops at the first problem and does not compare the tasks. This command reads rows one
+    by one, looks for copies, leaks and conflicts, and then makes that dry run if the rows are small enough to load.
     """
     with errors():
         console, progress = start()

@@ -13,6 +13,7 @@ from gorp.storage import write_atomic
 from gorp.workspace.changes import check_settings
 from gorp.workspace.check_rows import check_rows
 from gorp.workspace.config import RunConfig, parse_config
+from gorp.workspace.held import held_once
 from gorp.workspace.place import YAML
 from gorp.workspace.row_report import Report
 from gorp.workspace.store import Workspace
@@ -120,7 +121,7 @@ def _check_workspace(config: RunConfig, store: Workspace, report: Report) -> Non
     if not store.exists():
         return
     try:
-        check_settings(config, store.current())
+        check_settings(config, store.current(), held_once(store))
     except GorpError as error:
         report.refuse(error)
 
