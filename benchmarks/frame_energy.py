@@ -53,7 +53,7 @@ def captured(pair: tuple[Tensor, Tensor], basis: Tensor, config: GorpConfig, see
     x, d = pair
     options = {"rank": config.rank, "oversampling": config.oversampling, "power_steps": config.power_steps}
     generator = torch.Generator().manual_seed(seed)
-    rows = gradient_rows([pair], count=config.rank + config.oversampling, generator=generator)
+    (rows,) = gradient_rows([[pair]], count=config.rank + config.oversampling, generators=[generator])
     seen = FrameInputs(pairs=[pair], basis=basis, rows=rows)
     (sketched,) = sketched_frames([seen], **options)
     gradient = d.double().mT @ x.double()

@@ -9,7 +9,7 @@ implemented here.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,12 @@ def ruled(rule: str) -> Iterator[None]:
     """For `rotate, no fill`, rotate the moments without the term for directions outside the old frame."""
     own = gorp.layers.full_rank.rotate_moments
 
-    def without_fill(state: dict[str, Any], kept: Any, old: Any, new: Any) -> None:
-        left, right = new.left.mT @ old.left, old.right.mT @ new.right
-        for key, turn in (("exp_avg", lambda x: x), ("exp_avg_sq", torch.square)):
-            if key in state:
-                state[key].copy_(turn(left) @ state[key] @ turn(right))
+    def without_fill(states: Sequence[dict[str, Any]], kept: Any, old: Any, new: Any) -> None:
+        lefts, rights = new.left.mT @ old.left, old.right.mT @ new.right
+        for state, left, right in zip(states, lefts, rights, strict=True):
+            for key, turn in (("exp_avg", lambda x: x), ("exp_avg_sq", torch.square)):
+                if key in state:
+                    state[key].copy_(turn(left) @ state[key] @ turn(right))
 
     gorp.layers.full_rank.rotate_moments = without_fill if "," in rule else own
     try:

@@ -23,7 +23,7 @@ def gradient_of(pairs):
 
 
 def frame_inputs(pairs, away_from):
-    rows = gradient_rows(pairs, count=16, generator=generator())
+    (rows,) = gradient_rows([pairs], count=16, generators=[generator()])
     return FrameInputs(pairs=pairs, basis=away_from, rows=rows)
 
 
@@ -156,7 +156,7 @@ def test_the_gradient_is_never_formed():
 
 def test_the_gram_matrix_of_random_rows_is_that_of_the_gradient_in_expectation():
     pairs = random_pairs(7, 9, dtype=torch.float32)
-    rows = gradient_rows(pairs, count=40_000, generator=generator())
+    (rows,) = gradient_rows([pairs], count=40_000, generators=[generator()])
     gram = gradient_of(pairs).mT @ gradient_of(pairs)
     assert (rows.mT @ rows - gram).norm() < 0.02 * gram.norm()
 

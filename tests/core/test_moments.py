@@ -16,6 +16,11 @@ ADAM = STATE_KEYS["torch", "AdamW"]
 K = 4
 
 
+def rotate(state, kept, old, new):
+    """Rotate the state of one core."""
+    rotate_moments([state], kept, *(Frame(left=f.left[None], right=f.right[None]) for f in (old, new)))
+
+
 def frame(m=9, n=12, *, rank=K, seed=0):
     """Return a random frame of K columns, of which the first `rank` are not zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -31,7 +36,7 @@ def state(seed=5):
 
 def carried(old, new, before=None):
     after = {key: value.clone() for key, value in (before or state()).items()}
-    rotate_moments(after, ADAM, old, new)
+    rotate(after, ADAM, old, new)
     return after
 
 
@@ -51,7 +56,7 @@ def normalized_rms(frames: str, *, seed: int, n: int = 16, k: int = 4, steps: in
             left, _, right = torch.linalg.svd(gradient)
             new = Frame(left=left[:, :k], right=right[:k].mT)
             if current is not None:
-                rotate_moments({"exp_avg": m, "exp_avg_sq": v}, ADAM, current, new)
+                rotate({"exp_avg": m, "exp_avg_sq": v}, ADAM, current, new)
             current = new
         reduced = current.left.mT @ gradient @ current.right
         normalized = adam_direction(reduced, m, v, step=step, betas=(0.9, 0.999), eps=1e-8)
@@ -101,7 +106,7 @@ class TestRotating:
         old = Frame(left=torch.tensor([[1.0], [0.0]]), right=torch.tensor([[1.0]]))
         new = Frame(left=torch.tensor([[0.5**0.5], [0.5**0.5]]), right=torch.tensor([[1.0]]))
         kept = {"exp_avg": torch.tensor([[2.0]]), "exp_avg_sq": torch.tensor([[8.0]])}
-        rotate_moments(kept, ADAM, old, new)
+        rotate(kept, ADAM, old, new)
         assert kept["exp_avg"].item() == pytest.approx(2**0.5) and kept["exp_avg_sq"].item() == pytest.approx(8.0)
 
     def test_entries_of_zero_columns_take_the_mean_of_the_others(self):
@@ -177,7 +182,7 @@ class TestOptimizers:
         for at in (old, new):
             optimizer, core = stepped(OPTIMIZERS[name])
             if at is new:
-                rotate_moments(optimizer.state[core], state_keys_of(type(optimizer)), old, new)
+                rotate(optimizer.state[core], state_keys_of(type(optimizer)), old, new)
             core.data.zero_()
             core.grad = at.left.mT @ gradient @ at.right
             optimizer.step()
@@ -187,7 +192,7 @@ class TestOptimizers:
     def test_an_empty_state_can_be_rotated_and_reset(self, name):
         optimizer, core = stepped(OPTIMIZERS[name], steps=0)
         state = optimizer.state.get(core, {})
-        rotate_moments(state, state_keys_of(type(optimizer)), frame(rank=0), frame())
+        rotate(state, state_keys_of(type(optimizer)), frame(rank=0), frame())
         reset_moments(state, state_keys_of(type(optimizer)))
         core.grad = torch.ones(K, K, dtype=torch.float64)
         optimizer.step()

@@ -43,7 +43,7 @@ def a_frame_is_that_of_all_ranks_rows(rank, ranks):
     part = slice(rank * 17 // ranks, (rank + 1) * 17 // ranks)
     settings = {"rank": 3, "oversampling": 8, "power_steps": 0}
     mine = [(x[part], d[part])]
-    rows = gradient_rows(mine, count=11, generator=torch.Generator().manual_seed(0))
+    (rows,) = gradient_rows([mine], count=11, generators=[torch.Generator().manual_seed(0)])
     psi = torch.randn(7, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 11**0.5
     torch.testing.assert_close(rows, psi.mT @ d.mT @ x / ranks)
     seen = FrameInputs(pairs=mine, basis=away_from, rows=rows)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gorp.core.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
 from gorp.core.linalg import (
     coarsest,
     eigen,
     orthonormalize,
-    orthonormalize_all,
     project_out,
     project_out_rows,
     rounding_floor,
@@ -26,6 +26,8 @@ from gorp.core.linalg import (
 Pairs = Sequence[tuple[Tensor, Tensor]]
 """(X, D) of each micro-batch of one optimizer step, N x n and N x m."""
 
+STACKED = 2**28
+"""Most bytes that are copied to compute layers together; a layer that is larger is computed alone."""
 
 SQUARED = 4 * torch.finfo(torch.float64).eps ** 0.5
 """Relative size below which a singular value taken from B Bᵀ in float64 is rounding: B Bᵀ holds squares, hence √eps."""
@@ -73,8 +75,8 @@ def sketched_frames(
     leaves a part of S in Z. Each product costs 2·N·q·(m + n) flops instead of 2·N·m·n. With several ranks, R, Y, B and
     each Z are sums over all ranks: n·q or m·q numbers each. If q reaches min(m, n), the result is the exact SVD.
 
-    The small matrices B Bᵀ of all layers are copied to the CPU together; this is the only intended wait for the device.
-    The last QR is batched over all layers of the same shape.
+    Layers of the same shape are computed together (`stacks`). The small matrices B Bᵀ of all layers are copied to the
+    CPU together; this is the only intended wait for the device.
 
     Args:
         layers: The inputs for each layer's frame.
@@ -89,24 +91,30 @@ def sketched_frames(
         Halko, Martinsson and Tropp, *Finding structure with randomness*, arXiv:0909.4061, algorithms 4.4 and 5.1.
         Wang et al., arXiv:2507.02503 (the frame). To project before taking the frame is our change (docs/equations.md).
     """
-    if not layers:
-        return []
-    ranges, bs, norms = [], [], []
-    # One layer at a time: X and D converted to the basis's dtype may be large copies.
-    for seen in layers:
-        pairs, basis = [(x.to(seen.basis), d.to(seen.basis)) for x, d in seen.pairs], seen.basis
-        m, n = pairs[0][1].shape[1], pairs[0][0].shape[1]
-        q = min(rank + oversampling, m, n)
-        q_matrix = _range_of(pairs, seen.rows[:q].mT.to(basis), basis)  # Q, m x q
+    sketches: list[_Sketch] = []
+    for members in stacks([seen.pairs for seen in layers], [seen.basis for seen in layers]):
+        seen = [layers[i] for i in members]
+        x, d = stacked([layer.pairs for layer in seen], seen[0].basis.dtype)
+        q, basis = min(rank + oversampling, d.shape[2], x.shape[2]), _bases(seen)
+        rows = torch.stack([layer.rows[:q] for layer in seen]).to(basis)  # R, L x q x n
+        q_matrix = _range_of(x, d, rows.mT, basis)  # Q, L x m x q
         for _ in range(power_steps):
-            q_matrix = _range_of(pairs, _transposed_times(pairs, q_matrix), basis)
-        unprojected = _transposed_times(pairs, q_matrix).mT  # (D Q)ᵀ X, q x n
-        ranges.append(q_matrix)
-        bs.append(project_out_rows(unprojected, basis))  # B = (D Q)ᵀ X (I - S Sᵀ)
-        norms.append(unprojected.norm())
-    bases = [seen.basis for seen in layers]
-    compute_dtype = [coarsest(*(x.dtype for pair in seen.pairs for x in pair)) for seen in layers]
-    return _frames_from(ranges, bs, norms, bases, compute_dtype, rank=rank)
+            q_matrix = _range_of(x, d, _transposed_times(x, d, q_matrix), basis)
+        unprojected = _transposed_times(x, d, q_matrix).mT  # (D Q)ᵀ X, L x q x n
+        b = project_out_rows(unprojected, basis).double()  # B = (D Q)ᵀ X (I - S Sᵀ)
+        small = torch.cat([(b @ b.mT).flatten(1), unprojected.norm(dim=(1, 2)).double()[:, None]], dim=1)
+        sketches.append(_Sketch(members=members, q_matrix=q_matrix, b=b, small=small))
+    if not sketches:
+        return []
+    # One copy to the CPU instead of one per layer.
+    on_cpu = torch.cat([sketch.small.flatten() for sketch in sketches]).cpu()
+    parts = on_cpu.split([sketch.small.numel() for sketch in sketches])
+    frames: list[Frame | None] = [None] * len(layers)
+    for sketch, small in zip(sketches, parts, strict=True):
+        found = _frames_of(sketch, small.view(sketch.small.shape), [layers[i] for i in sketch.members], rank=rank)
+        for index, frame in zip(sketch.members, found, strict=True):
+            frames[index] = frame
+    return frames
 
 
 def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
@@ -119,100 +127,164 @@ def exact_frame(gradient: Tensor, basis: Tensor, *, rank: int) -> Frame:
     """
     b = project_out_rows(gradient, basis)
     left, sigma, right_t = torch.linalg.svd(b, full_matrices=False)
-    kept = _numerical_rank(
-        sigma[:rank], gradient.norm(), b.norm(), size=max(gradient.shape), dtype=b.dtype, compute_dtype=b.dtype
-    )
+    floor = _rounding(gradient.norm(), b.norm(), size=max(gradient.shape), dtype=b.dtype, compute_dtype=b.dtype)
+    kept = int((sigma[:rank] > floor).sum())
     right = orthonormalize(right_t[:kept].mT, away_from=basis)
-    return _finish(left[:, :kept], sigma[:kept], right, rank=rank)
+    left, right, sigma = (_widened(side, rank) for side in (left[:, :kept], right, sigma[:kept]))
+    u, v = _fixed_signs(left, right)
+    return Frame(left=u, right=v, sigma=sigma)
 
 
-def _range_of(pairs: Pairs, start: Tensor, basis: Tensor) -> Tensor:
-    """Return Q = qr(G Z), m x q, where Z = qr((I - S Sᵀ) start), n x q."""
-    return orthonormalize(_times(pairs, orthonormalize(project_out(start, basis), away_from=basis)))
+@dataclass(frozen=True, kw_only=True)
+class _Sketch:
+    """The sketched gradients of L layers of the same shape."""
+
+    members: Sequence[int]
+    """Indices of the layers."""
+    q_matrix: Tensor
+    """Q, L x m x q."""
+    b: Tensor
+    """B, L x q x n, float64."""
+    small: Tensor
+    """B Bᵀ and ‖(D Q)ᵀ X‖ of each layer, L x (q² + 1), float64."""
 
 
-def _frames_from(
-    ranges: Sequence[Tensor],
-    bs: Sequence[Tensor],
-    norms: Sequence[Tensor],
-    bases: Sequence[Tensor],
-    compute_dtype: Sequence[torch.dtype],
-    *,
-    rank: int,
-) -> list[Frame | None]:
-    """Return each layer's frame from Q (`ranges`) and B (`bs`), by the eigenvectors of B Bᵀ."""
-    wide = [b.double() for b in bs]
-    # B Bᵀ and ‖(D Q)ᵀ X‖ of every layer in one vector: one copy to the CPU instead of one per layer.
-    packed = [torch.cat([(b @ b.mT).flatten(), norm.double()[None]]) for b, norm in zip(wide, norms, strict=True)]
-    on_cpu = torch.cat(packed).cpu().split([len(part) for part in packed])
-    frames: list[Frame | None] = [None] * len(bs)
-    factors: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # U, σ and V before the last QR, by layer
-    for index, (b, q_matrix, part) in enumerate(zip(bs, ranges, on_cpu, strict=True)):
-        if not part.isfinite().all():
-            continue
-        squared, vectors = eigen(part[:-1].view(len(b), len(b)))  # B Bᵀ = U_b Σ² U_bᵀ, q x q
-        sigma, vectors = squared.sqrt()[:rank], vectors[:, :rank]
-        projected_norm = squared.sum().sqrt()  # ‖B‖
-        size = max(len(q_matrix), b.shape[1])
-        kept = _numerical_rank(
-            sigma, part[-1], projected_norm, size=size, dtype=b.dtype, compute_dtype=compute_dtype[index]
-        )
-        vectors, sigma = (x.to(b.device, non_blocking=True) for x in (vectors[:, :kept], sigma[:kept]))
-        left = q_matrix @ vectors.to(q_matrix)  # U = Q U_b: (m, q) @ (q, k)
-        right = wide[index].mT @ (vectors / sigma)  # V = Bᵀ U_b Σ⁻¹: (n, q) @ (q, k)
-        factors[index] = left, sigma.to(left), project_out(right.to(left), bases[index])
-    rights = orthonormalize_all([right for _, _, right in factors.values()])
-    for (index, (left, sigma, _)), right in zip(factors.items(), rights, strict=True):
-        frames[index] = _finish(left, sigma, right, rank=rank)
-    return frames
+def stacks(layers: Sequence[Pairs], bases: Sequence[Tensor]) -> list[list[int]]:
+    """Return which layers are computed together: groups of indices of layers of the same shape.
+
+    An operation on small matrices takes less time than Python needs to start it, so one operation on L matrices takes
+    little more than one on one matrix. A group is not larger than `STACKED` bytes, because X, D and S are copied.
+
+    Args:
+        layers: (X, D) of each layer.
+        bases: S of each layer. Layers with an empty S and those whose S is the whole space have groups of their own.
+    """
+    if num_ranks() > 1:  # another rank may have other tokens, and all ranks must exchange the same sums
+        return [[index] for index in range(len(layers))]
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, (pairs, basis) in enumerate(zip(layers, bases, strict=True)):
+        (x, d), (n, s) = pairs[0], basis.shape
+        kind = "none" if s == 0 else "whole" if s == n else "part"
+        key = (sum(len(x) for x, _ in pairs), n, d.shape[1], x.dtype, d.dtype, basis.dtype, x.device, kind)
+        groups.setdefault(key, []).append(index)
+    result = []
+    for (tokens, n, m, *_), members in groups.items():
+        largest = 4 * (tokens * (m + n) + max(bases[i].numel() for i in members))
+        size = max(1, STACKED // largest)
+        result += [members[start : start + size] for start in range(0, len(members), size)]
+    return result
 
 
-def _numerical_rank(
-    sigma: Tensor, whole: Tensor, outside: Tensor, *, size: int, dtype: torch.dtype, compute_dtype: torch.dtype
-) -> int:
-    """Return how many singular values of the projected gradient are above rounding.
+def stacked(layers: Sequence[Pairs], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return X, L x N x n, and D, L x N x m, of L layers of one group of `stacks`; micro-batches follow each other."""
+    sides = [
+        [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*pairs, strict=True)] for pairs in layers
+    ]
+    x, d = (parts[0][None] if len(parts) == 1 else torch.stack(parts) for parts in zip(*sides, strict=True))
+    return x.to(dtype), d.to(dtype)
+
+
+def _bases(layers: Sequence[FrameInputs]) -> Tensor:
+    """Return S of each layer, L x n x s, with zero columns where a layer has fewer than the others."""
+    if len(layers) == 1:
+        return layers[0].basis[None]
+    widest = max(layer.basis.shape[1] for layer in layers)
+    return torch.stack([_widened(layer.basis, widest) for layer in layers])
+
+
+def _widened(x: Tensor, columns: int) -> Tensor:
+    """Return `x` with zero columns appended up to `columns`."""
+    return x if x.shape[-1] == columns else pad(x, (0, columns - x.shape[-1]))
+
+
+def _range_of(x: Tensor, d: Tensor, start: Tensor, basis: Tensor) -> Tensor:
+    """Return Q = qr(G Z), L x m x q, where Z = qr((I - S Sᵀ) start), L x n x q. Signs of its columns cancel in U."""
+    z = torch.linalg.qr(project_out(project_out(start, basis), basis)).Q  # twice: rounding leaves a part in S
+    return torch.linalg.qr(_times(x, d, z)).Q
+
+
+def _frames_of(sketch: _Sketch, small: Tensor, layers: Sequence[FrameInputs], *, rank: int) -> list[Frame | None]:
+    """Return each layer's frame, by the eigenvectors of B Bᵀ.
+
+    Args:
+        sketch: The sketched gradients.
+        small: `sketch.small` on the CPU.
+        layers: The layers.
+        rank: k.
+    """
+    count, m, q = sketch.q_matrix.shape
+    n, dtype, device = sketch.b.shape[2], sketch.q_matrix.dtype, sketch.b.device
+    finite = small.isfinite().all(dim=1)
+    small = torch.where(finite[:, None], small, 0.0)
+    squared, vectors = eigen(small[:, :-1].view(count, q, q))  # B Bᵀ = U_b Σ² U_bᵀ
+    sigma, vectors = squared.sqrt()[:, :rank], vectors[:, :, :rank]
+    floor = _rounding(
+        small[:, -1],
+        squared.sum(dim=1).sqrt(),  # ‖B‖
+        size=max(m, n),
+        dtype=dtype,
+        compute_dtype=coarsest(*(side.dtype for pair in layers[0].pairs for side in pair)),
+    )
+    kept = sigma > floor[:, None]  # L x k; σ decreases, so the first columns
+    packed = torch.cat([torch.where(kept[:, None], vectors, 0.0), torch.where(kept, sigma, 1.0)[:, None]], dim=1)
+    packed = torch.cat([packed, kept.to(packed)[:, None]], dim=1).to(device, non_blocking=True)
+    vectors, sigma, mask = packed[:, :q], packed[:, q : q + 1], packed[:, q + 1 :].to(dtype)  # L x q x k, L x 1 x k
+    left = sketch.q_matrix @ vectors.to(dtype)  # U = Q U_b: (m, q) @ (q, k)
+    right = (sketch.b.mT @ (vectors / sigma)).to(dtype)  # V = Bᵀ U_b Σ⁻¹: (n, q) @ (q, k)
+    right = orthonormalize(project_out(right, _bases(layers))) * mask  # columns beyond the rank are zero again
+    left, right, sigma = (_widened(side, rank) for side in (left, right, sigma.to(dtype) * mask))
+    return [
+        Frame(left=u, right=v, sigma=values[0]) if there else None
+        for u, v, values, there in zip(*_fixed_signs(left, right), sigma, finite.tolist(), strict=True)
+    ]
+
+
+def _rounding(whole: Tensor, outside: Tensor, *, size: int, dtype: torch.dtype, compute_dtype: torch.dtype) -> Tensor:
+    """Return the singular value of the projected gradient up to which it is rounding.
 
     Two sources of rounding are added. The products in this file round in `dtype`, relative to the gradient before
     projection (norm `whole`). The model's own arithmetic rounds in `compute_dtype`, relative to the part that was
     projected away, as in `gorp.core.linalg.exceeds_rounding`; C's gradients between two refreshes have that rounding
     too.
     """
-    eps = torch.finfo(dtype).eps
     inside = (whole.square() - outside.square()).clamp(min=0).sqrt()  # norm of the part in span(S), by Pythagoras
-    return int((sigma > max(eps * size, SQUARED) * whole + rounding_floor(dtype, compute_dtype) * inside).sum())
+    eps = torch.finfo(dtype).eps
+    return max(eps * size, SQUARED) * whole + rounding_floor(dtype, compute_dtype) * inside
 
 
-def _finish(left: Tensor, sigma: Tensor, right: Tensor, *, rank: int) -> Frame:
-    """Return the frame of U, σ, V: fix the signs, pad with zeros to k columns, and use rank 0's result on every rank.
+def _fixed_signs(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return U and V with the entry of largest magnitude in each column of V positive, and rank 0's on every rank.
 
     Singular vectors are unique except for the sign of each pair, which depends on the linear algebra library. Anything
     that is stored in the frame's coordinates and outlives the frame (paper mode's S, moments that are kept) depends on
-    these signs. So they are fixed: the entry of largest magnitude in each column of V is positive.
+    these signs.
     """
-    kept = len(sigma)
-    largest = right.gather(0, right.abs().argmax(dim=0, keepdim=True)) if kept else right[:1]
+    largest = right.gather(-2, right.abs().argmax(dim=-2, keepdim=True))
     signs = torch.where(largest < 0, -1.0, 1.0).to(right)
-    padded = [torch.nn.functional.pad(x * signs, (0, rank - kept)) for x in (left, right)]
-    u, v = (broadcast_from_owner(x) for x in padded)
-    return Frame(left=u.contiguous(), right=v.contiguous(), sigma=torch.nn.functional.pad(sigma, (0, rank - kept)))
+    return broadcast_from_owner(left * signs), broadcast_from_owner(right * signs)
 
 
-def gradient_rows(pairs: Pairs, *, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` random combinations R of the gradient's rows with E[Rᵀ R] = Gᵀ G, the input of a row sketch.
+def gradient_rows(layers: Sequence[Pairs], *, count: int, generators: Sequence[torch.Generator]) -> list[Tensor]:
+    """Return `count` random combinations R of each gradient's rows with E[Rᵀ R] = Gᵀ G, the input of a row sketch.
 
     R = Ψᵀ Dᵀ X,   Ψ Gaussian m x count, entries of variance 1 / count        2·N·count·(m + n) flops
 
     Args:
-        pairs: (X, D) of this rank; converted to float32 if narrower. G is the mean over ranks.
+        layers: (X, D) of each layer on this rank; converted to float32 if narrower. G is the mean over ranks.
         count: Number of rows of R.
-        generator: A CPU generator in the same state on every rank.
+        generators: For each layer a CPU generator in the same state on every rank.
     """
-    dtype = torch.promote_types(pairs[0][0].dtype, torch.float32)
-    pairs = [(x.to(dtype), d.to(dtype)) for x, d in pairs]
-    m = pairs[0][1].shape[1]
-    psi = torch.randn(m, count, generator=generator, dtype=dtype) / count**0.5
-    # Rᵀ = Xᵀ (D Ψ), summed over ranks: (n, N) @ ((N, m) @ (m, count))
-    return _transposed_times(pairs, psi.to(pairs[0][1].device, non_blocking=True)).mT / num_ranks()
+    rows: list[Tensor] = [torch.empty(0)] * len(layers)
+    wide = [torch.promote_types(pairs[0][0].dtype, torch.float32) for pairs in layers]
+    empty = [pairs[0][0].new_zeros(pairs[0][0].shape[1], 0) for pairs in layers]
+    for members in stacks(layers, empty):
+        x, d = stacked([layers[i] for i in members], wide[members[0]])
+        psi = [torch.randn(d.shape[2], count, generator=generators[i], dtype=x.dtype) for i in members]
+        psi = (torch.stack(psi) / count**0.5).to(d.device, non_blocking=True)  # L x m x count
+        # Rᵀ = Xᵀ (D Ψ), summed over ranks: (n, N) @ ((N, m) @ (m, count))
+        for index, found in zip(members, _transposed_times(x, d, psi).mT / num_ranks(), strict=True):
+            rows[index] = found
+    return rows
 
 
 def is_due(step: int, *, every: int, offset: int) -> bool:
@@ -223,13 +295,11 @@ def is_due(step: int, *, every: int, offset: int) -> bool:
     return (step - 1) % every == offset % every
 
 
-def _times(pairs: Pairs, right: Tensor) -> Tensor:
-    """Return G R = Σ Dᵀ (X R), m x q, summed over micro-batches and ranks."""
-    # (m, N) @ ((N, n) @ (n, q)); this order never forms an m x n matrix
-    return sum_over_ranks(torch.as_tensor(sum(d.mT @ (x @ right) for x, d in pairs)))
+def _times(x: Tensor, d: Tensor, right: Tensor) -> Tensor:
+    """Return G R = Dᵀ (X R), L x m x q, summed over ranks."""
+    return sum_over_ranks(d.mT @ (x @ right))  # (m, N) @ ((N, n) @ (n, q)); this order never forms an m x n matrix
 
 
-def _transposed_times(pairs: Pairs, left: Tensor) -> Tensor:
-    """Return Gᵀ L = Σ Xᵀ (D L), n x q, summed over micro-batches and ranks."""
-    # (n, N) @ ((N, m) @ (m, q))
-    return sum_over_ranks(torch.as_tensor(sum(x.mT @ (d @ left) for x, d in pairs)))
+def _transposed_times(x: Tensor, d: Tensor, left: Tensor) -> Tensor:
+    """Return Gᵀ L = Xᵀ (D L), L x n x q, summed over ranks."""
+    return sum_over_ranks(x.mT @ (d @ left))  # (n, N) @ ((N, m) @ (m, q))

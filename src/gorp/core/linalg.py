@@ -9,7 +9,7 @@ Shape letters
     p   number of vectors that are projected or added
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,20 +21,20 @@ def project_out(x: Tensor, basis: Tensor) -> Tensor:
     The n x n projector is never formed: 4·n·s·p flops, s·p floats of temporary memory.
 
     Args:
-        x: n x p, any floating dtype, which is also the dtype of the result.
-        basis: S, n x s, orthonormal columns, same dtype as `x`. If s = 0, `x` itself is returned. If s = n, exact zeros
-            are returned: rounding errors there would have no meaningful direction, and Adam would make full steps of
-            them.
+        x: ... x n x p, any floating dtype, which is also the dtype of the result.
+        basis: S, ... x n x s, same dtype as `x`, with columns that are orthonormal or zero. If s = 0, `x` itself is
+            returned. If s = n, exact zeros are returned: rounding errors there would have no meaningful direction, and
+            Adam would make full steps of them.
     """
-    if basis.shape[1] == 0:
+    if basis.shape[-1] == 0:
         return x
-    if basis.shape[1] == basis.shape[0]:
+    if basis.shape[-1] == basis.shape[-2]:
         return torch.zeros_like(x)
     return x - basis @ (basis.mT @ x)  # (n, s) @ ((s, n) @ (n, p))
 
 
 def project_out_rows(x: Tensor, basis: Tensor) -> Tensor:
-    """Project the rows of `x`, p x n, onto the orthogonal complement of span(`basis`): X (I - S Sᵀ)."""
+    """Project the rows of `x`, ... x p x n, onto the orthogonal complement of span(`basis`): X (I - S Sᵀ)."""
     return project_out(x.mT, basis).mT
 
 
@@ -94,30 +94,17 @@ def orthonormalize(x: Tensor, away_from: Tensor | None = None) -> Tensor:
     """Return an orthonormal basis of span(`x`): the Q of a QR decomposition whose R has a positive diagonal.
 
     Args:
-        x: n x p with p <= n and linearly independent columns.
-        away_from: A basis S, n x s, to which the result must be orthogonal. The columns of `x` should already be
+        x: ... x n x p with p <= n and linearly independent columns.
+        away_from: A basis S, ... x n x s, to which the result must be orthogonal. The columns of `x` should already be
             orthogonal to it up to rounding. They are projected once more here, because the remaining error would grow
             from task to task.
 
     Returns:
-        n x p. QR alone determines the columns up to their signs; the positive diagonal fixes them, so that the first
-        column points along the first column of `x`.
+        ... x n x p. QR alone determines the columns up to their signs; the positive diagonal fixes them, so that the
+        first column points along the first column of `x`.
     """
-    return orthonormalize_all([x if away_from is None else project_out(x, away_from)])[0]
-
-
-def orthonormalize_all(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Orthonormalize several matrices; those of the same shape, dtype and device share one batched QR."""
-    groups: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
-    for index, x in enumerate(matrices):
-        groups.setdefault((x.shape, x.dtype, x.device), []).append(index)
-    result = list(matrices)
-    for members in groups.values():
-        q, r = torch.linalg.qr(torch.stack([matrices[index] for index in members]))
-        signs = torch.where(r.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0).to(q)  # make diag(R) positive
-        for index, signed in zip(members, q * signs[:, None], strict=True):
-            result[index] = signed
-    return result
+    q, r = torch.linalg.qr(x if away_from is None else project_out(x, away_from))
+    return q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q)[..., None, :]
 
 
 def extend_basis(basis: Tensor, matrix: Tensor, *, energy: float) -> tuple[Tensor, Tensor]:
@@ -243,9 +230,9 @@ def _largest(moment: Tensor) -> Tensor:
 
 
 def eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues of a Gram matrix, clamped to be at least 0, and its eigenvectors (columns), descending."""
+    """Return eigenvalues of Gram matrices, clamped to be at least 0, and their eigenvectors (columns), descending."""
     values, vectors = torch.linalg.eigh(gram)
-    return values.flip(0).clamp(min=0), vectors.flip(1)
+    return values.flip(-1).clamp(min=0), vectors.flip(-1)
 
 
 def left_singular(x: Tensor, needed: Callable[[Tensor], int]) -> tuple[Tensor, Tensor]:

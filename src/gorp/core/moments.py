@@ -14,7 +14,7 @@ If the gradient has a rank below k, the remaining columns of the frame are zero.
 others. If the old frame has no columns at all, the moments start from zero again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,42 +111,53 @@ def check_moments(optimizer: type, options: Mapping[str, Any], *, rule: Rule, ra
 
 
 @torch.no_grad()
-def rotate_moments(state: Mapping[str, Any], kept: StateKeys, old: Frame, new: Frame) -> None:
-    """Convert an optimizer's state of a core from the old frame to the new one, in place; see the module docstring.
+def rotate_moments(states: Sequence[Mapping[str, Any]], kept: StateKeys, old: Frame, new: Frame) -> None:
+    """Convert an optimizer's states of L cores from old frames to new ones, in place; see the module docstring.
 
     Args:
-        state: The optimizer's state of the core.
+        states: The optimizer's state of each core.
         kept: The state keys of the optimizer.
-        old: The frame in whose coordinates the moments are now: U, m x k, and V, n x k.
-        new: The new frame of C.
+        old: The frames in whose coordinates the moments are now: U, L x m x k, and V, L x n x k.
+        new: The new frames of the cores.
     """
-    left = new.left.mT @ old.left  # L: (k, m) @ (m, k)
+    left = new.left.mT @ old.left  # L: (k, m) @ (m, k), for each core
     right = old.right.mT @ new.right  # R: (k, n) @ (n, k)
-    nonzero = [side.norm(dim=0) > 0 for side in (old.left, old.right)]
-    known = nonzero[0][:, None] & nonzero[1]  # k x k: entries of v for which the old frame has both columns
-    share = left.square().sum(dim=1)[:, None] * right.square().sum(dim=0)  # c
+    nonzero = [side.norm(dim=1) > 0 for side in (old.left, old.right)]
+    known = nonzero[0][:, :, None] & nonzero[1][:, None]  # k x k: entries of v for which the old frame has both columns
+    share = left.square().sum(dim=2)[:, :, None] * right.square().sum(dim=1)[:, None]  # c
 
-    def rotated_squares(v: Tensor) -> Tensor:
-        mean = torch.where(known, v, 0).sum() / known.sum().clamp(min=1)
-        from_old = left.square().to(v) @ v @ right.square().to(v)  # (L∘L) v (R∘R)
-        return from_old + (1 - share).clamp(min=0).to(v) * torch.where(known, v, mean)
+    def rotated_squares(v: Tensor, which: Callable[[Tensor], Tensor]) -> Tensor:
+        there, c = which(known), which(share).to(v)
+        mean = torch.where(there, v, 0).sum(dim=(1, 2)) / there.sum(dim=(1, 2)).clamp(min=1)
+        from_old = which(left).square().to(v) @ v @ which(right).square().to(v)  # (L∘L) v (R∘R)
+        return from_old + (1 - c).clamp(min=0) * torch.where(there, v, mean[:, None, None])
 
-    for key in _present(state, kept.means):
-        state[key].copy_(left.to(state[key]) @ state[key] @ right.to(state[key]))  # m ← L m R
-    for key in _present(state, kept.squares):
-        state[key].copy_(rotated_squares(state[key]))
-    if kept.factors is not None and len(_present(state, kept.factors)) == 2:
-        row, column = (state[key] for key in kept.factors)
-        # Adafactor: form v from its factors, rotate it, and factor it again.
-        v = rotated_squares(row[:, None] * column / row.mean().clamp(min=torch.finfo(row.dtype).tiny))
-        row.copy_(v.mean(dim=1))
-        column.copy_(v.mean(dim=0))
-    # If the old frame has no columns, L, R and the mean are zero, and so are the moments now; the step count restarts
+    for key in kept.means:
+        for have, which, m in _stacked(states, (key,)):
+            turn = [which(side).to(m[0]) for side in (left, right)]
+            turn = [side[:, None] if m[0].dim() == 4 else side for side in turn]  # AdEMAMix has two averages
+            _write(have, key, turn[0] @ m[0] @ turn[1])  # m ← L m R
+    for key in kept.squares:
+        for have, which, v in _stacked(states, (key,)):
+            _write(have, key, rotated_squares(v[0], which))
+    if kept.factors is not None:
+        for have, which, (row, column) in _stacked(states, kept.factors):
+            # Adafactor: form v from its factors, rotate it, and factor it again.
+            tiny = torch.finfo(row.dtype).tiny
+            whole = row[:, :, None] * column[:, None] / row.mean(dim=1).clamp(min=tiny)[:, None, None]
+            v = rotated_squares(whole, which)
+            _write(have, kept.factors[0], v.mean(dim=2))
+            _write(have, kept.factors[1], v.mean(dim=1))
+    # If an old frame has no columns, L, R and the mean are zero, and so are the moments now; the step count restarts
     # with them. It is multiplied on its own device if possible: reading `known` on the CPU would wait for the GPU.
-    if torch.is_tensor(step := state.get("step")) and step.device == known.device:
-        step.mul_(known.any())
-    elif not known.any():
-        reset_moments(state, kept)
+    there = known.flatten(1).any(dim=1)
+    steps = [state.get("step") for state in states]
+    if all(torch.is_tensor(step) and step.device == known.device for step in steps):
+        torch._foreach_mul_(steps, list(there.to(steps[0].dtype)))
+    else:
+        for state, found in zip(states, there.tolist(), strict=True):
+            if not found:
+                reset_moments(state, kept)
 
 
 @torch.no_grad()
@@ -167,6 +178,24 @@ def first_moment(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor 
     if not keys or not state[keys[0]].is_floating_point():  # an integer state is quantized (8-bit optimizers)
         return None
     return state[keys[0]].reshape(-1, *parameter.shape)[0]  # AdEMAMix keeps two averages, the faster one first
+
+
+def _stacked(
+    states: Sequence[Mapping[str, Any]], keys: tuple[str, ...]
+) -> Iterator[tuple[list[Mapping[str, Any]], Callable[[Tensor], Tensor], list[Tensor]]]:
+    """Yield the states that have all of `keys`, a function that selects their part of a stack, and their tensors."""
+    have = [index for index, state in enumerate(states) if len(_present(state, keys)) == len(keys)]
+    if not have:
+        return
+
+    def which(stack: Tensor) -> Tensor:
+        return stack if len(have) == len(states) else torch.stack([stack[index] for index in have])
+
+    yield [states[i] for i in have], which, [torch.stack([states[i][key] for i in have]) for key in keys]
+
+
+def _write(states: Sequence[Mapping[str, Any]], key: str, values: Tensor) -> None:
+    torch._foreach_copy_([state[key] for state in states], list(values))
 
 
 def _present(state: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:

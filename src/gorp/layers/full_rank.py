@@ -68,27 +68,38 @@ class FullRankBranch:
         frames = sketched_frames(
             list(seen.values()), rank=self._rank, oversampling=self._oversampling, power_steps=self._power_steps
         )
+        groups: dict[torch.Size, dict[str, Frame]] = {}
         for name, new in zip(seen, frames, strict=True):
             if new is not None:  # a gradient that is not finite has no frame: keep the old one
-                self._change_frame(name, new, optimizer)
+                groups.setdefault(self.changes[name].shape, {})[name] = new
+        for group in groups.values():
+            self._change_frames(group, optimizer)
 
-    def _change_frame(self, name: str, new: Frame, optimizer: torch.optim.Optimizer) -> None:
-        layer = self.layers[name]
-        # Clones, because `fold` overwrites U and V in place.
-        old = Frame(left=layer.left.clone(), right=layer.right.clone())
-        left, right = layer.fold(new)  # U C, m x k, and V, n x k, of the old frame
-        self.changes[name].append(left, right)
-        earlier = [self._earlier[name]] if name in self._earlier else []
-        self._weights.fold(name, left, right, [*earlier, self.changes[name]])
-        assert layer.core.grad is not None and new.sigma is not None
+    def _change_frames(self, frames: Mapping[str, Frame], optimizer: torch.optim.Optimizer) -> None:
+        """Fold the cores of weights of one shape and switch to their new frames, all in the same few operations."""
+        layers = [self.layers[name] for name in frames]
+        cores = [layer.core for layer in layers]
+        old = Frame(left=torch.stack([x.left for x in layers]), right=torch.stack([x.right for x in layers]))
+        new = Frame(
+            left=torch.stack([f.left for f in frames.values()]), right=torch.stack([f.right for f in frames.values()])
+        )
+        folded = old.left @ torch.stack(cores)  # U C: (L, m, k) @ (L, k, k)
+        states, kept = [optimizer.state.get(core, {}) for core in cores], state_keys_of(type(optimizer))
+        if self._moments == "rotate" and kept is not None:
+            rotate_moments(states, kept, old, new)
+        elif self._moments == "reset" and kept is not None:
+            for state in states:
+                reset_moments(state, kept)
+        torch._foreach_zero_(cores)
+        torch._foreach_copy_([x.left for x in layers] + [x.right for x in layers], [*new.left, *new.right])
         # G' = Uᵀ G V = Σ, averaged over ranks. Computed as a product it would have rounding errors off the diagonal,
         # and Adam would make full steps of them.
-        layer.core.grad.copy_((new.sigma / num_ranks()).diag())
-        state, kept = optimizer.state.get(layer.core, {}), state_keys_of(type(optimizer))
-        if self._moments == "rotate" and kept is not None:
-            rotate_moments(state, kept, old, new)
-        elif self._moments == "reset" and kept is not None:
-            reset_moments(state, kept)
+        sigma = torch.stack([f.sigma for f in frames.values() if f.sigma is not None]) / num_ranks()
+        torch._foreach_copy_([core.grad for core in cores if core.grad is not None], list(sigma.diag_embed()))
+        for name, left, right in zip(frames, folded, old.right, strict=True):
+            self.changes[name].append(left, right)
+            earlier = [self._earlier[name]] if name in self._earlier else []
+            self._weights.fold(name, left, right, [*earlier, self.changes[name]])
 
     def finish(self) -> dict[str, WeightDelta]:
         """Fold the cores a last time; return the task's whole change of each weight."""

@@ -50,22 +50,34 @@ class LowRankUpdate(nn.Module):
         self.core = nn.Parameter(torch.zeros(rank, rank, dtype=dtype, device=linear.weight.device))
         self.register_buffer("left", torch.zeros(m, rank, dtype=dtype, device=linear.weight.device))
         self.register_buffer("right", torch.zeros(n, rank, dtype=dtype, device=linear.weight.device))
+        self._narrow: tuple[Any, Tensor, Tensor] | None = None  # U and V in the dtype of the products
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `x`, ... x n, to ... x m. Products over N, m or n run in the dtype of `x`, k x k products in C's."""
+        """Map `x`, ... x n, to ... x m. All products run in the dtype of `x`, as LoRA's do."""
         linear, device = linear_of(self.inner), x.device.type
         frozen = not linear.weight.requires_grad and (linear.bias is None or not linear.bias.requires_grad)
         joined = self._joined and frozen
         inner_output = None if joined else self.inner(x)
-        # Autocast does not act inside a custom function. So x is cast here; autograd casts its gradient back.
+        # Autocast does not cast the arguments of a custom function, so all are cast here and in the function.
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
-            if inner_output is not None:
-                start = inner_output.to(x.dtype)
-                return LowRankProducts.apply(x, None, start, self.core, self.left, self.right, *NO_LORA)
-            weight, bias = linear.weight.to(x.dtype), None if linear.bias is None else linear.bias.to(x.dtype)
-            return LowRankProducts.apply(x, weight, bias, self.core, self.left, self.right, *(self._lora or NO_LORA))
+        left, right = self._frame_in(x.dtype)
+        if inner_output is not None:
+            return LowRankProducts.apply(x, None, inner_output.to(x.dtype), self.core, left, right, *NO_LORA)
+        weight, bias = linear.weight.to(x.dtype), None if linear.bias is None else linear.bias.to(x.dtype)
+        return LowRankProducts.apply(x, weight, bias, self.core, left, right, *(self._lora or NO_LORA))
+
+    def _frame_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return U and V in `dtype`, converted once for each frame: in each pass it would cost as much as a product."""
+        left, right = self.left, self.right
+        if dtype == left.dtype:
+            return left, right
+        if torch.compiler.is_compiling():
+            return left.to(dtype), right.to(dtype)
+        made_of = dtype, id(left), left._version, id(right), right._version
+        if self._narrow is None or self._narrow[0] != made_of:
+            self._narrow = made_of, left.to(dtype), right.to(dtype)
+        return self._narrow[1:]
 
     @property
     def weight(self) -> Tensor:
@@ -89,12 +101,12 @@ class LowRankUpdate(nn.Module):
 
 
 class LowRankProducts(torch.autograd.Function):
-    """Compute Y = start + X Wᵀ + [s X Aᵀ, X V Cᵀ] [B, U]ᵀ, and the gradients of X, start, C, A and B.
+    """Compute Y = start + X Wᵀ + [X Aᵀ, X V Cᵀ] [s B, U]ᵀ, and the gradients of X, start, C, A and B.
 
-    `x`, ... x n, `weight` and `start` have the same dtype, and products over N, m or n run in it. `core` may have
-    another dtype, in which the k x k products run. There are two cases. Either `weight` is W and `start` is the bias, m
-    numbers or None, without gradient; or `weight` is None and `start` is the output of the inner layer, ... x m. `down`
-    and `up` are A and B, or both None.
+    `x`, ... x n, `weight`, `start`, `left` and `right` have the same dtype, and all products run in it. The factors may
+    have a wider one, in which their gradients are returned. There are two cases. Either `weight` is W and `start` is
+    the bias, m numbers or None, without gradient; or `weight` is None and `start` is the output of the inner layer,
+    ... x m. `down` and `up` are A and B, or both None.
     """
 
     @staticmethod
@@ -110,19 +122,23 @@ class LowRankProducts(torch.autograd.Function):
         up: Tensor | None,
         scale: float,
     ) -> Tensor:
-        rows, r = x.reshape(-1, x.shape[-1]), 0 if down is None else len(down)
-        into, out = _concat(down, right.mT, dim=0).to(x.dtype), _concat(up, left, dim=1).to(x.dtype)  # [A; Vᵀ], [B, U]
+        rows, r, into, out = x.reshape(-1, x.shape[-1]), 0, right.mT, left
+        if down is not None and up is not None:
+            r, into = len(down), torch.cat([down.to(x.dtype), right.mT])  # [A; Vᵀ], (r + k) x n
+            out = torch.cat([(scale * up).to(x.dtype), left], dim=1)  # [s B, U], m x (r + k)
+        c = core.to(x.dtype)
         hidden = rows @ into.mT  # [X Aᵀ, X V]: (N, n) @ (n, r + k)
-        inside = hidden[:, r:].to(core.dtype) @ core.mT  # X V Cᵀ: (N, k) @ (k, k)
         if weight is None:
             assert start is not None
             y = start.reshape(-1, start.shape[-1]).clone()  # a copy: the next lines add to it in place
         else:
             y = rows @ weight.mT if start is None else torch.addmm(start, rows, weight.mT)  # (N, n) @ (n, m)
-        y.addmm_(_concat(scale * hidden[:, :r], inside.to(x.dtype), dim=1), out.mT)  # (N, r + k) @ (r + k, m)
-        trained = ctx.needs_input_grad[6]  # whether A is trained; only its gradient needs X
-        ctx.save_for_backward(x if trained else None, weight, hidden, core, left, right, down, up)
-        ctx.scale, ctx.shape = scale, x.shape
+        inside = hidden[:, r:] @ c.mT  # X V Cᵀ: (N, k) @ (k, k)
+        y.addmm_(torch.cat([hidden[:, :r], inside], dim=1) if r else inside, out.mT)  # (N, r + k) @ (r + k, m)
+        # Only the gradient of a trained A needs X.
+        ctx.save_for_backward(x if ctx.needs_input_grad[6] else None, weight, hidden, c, into, out)
+        ctx.scale, ctx.shape, ctx.r = scale, x.shape, r
+        ctx.dtypes = [None if factor is None else factor.dtype for factor in (core, down, up)]
         # Not a view: some models (Gemma 3n) modify the output in place, which autograd forbids for a view made here.
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
 
@@ -131,19 +147,19 @@ class LowRankProducts(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, weight, hidden, core, left, right, down, up = ctx.saved_tensors
-        d, r = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1]), 0 if down is None else len(down)
-        into, out = _concat(down, right.mT, dim=0).to(d.dtype), _concat(up, left, dim=1).to(d.dtype)  # [A; Vᵀ], [B, U]
-        outside = d @ out  # [D B, D U]: (N, m) @ (m, r + k)
-        d_hidden, d_inside = ctx.scale * outside[:, :r], outside[:, r:].to(core.dtype)  # s D B and D U
-        d_core = d_inside.mT @ hidden[:, r:].to(core.dtype)  # dL/dC = (D U)ᵀ X V: (k, N) @ (N, k)
+        x, weight, hidden, c, into, out = ctx.saved_tensors
+        of_core, of_down, of_up = ctx.dtypes
+        d, r = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1]), ctx.r
+        outside = d @ out  # [s D B, D U]: (N, m) @ (m, r + k)
+        d_core = (outside[:, r:].mT @ hidden[:, r:]).to(of_core)  # dL/dC = (D U)ᵀ X V: (k, N) @ (N, k)
         d_x = d_down = d_up = None
-        if x is not None and down is not None:
-            d_down = (d_hidden.mT @ x.reshape(-1, x.shape[-1])).to(down.dtype)  # s (D B)ᵀ X: (r, N) @ (N, n)
-        if up is not None:
-            d_up = (d.mT @ hidden[:, :r]).to(up.dtype).mul_(ctx.scale)  # s Dᵀ X Aᵀ: (m, N) @ (N, r)
+        if x is not None:
+            d_down = (outside[:, :r].mT @ x.reshape(-1, x.shape[-1])).to(of_down)  # s (D B)ᵀ X: (r, N) @ (N, n)
+        if r and ctx.needs_input_grad[7]:
+            d_up = (d.mT @ hidden[:, :r]).to(of_up).mul_(ctx.scale)  # s Dᵀ X Aᵀ: (m, N) @ (N, r)
         if ctx.needs_input_grad[0]:
-            thin = _concat(d_hidden, (d_inside @ core).to(d.dtype), dim=1)  # [s D B, D U C]: N x (r + k)
+            thin = outside[:, r:] @ c  # D U C: (N, k) @ (k, k)
+            thin = torch.cat([outside[:, :r], thin], dim=1) if r else thin  # [s D B, D U C], N x (r + k)
             # dL/dX = D W + [s D B, D U C] [A; Vᵀ]: (N, m) @ (m, n) + (N, r + k) @ (r + k, n)
             d_x = thin @ into if weight is None else (d @ weight).addmm_(thin, into)
             d_x = d_x.reshape(ctx.shape)
@@ -153,11 +169,6 @@ class LowRankProducts(torch.autograd.Function):
 
 NO_LORA = None, None, 1.0
 """A, B and s for a layer without LoRA."""
-
-
-def _concat(first: Tensor | None, second: Tensor, *, dim: int) -> Tensor:
-    """Concatenate along `dim` in the dtype of `second`; return `second` if there is no first."""
-    return second if first is None or first.numel() == 0 else torch.cat([first.to(second.dtype), second], dim=dim)
 
 
 def plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:

@@ -88,7 +88,10 @@ class GorpTask:
         if config.memory_source == "sketch":
             watched += [name for name in self.pairs if name not in self.cores]
         self.pair_watches = {name: PairWatch(layer) for name, layer in layers_of(model, watched).items()}
-        self.summary = TaskSummary(config, {name: weights.parameter(name).shape[1] for name in watched})
+        shapes = {name: weights.parameter(name).shape for name in watched}
+        # Layers of the same shape are refreshed in the same step, where they share their operations.
+        self._by_shape = sorted(watched, key=lambda name: tuple(shapes[name]))
+        self.summary = TaskSummary(config, {name: shape[1] for name, shape in shapes.items()})
         self.row_watches: dict[str, RowWatch] = {}
         if config.projection == "both":
             # A fixed A needs no watch: its rows are zero where the task's inputs outside S are only rounding error.
@@ -161,9 +164,10 @@ class GorpTask:
 
     def watch_due_layers(self, step: int) -> None:
         """Switch on the watches of the layers that are refreshed in the step after `step` finished steps."""
-        for index, watch in enumerate(self.pair_watches.values()):
-            offset = index if self.config.staggered else 0
-            watch.on = is_due(step + 1, every=self._period, offset=offset)
+        count = len(self.pair_watches)
+        for place, name in enumerate(self._by_shape):
+            offset = place * self._period // count if self.config.staggered else 0
+            self.pair_watches[name].on = is_due(step + 1, every=self._period, offset=offset)
 
     def finish(self, shared: SharedAdapter | None) -> dict[str, WeightDelta]:
         """Return the change ΔW that the task made to each weight; the cores are zero afterwards."""
@@ -249,15 +253,18 @@ class GorpTask:
     @torch.no_grad()
     def _refresh(self, recorded: Mapping[str, Pairs], optimizer: torch.optim.Optimizer, step: int) -> None:
         """Update the sketches and the frames of the layers whose X and D were recorded in this step."""
-        due = {}
-        for name, pairs in recorded.items():
-            count = self.config.rank + self.config.oversampling
-            rows = gradient_rows(pairs, count=count, generator=self._generator(name, step))
-            self.summary.add_rows(name, rows)
+        rows = gradient_rows(
+            list(recorded.values()),
+            count=self.config.rank + self.config.oversampling,
+            generators=[self._generator(name, step) for name in recorded],
+        )
+        due, strict = {}, self.config.mode == "strict"
+        for (name, pairs), found in zip(recorded.items(), rows, strict=True):
+            self.summary.add_rows(name, found)
             if name in self.cores:
-                like, strict = self.cores[name].right.mT, self.config.mode == "strict"
+                like = self.cores[name].right.mT
                 basis = self.memory.basis(name, like) if strict else like.new_zeros(like.shape[1], 0)
-                due[name] = FrameInputs(pairs=pairs, basis=basis, rows=rows)
+                due[name] = FrameInputs(pairs=pairs, basis=basis, rows=found)
         self.full.refresh(due, optimizer)
 
     def _generator(self, name: str, step: int) -> torch.Generator:
