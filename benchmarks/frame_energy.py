@@ -19,7 +19,8 @@ from peers import Peer, task_of
 from records import arguments, conditions, described, settle, write_record
 from torch import Tensor, nn
 
-from gorp.core.frame import FrameInputs, exact_frame, gradient_rows, sketched_frames
+from gorp.core.frame import exact_frame
+from gorp.core.sketched import FrameInputs, gradient_rows, sketched_frames
 from gorp.data import Collator, Encoding, encode
 from gorp.demo.run import DemoSettings, demo_tasks
 from gorp.layers.lora import LoraSettings

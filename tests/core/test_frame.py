@@ -5,8 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from gorp.core.frame import FrameInputs, exact_frame, gradient_rows, is_due, sketched_frames
+from gorp.core.frame import exact_frame, is_due, offsets
 from gorp.core.linalg import orthonormalize
+from gorp.core.sketched import STACKED, FrameInputs, gradient_rows, sketched_frames, stacks
 from tests.matrices import basis, decaying, orthonormality_error, projector
 
 
@@ -56,6 +57,28 @@ def test_frames_do_not_depend_on_the_other_layers_of_the_call():
             torch.testing.assert_close(vars(frame), vars(alone), rtol=0, atol=1e-12)
             reduced = frame.left.mT @ gradient_of(p) @ frame.right
             torch.testing.assert_close(reduced, frame.sigma.diag(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("limit", [1, 2**24])
+def test_layers_of_one_shape_with_different_bases_have_the_frames_that_they_have_alone(limit, monkeypatch):
+    """With a limit of one byte every layer is computed alone."""
+    monkeypatch.setitem(STACKED, "cpu", limit)
+    widths = [0, 1, 5, 12, 3, 12]  # of S; 12 is the whole space
+    layers = [frame_inputs(random_pairs(9, 12, batches=1 + (s == 5)), basis(12, s)) for s in widths]
+    assert len(stacks([x.pairs for x in layers], [x.basis for x in layers])) == (6 if limit == 1 else 4)
+    options = {"rank": 4, "oversampling": 2, "power_steps": 1}
+    for layer, frame in zip(layers, sketched_frames(layers, **options), strict=True):
+        (alone,) = sketched_frames([layer], **options)
+        torch.testing.assert_close(vars(frame), vars(alone), rtol=0, atol=1e-12)
+        assert frame.left.shape == (9, 4) and frame.right.any() == (layer.basis.shape[1] < 12)
+
+
+def test_rows_of_gradients_do_not_depend_on_the_other_layers_of_the_call():
+    pairs = [random_pairs(m, 12, dtype=torch.float32) for m in (9, 9, 5)]
+    together = gradient_rows(pairs, count=3, generators=[generator(i) for i in range(3)])
+    for index, rows in enumerate(together):
+        (alone,) = gradient_rows([pairs[index]], count=3, generators=[generator(index)])
+        torch.testing.assert_close(rows, alone)
 
 
 def energy(pairs, away_from, frame):
@@ -166,6 +189,12 @@ def test_a_layer_is_due_once_per_period_starting_at_its_offset():
     assert [step for step in range(1, 13) if is_due(step, every=5, offset=7)] == [3, 8]
     for step in range(1, 20):
         assert sum(is_due(step, every=5, offset=o) for o in range(5)) == 1
+
+
+def test_refreshes_are_spread_and_layers_of_one_shape_come_together():
+    big, small = torch.Size([8, 8]), torch.Size([4, 4])
+    assert offsets({"a": big, "b": small, "c": big, "d": small}, every=2) == {"b": 0, "d": 0, "a": 1, "c": 1}
+    assert sorted(offsets(dict.fromkeys("abc", big), every=10).values()) == [0, 3, 6]
 
 
 def test_a_gradient_inside_the_protected_subspace_gives_a_zero_frame():

@@ -1,5 +1,7 @@
 """Optimizer state is converted to a new frame, and steps are as long late in a task as early."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,13 @@ def state(seed=5):
     generator = torch.Generator().manual_seed(seed)
     mean, square = torch.randn(2, K, K, generator=generator, dtype=torch.float64)
     return {"step": torch.tensor(40.0), "exp_avg": mean, "exp_avg_sq": square.square()}
+
+
+def _other_state(kept, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {key: (2, K, K) for key in kept.means} | {key: (K, K) for key in kept.squares}
+    shapes |= dict.fromkeys(kept.factors or (), (K,))
+    return {key: torch.rand(shape, generator=generator, dtype=torch.float64) for key, shape in shapes.items()}
 
 
 def carried(old, new, before=None):
@@ -131,6 +140,23 @@ class TestRotating:
         m, v = carried_moments(before["exp_avg"], before["exp_avg_sq"], old, new)
         torch.testing.assert_close(after["exp_avg"], m, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(after["exp_avg_sq"], v, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize(
+        "kept", [ADAM, STATE_KEYS["transformers", "Adafactor"], STATE_KEYS["bitsandbytes", "AdEMAMix"]]
+    )
+    def test_many_cores_are_rotated_as_each_alone(self, kept):
+        """One of them has no state yet, and one an old frame without columns."""
+        olds, news = [frame(seed=1), frame(rank=0), frame(rank=2, seed=2)], [frame(seed=i) for i in (3, 4, 5)]
+        states = [state(1), {}, state(2)] if kept is ADAM else [_other_state(kept, seed) for seed in range(3)]
+        together, alone = copy.deepcopy(states), copy.deepcopy(states)
+        stack = [
+            Frame(left=torch.stack([f.left for f in fs]), right=torch.stack([f.right for f in fs]))
+            for fs in (olds, news)
+        ]
+        rotate_moments(together, kept, *stack)
+        for each, old, new in zip(alone, olds, news, strict=True):
+            rotate(each, kept, old, new)
+        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
 
     def test_the_maximum_of_amsgrad_stays_at_least_the_average(self):
         before = state()

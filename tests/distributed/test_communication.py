@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gorp.core.distributed import broadcast_from_owner, num_ranks, sum_over_ranks
-from gorp.core.frame import FrameInputs, gradient_rows, sketched_frames
+from gorp.core.sketched import FrameInputs, gradient_rows, sketched_frames
 from tests.matrices import basis
 
 

@@ -38,7 +38,7 @@ def waits(device: torch.device) -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    found += [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
+    found += [str(warning.message) for warning in caught if "called a synchronizing" in str(warning.message)]
 
 
 class Questions(TorchDispatchMode):

@@ -160,6 +160,19 @@ def test_the_core_of_a_bfloat16_weight_is_float32():
     assert layer(torch.randn(2, 6).bfloat16()).dtype == torch.bfloat16
 
 
+def test_a_new_frame_counts_at_once_in_bfloat16_too():
+    """U and V are converted once for each frame."""
+    layer, x = LowRankUpdate(nn.Linear(6, 5, dtype=torch.bfloat16).requires_grad_(False), rank=3), torch.randn(2, 6)
+    for change in (
+        lambda: layer.fold(Frame(left=basis(5, 3).float(), right=basis(6, 3).float())),
+        lambda: torch._foreach_copy_([layer.left, layer.right], [torch.randn(5, 3), torch.randn(6, 3)]),
+        lambda: layer._apply(lambda tensor: tensor * 2),  # as `to` does: other tensors
+    ):
+        change()
+        layer.core.data.normal_()
+        torch.testing.assert_close(layer(x.bfloat16()), term_by_term(layer, x.bfloat16()), rtol=0.05, atol=0.2)
+
+
 def test_unwrapping_restores_the_same_objects(model):
     layers, names = list(model), list(model.state_dict())
     wrap(model, ["0", "2"], rank=3)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gorp.errors import ModelError
-from gorp.weights.base import BaseWeights
+from gorp.weights.base import BLOCK, BaseWeights
 from gorp.weights.delta import WeightDelta
 
 
@@ -65,7 +65,7 @@ def test_summing_in_blocks_gives_the_same_weight(model, monkeypatch):
     weights, delta = BaseWeights(model), factored(torch.Size([5, 6]))
     weights.load({"0.weight": delta})
     whole = model[0].weight.clone()
-    monkeypatch.setattr("gorp.weights.base.BLOCK", 7)
+    monkeypatch.setitem(BLOCK, "cpu", 7)
     weights.load({"0.weight": delta})
     torch.testing.assert_close(model[0].weight, whole)
 

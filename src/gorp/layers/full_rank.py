@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from gorp.core.distributed import num_ranks
-from gorp.core.frame import Frame, FrameInputs, sketched_frames
+from gorp.core.frame import Frame
 from gorp.core.moments import Rule, reset_moments, rotate_moments, state_keys_of
+from gorp.core.sketched import FrameInputs, sketched_frames
 from gorp.layers.low_rank import LowRankUpdate, wrap
 from gorp.layers.names import weight_name
 from gorp.weights.base import BaseWeights
@@ -53,7 +54,8 @@ class FullRankBranch:
             weights.base(name)  # copies W₀ before the first fold changes the weight
         self.changes = {name: WeightDelta(weights.parameter(name).shape) for name in self.layers}
         """Delta folded by this task, by weight."""
-        self._weights, self._earlier = weights, earlier
+        on_gpu = [name for name in earlier if weights.parameter(name).is_cuda]
+        self._weights, self._earlier = weights, dict(earlier) | {name: earlier[name].pinned() for name in on_gpu}
         self._rank, self._oversampling, self._power_steps = rank, oversampling, power_steps
         self._moments = moments
 

@@ -10,8 +10,9 @@ from gorp.errors import ModelError, nearest
 from gorp.weights.delta import WeightDelta
 
 
-BLOCK = 2**22
-"""Entries of a weight that are summed at a time, so that no second matrix of its size is allocated."""
+BLOCK = {"cpu": 2**22, "cuda": 2**25}
+"""Entries of a weight that are summed at a time, so that no second matrix of its size is allocated: few large
+operations on a GPU."""
 
 
 class BaseWeights:
@@ -52,7 +53,7 @@ class BaseWeights:
         for name, parameter in sorted(self._parameters.items()):
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
             original = self._base.get(name, parameter).detach()
-            for rows in _blocks(original.shape) if original.dim() else (...,):
+            for rows in _blocks(original) if original.dim() else (...,):
                 digest.update(original[rows].cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
@@ -85,7 +86,8 @@ class BaseWeights:
                     f"{name}: the delta has shape {tuple(delta.shape)}, the base model's weight "
                     f"{tuple(parameter.shape)}. Was it made for another model?"
                 )
-        for rows in _blocks(parameter.shape):
+        deltas = [delta.factors_to(parameter.device) for delta in deltas]  # once, not for each block of rows
+        for rows in _blocks(parameter):
             parameter[rows] = self._rounded(name, deltas, rows)
 
     @torch.no_grad()
@@ -102,7 +104,7 @@ class BaseWeights:
             basis: S, n x s, on the device of the weight, float32 or wider.
         """
         total = along_s = basis.new_zeros(())  # ‖D‖² and ‖D S‖²
-        for rows in _blocks(self.parameter(name).shape):
+        for rows in _blocks(self.parameter(name)):
             old, new = (self._rounded(name, [delta], rows).to(basis) for delta in (before, after))
             change = new - old  # rows x n
             total = total + change.square().sum()
@@ -142,8 +144,8 @@ class BaseWeights:
         return WeightDelta.of(self.parameter(name).detach().cpu().float() - self.base(name).float())
 
 
-def _blocks(shape: torch.Size) -> Iterator[slice]:
+def _blocks(weight: Tensor) -> Iterator[slice]:
     """Yield slices of the first dimension with about `BLOCK` entries each."""
-    rows = max(1, BLOCK // max(1, shape[1:].numel()))
-    for start in range(0, shape[0], rows):
+    rows = max(1, BLOCK.get(weight.device.type, BLOCK["cpu"]) // max(1, weight.shape[1:].numel()))
+    for start in range(0, weight.shape[0], rows):
         yield slice(start, start + rows)

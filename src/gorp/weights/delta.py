@@ -129,7 +129,7 @@ class WeightDelta:
     def add_to(self, total: Tensor, rows: slice) -> None:
         """Add rows `rows` of the delta to `total` in place, in the dtype and on the device of `total`."""
         if self._dense is not None:
-            total += self._dense[rows].to(total)
+            total += self._dense[rows].to(total, non_blocking=True)
         elif self._left is not None and self._right is not None and self._left.shape[1]:
             total.addmm_(self._left[rows].to(total), self._right.to(total).mT)  # (rows, r) @ (r, n)
 
@@ -140,6 +140,18 @@ class WeightDelta:
             None if x is None else x.to(device) for x in (self._dense, self._left, self._right)
         )
         return moved
+
+    def factors_to(self, device: torch.device) -> "WeightDelta":
+        """Return the delta with its factors on `device`; a dense delta stays where it is."""
+        if self._left is None or self._right is None:
+            return self
+        return WeightDelta.of_factors(*(x.to(device, non_blocking=True) for x in (self._left, self._right)))
+
+    def pinned(self) -> "WeightDelta":
+        """Return the delta with its factors in pinned memory, from which a copy to a GPU does not wait for it."""
+        if self._left is None or self._right is None:
+            return self  # dense: as large as the matrix, so no second copy is made
+        return WeightDelta.of_factors(self._left.pin_memory(), self._right.pin_memory())
 
     def times(self, x: Tensor) -> Tensor:
         """Return delta @ `x`, m x p, without forming the delta; x is n x p."""

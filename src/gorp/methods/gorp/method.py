@@ -28,7 +28,7 @@ from gorp.layers.targets import left_out_line, resolve
 from gorp.layers.trainable import check_rank
 from gorp.methods.base import Directions, Method, TaskContext, Work
 from gorp.methods.gorp.config import GorpConfig
-from gorp.methods.gorp.shapes import TrainedWeight, delta_rank, directions, trained_weights, work
+from gorp.methods.gorp.shapes import TrainedWeight, delta_rank, directions, refresh_counts, trained_weights, work
 from gorp.methods.gorp.shared_adapter import SharedAdapter
 from gorp.methods.gorp.task import GorpTask
 from gorp.protection.report import check_room
@@ -195,9 +195,10 @@ class Gorp(Method):
 
     @override
     def assume_learned(self, model: nn.Module, *, tasks: int, steps: int | None) -> None:
-        config, r, weights = self.config, self.lora.r, self._weights_by_refresh
-        for place, weight in enumerate(weights):
-            rank, columns = delta_rank(weight, config, r, place=place, steps=steps), None
+        config, r, weights = self.config, self.lora.r, self._trained
+        refreshes = refresh_counts(weights, config, steps)
+        for weight in weights:
+            rank, columns = delta_rank(weight, config, r, refreshes=refreshes[weight.name]), None
             if rank is not None:
                 # From the second task on one shared pair moves from s B' A' to s B A: twice r columns.
                 columns = tasks * rank + (tasks - 1) * r * (weight.lora and self._shared is not None)
@@ -214,12 +215,12 @@ class Gorp(Method):
 
     @override
     def step_work(self, tokens: Callable[[str], int]) -> Iterator[Work]:
-        sizes = {weight.name: self.memory.size(weight.name) for weight in self._weights_by_refresh}
-        return work(self._weights_by_refresh, sizes, self.config, self.lora.r, tokens)
+        sizes = {weight.name: self.memory.size(weight.name) for weight in self._trained}
+        return work(self._trained, sizes, self.config, self.lora.r, tokens)
 
     @property
-    def _weights_by_refresh(self) -> list[TrainedWeight]:
-        """The trained weights in the order in which their frames are refreshed."""
+    def _trained(self) -> list[TrainedWeight]:
+        """The trained weights."""
         return trained_weights(self.weights, cores=self._full_layers, pairs=self._lora_layers)
 
     @override

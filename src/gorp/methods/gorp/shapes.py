@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gorp.core.frame import offsets
 from gorp.core.memory import max_directions
 from gorp.layers.names import weight_name
 from gorp.methods.base import Work
@@ -60,7 +61,8 @@ def directions(
     """
     added: dict[str, tuple[int, int]] = {}
     paper, source = config.mode == "paper", config.memory_source
-    for place, weight in enumerate(weights):
+    refreshes = refresh_counts(weights, config, steps)
+    for weight in weights:
         name, (_, n), k = weight.name, weight.shape, config.rank
         if source == "inputs":
             added[name] = (n, n)
@@ -70,25 +72,24 @@ def directions(
         if paper and weight.lora and config.adapter_side == "rank":
             added[f"{name}::rank"] = (r, r)
         elif source == "sketch" and (weight.lora or not paper):
-            added[name] = (n, _sketch_rows(config, n, _refreshes(config, place, steps)))
+            added[name] = (n, _sketch_rows(config, n, refreshes[name]))
         elif rows := r * weight.lora + k * (weight.core and not paper):
             added[name] = (n, rows)
     budget = config.budget or 1.0
     return {key: (n, min(max_directions(n, budget), tasks * min(rows, n))) for key, (n, rows) in added.items()}
 
 
-def delta_rank(weight: TrainedWeight, config: GorpConfig, r: int, *, place: int, steps: int | None) -> int | None:
-    """Return the largest rank of a task's change; None if it is dense, or could be because `steps` is not known.
+def delta_rank(weight: TrainedWeight, config: GorpConfig, r: int, *, refreshes: int | None) -> int | None:
+    """Return the largest rank of a task's change; None if it is dense, or could be because `refreshes` is not known.
 
     Args:
         weight: The weight.
         config: The options, with every None resolved.
         r: Number of rows of A.
-        place: Index of the weight in the order of `trained_weights`, which decides when its frame is refreshed.
-        steps: Optimizer steps of a task; None if not known.
+        refreshes: How often the weight's frame is refreshed in a task, from `refresh_counts`; None if not known.
     """
     (m, n), k = weight.shape, config.rank
-    refreshes = _refreshes(config, place, steps) if weight.core else 0
+    refreshes = refreshes if weight.core else 0
     if refreshes is None:
         return None
     folds = (refreshes + 1) * weight.core  # one at each refresh, one at the task's end
@@ -128,12 +129,14 @@ def work(
             )
 
 
-def _refreshes(config: GorpConfig, place: int, steps: int | None) -> int | None:
-    """Return how often the weight at index `place` is refreshed in a task of `steps` steps; None if not known."""
+def refresh_counts(weights: Sequence[TrainedWeight], config: GorpConfig, steps: int | None) -> dict[str, int | None]:
+    """Return how often each weight is refreshed in a task of `steps` steps, by name; None if `steps` is not known."""
     if steps is None:
-        return None
+        return dict.fromkeys(weight.name for weight in weights)
     period = min(config.refresh_every, steps)
-    return len(range(place % period if config.staggered else 0, steps, period))
+    watched = {w.name: w.shape for w in weights if w.core or config.memory_source == "sketch"}
+    spread = offsets(watched, every=period) if config.staggered else {}
+    return {weight.name: len(range(spread.get(weight.name, 0), steps, period)) for weight in weights}
 
 
 def _sketch_rows(config: GorpConfig, n: int, refreshes: int | None) -> int:

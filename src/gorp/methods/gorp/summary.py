@@ -31,7 +31,7 @@ class TaskSummary:
 
         Args:
             name: The weight.
-            rows: Random combinations of the gradient's rows, from `gorp.core.frame.gradient_rows`.
+            rows: Random combinations of the gradient's rows, from `gorp.core.sketched.gradient_rows`.
         """
         if self.config.memory_source == "sketch":
             # Rows of a gradient that is not finite count as zero. An `if` here would wait for the device.

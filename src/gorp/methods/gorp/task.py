@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gorp.core.distributed import sum_over_ranks
-from gorp.core.frame import FrameInputs, Pairs, gradient_rows, is_due
+from gorp.core.frame import is_due, offsets
 from gorp.core.linalg import coarsest, exceeds_rounding, leading_outside, project_out
 from gorp.core.memory import SubspaceMemory
+from gorp.core.sketched import FrameInputs, Pairs, gradient_rows
 from gorp.core.state import prefixed, without_prefix
 from gorp.layers.full_rank import FullRankBranch
 from gorp.layers.inputs import weight_inputs
@@ -88,10 +89,8 @@ class GorpTask:
         if config.memory_source == "sketch":
             watched += [name for name in self.pairs if name not in self.cores]
         self.pair_watches = {name: PairWatch(layer) for name, layer in layers_of(model, watched).items()}
-        shapes = {name: weights.parameter(name).shape for name in watched}
-        # Layers of the same shape are refreshed in the same step, where they share their operations.
-        self._by_shape = sorted(watched, key=lambda name: tuple(shapes[name]))
-        self.summary = TaskSummary(config, {name: shape[1] for name, shape in shapes.items()})
+        self._shapes = {name: weights.parameter(name).shape for name in watched}
+        self.summary = TaskSummary(config, {name: shape[1] for name, shape in self._shapes.items()})
         self.row_watches: dict[str, RowWatch] = {}
         if config.projection == "both":
             # A fixed A needs no watch: its rows are zero where the task's inputs outside S are only rounding error.
@@ -164,10 +163,9 @@ class GorpTask:
 
     def watch_due_layers(self, step: int) -> None:
         """Switch on the watches of the layers that are refreshed in the step after `step` finished steps."""
-        count = len(self.pair_watches)
-        for place, name in enumerate(self._by_shape):
-            offset = place * self._period // count if self.config.staggered else 0
-            self.pair_watches[name].on = is_due(step + 1, every=self._period, offset=offset)
+        spread = offsets(self._shapes, every=self._period) if self.config.staggered else {}
+        for name, watch in self.pair_watches.items():
+            watch.on = is_due(step + 1, every=self._period, offset=spread.get(name, 0))
 
     def finish(self, shared: SharedAdapter | None) -> dict[str, WeightDelta]:
         """Return the change ΔW that the task made to each weight; the cores are zero afterwards."""
