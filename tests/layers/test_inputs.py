@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gorp.layers.inputs
-from gorp.layers.inputs import InputSums
+from gorp.layers.inputs import InputMoment, InputSums, SharedInputs
 from gorp.layers.targets import resolve
 from tests.runs import tiny
 
@@ -34,7 +34,7 @@ def by_layer(*args) -> dict[str, InputSums]:
 
 
 def by_hand(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return Σ x xᵀ over the tokens whose output has a gradient, token by token, from plain autograd."""
+    """Return Σ x xᵀ over the tokens whose output has a gradient in a layer of its module with this input."""
     found, kept = {}, {}
     handles = []
     for name, layer in layers_of(model).items():
@@ -52,9 +52,13 @@ def by_hand(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch
         handle.remove()
     model.requires_grad_(False)
     model.zero_grad()
-    for name, (x, y) in kept.items():
-        x, d = x.detach().reshape(-1, x.shape[-1]), y.grad.reshape(-1, y.shape[-1])
-        found[name] = sum(torch.outer(one, one) for one, grad in zip(x, d, strict=True) if grad.abs().sum() > 0)
+    counts, keys = {}, {name: (x.data_ptr(), name.rsplit(".", 2)[0]) for name, (x, _) in kept.items()}
+    for name, (_, y) in kept.items():
+        nonzero = y.grad.reshape(-1, y.shape[-1]).abs().sum(dim=1) > 0
+        counts[keys[name]] = counts.get(keys[name], False) | nonzero
+    for name, (x, _) in kept.items():
+        rows = zip(x.detach().reshape(-1, x.shape[-1]), counts[keys[name]], strict=True)
+        found[name] = sum(torch.outer(one, one) for one, counted in rows if counted)
     return found
 
 
@@ -87,7 +91,7 @@ def test_batches_add_up_and_the_grouping_of_layers_does_not_matter(monkeypatch):
     model.requires_grad_(False)
     first, second = batch_of("t5"), batch_of("t5", rows=2)
     together = by_layer(model, layers_of(model), [first, second])
-    monkeypatch.setattr(gorp.layers.inputs, "BYTES", 1)  # one pass per layer
+    monkeypatch.setattr(gorp.layers.inputs, "BYTES", 1)  # one pass per module
     one = by_layer(model, layers_of(model), [first])
     two = by_layer(model, layers_of(model), [second])
     for name, inputs in together.items():
@@ -106,16 +110,27 @@ def test_the_model_is_unchanged_afterwards():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_layers_share_sums_if_input_and_counted_tokens_are_the_same():
-    """In the last layer, keys and values of prompt tokens affect the answer but their queries do not."""
+def test_layers_with_the_same_input_share_their_sums():
+    """In the last layer too, where keys and values of prompt tokens affect the answer but their queries do not."""
     model = tiny("llama")
     model.requires_grad_(False)
     groups = gorp.layers.inputs.input_moments(model, layers_of(model), [batch_of("llama")] * 2)
     found = {
         frozenset(name.removesuffix("_proj.weight").removeprefix("model.") for name in names) for names, _ in groups
     }
-    first = {("self_attn.q", "self_attn.k", "self_attn.v"), ("self_attn.o",), ("mlp.gate", "mlp.up"), ("mlp.down",)}
-    last = {("self_attn.q",), ("self_attn.k", "self_attn.v"), ("self_attn.o",), ("mlp.gate", "mlp.up"), ("mlp.down",)}
-    expected = [(0, first), (model.config.num_hidden_layers - 1, last)]
+    wanted = [("self_attn.q", "self_attn.k", "self_attn.v"), ("self_attn.o",), ("mlp.gate", "mlp.up"), ("mlp.down",)]
     assert model.config.num_hidden_layers == 2
-    assert found == {frozenset(f"layers.{i}.{name}" for name in names) for i, groups in expected for names in groups}
+    assert found == {frozenset(f"layers.{i}.{name}" for name in names) for i in (0, 1) for names in wanted}
+
+
+@pytest.mark.parametrize("zero", [0.0, 1e-30])
+def test_a_gradient_that_is_only_rounding_in_one_layer_changes_nothing(zero):
+    """The query of a first token has a gradient of zero, or of what rounding leaves of it."""
+    first, second, x = nn.Linear(6, 3), nn.Linear(6, 4), torch.randn(5, 6)
+    shared = SharedInputs()
+    watches = [InputMoment(layer, seed, shared) for seed, layer in enumerate((first, second))]
+    weights = torch.ones(5, 1)
+    weights[0] = zero
+    ((first(x) * weights).sum() + second(x).sum()).backward()
+    shared.finish()
+    assert watches[0].sums is watches[1].sums and watches[0].sums.count == 5

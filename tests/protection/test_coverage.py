@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gorp.core.memory import SubspaceMemory
-from gorp.layers.inputs import PROJECTIONS, InputMoment, InputSums, on_all_ranks
+from gorp.layers.inputs import PROJECTIONS, InputMoment, InputSums, SharedInputs, on_all_ranks
 from gorp.protection.coverage import Coverage, centred_outputs, covered
 from gorp.weights.delta import WeightDelta
 from tests.matrices import basis
@@ -22,9 +22,11 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 def sums_of(*batches: Tensor, seed: int = 0) -> InputSums:
     """Return the sums that a watch computes for batches of rows, N x n; rows of zeros have no gradient."""
     layer = nn.Linear(batches[0].shape[1], 3, bias=False, dtype=batches[0].dtype)
-    watch = InputMoment(layer, seed)
+    shared = SharedInputs()
+    watch = InputMoment(layer, seed, shared)
     for x in batches:
         (layer(x) * (x != 0).any(dim=1, keepdim=True)).sum().backward()
+        shared.finish()
     watch.remove()
     return on_all_ranks(watch.sums)
 

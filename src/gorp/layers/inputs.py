@@ -1,6 +1,6 @@
 """Sums over the inputs of linear layers, taken over the tokens that an answer depends on.
 
-    M = Σ x xᵀ        n x n, over the tokens whose output has a gradient D ≠ 0
+    M = Σ x xᵀ    n x n, over the tokens with D ≠ 0, D the gradient of the output, here or in a layer beside it
 
 A change ΔW changes the outputs at these tokens by ‖ΔW M^½‖. M does not depend on the size of the loss: inputs for which
 the model already answers correctly count like all others, whereas gradients of the loss would omit them. Padding, and
@@ -89,53 +89,72 @@ def rows_at_once(size: int, rows: Iterable[Any]) -> int:
 class SharedInputs:
     """Computes the sums of an input once for all layers that have it: query, key and value; gate and up.
 
-    Two layers share their sums as long as all their inputs occupy the same memory and the same tokens count. The last
-    `HELD` inputs are kept until `clear`, so that no other tensor can reuse their memory in the meantime. More are not
-    kept: under gradient checkpointing they would amount to the activations of the whole model.
+    Two layers have the same input if it occupies the same memory, and share its sums if the same tokens count. The last
+    `HELD` inputs are kept, so that no other tensor can reuse their memory in the meantime. More are not kept: under
+    gradient checkpointing they would amount to the activations of the whole model.
     """
 
     HELD = 4
 
     def __init__(self) -> None:
-        # Of each recent call of `add`: the sums before, x, counts, and the sums after.
-        self._last: deque[tuple[InputSums | None, Tensor, Tensor, InputSums]] = deque(maxlen=self.HELD)
+        # Of each recent input: X, and its layers with the tokens that count for them.
+        self._inputs: deque[tuple[Tensor, list[tuple[InputMoment, Tensor]]]] = deque()
+
+    def add(self, reader: "InputMoment", x: Tensor, counts: Tensor) -> None:
+        """Note that `reader` has the input `x`, N x n, of which the tokens `counts`, N booleans, count for it."""
+        for held, readers in self._inputs:
+            same = x.data_ptr() == held.data_ptr() and x.shape == held.shape
+            if same and all(reader is not other for other, _ in readers):
+                readers.append((reader, counts))
+                return
+        self._inputs.append((x, [(reader, counts)]))
+        if len(self._inputs) > self.HELD:
+            self._sum(*self._inputs.popleft())
+
+    def finish(self) -> None:
+        """Add all inputs that are held to the sums of their layers; call it at the end of a batch."""
+        while self._inputs:
+            self._sum(*self._inputs.popleft())
 
     @torch.no_grad()
-    def add(self, before: InputSums | None, x: Tensor, counts: Tensor, *, seed: int) -> InputSums:
-        """Return the sums `before` plus those of `x`.
+    def _sum(self, x: Tensor, readers: "list[tuple[InputMoment, Tensor]]") -> None:
+        """Add one input to the sums of its layers.
 
-        Args:
-            before: Sums over the earlier batches; None for the first batch.
-            x: N x n, one row per token.
-            counts: Which of the N tokens count, N booleans.
-            seed: Seed of Ω, used for the first batch.
+        A token counts for all layers of one module if it counts for one of them. Otherwise rounding would decide on the
+        query of a sequence's first token: it has only itself to attend to, so its gradient is the difference of two
+        equal numbers.
         """
-        for old, held, other, after in self._last:
-            same_input = x.data_ptr() == held.data_ptr() and x.shape == held.shape
-            if before is old and same_input and torch.equal(counts, other):
-                return after
-        generator = torch.Generator()
-        if before is None:
-            generator.manual_seed(seed)
-        else:
-            generator.set_state(before.generator)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)) * counts[:, None]  # X, N x n
-        # Signs are drawn for the tokens that count only, so that padding does not change those of later tokens.
-        signs, where = torch.zeros(len(counts), PROJECTIONS), counts.cpu()
-        count = int(where.sum())
-        signs[where] = 2.0 * torch.randint(0, 2, (count, PROJECTIONS), generator=generator) - 1.0
-        total, first = wide.mT @ wide, wide.sum(dim=0)  # (n, N) @ (N, n), n
-        signed = wide.mT @ signs.to(wide)  # (n, N) @ (N, k)
-        if before is not None:
-            total, first, signed = before.total + total, before.first + first, before.signed + signed
-            count += before.count
-        after = InputSums(total=total, first=first, count=count, signed=signed, generator=generator.get_state())
-        self._last.append((before, x, counts, after))
-        return after
+        counted: dict[str, Tensor] = {}
+        for reader, counts in readers:
+            counted[reader.module] = counted.get(reader.module, counts) | counts
+        done: list[tuple[InputSums | None, Tensor, InputSums]] = []  # the sums before, counts, the sums after
+        for reader, _ in readers:
+            counts = counted[reader.module]
+            after = [new for old, same, new in done if old is reader.sums and torch.equal(same, counts)]
+            if not after:
+                after = [_plus(reader.sums, x, counts, seed=reader.seed)]
+                done.append((reader.sums, counts, *after))
+            reader.sums = after[0]
 
-    def clear(self) -> None:
-        """Release the inputs of the last batch."""
-        self._last.clear()
+
+def _plus(before: InputSums | None, x: Tensor, counts: Tensor, *, seed: int) -> InputSums:
+    """Return the sums `before`, None for the first batch, plus those of `x`; `seed` is that of Ω in the first."""
+    generator = torch.Generator()
+    if before is None:
+        generator.manual_seed(seed)
+    else:
+        generator.set_state(before.generator)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)) * counts[:, None]  # X, N x n
+    # Signs are drawn for the tokens that count only, so that padding does not change those of later tokens.
+    signs, where = torch.zeros(len(counts), PROJECTIONS), counts.cpu()
+    count = int(where.sum())
+    signs[where] = 2.0 * torch.randint(0, 2, (count, PROJECTIONS), generator=generator) - 1.0
+    total, first = wide.mT @ wide, wide.sum(dim=0)  # (n, N) @ (N, n), n
+    signed = wide.mT @ signs.to(wide)  # (n, N) @ (N, k)
+    if before is not None:
+        total, first, signed = before.total + total, before.first + first, before.signed + signed
+        count += before.count
+    return InputSums(total=total, first=first, count=count, signed=signed, generator=generator.get_state())
 
 
 class InputMoment(Watch):
@@ -147,12 +166,13 @@ class InputMoment(Watch):
             independent. The signs of a token depend on the seed and on the number of tokens that counted before it,
             not on the division into batches or on padding.
         shared: Shared by all layers that are read in the same pass.
+        module: Name of the module that the layer is in, such as that of an attention.
     """
 
-    def __init__(self, layer: nn.Module, seed: int = 0, shared: SharedInputs | None = None) -> None:
+    def __init__(self, layer: nn.Module, seed: int, shared: SharedInputs, *, module: str = "") -> None:
         self.sums: InputSums | None = None
-        """The sums so far; None before the first backward pass."""
-        self._seed, self._shared = seed, shared or SharedInputs()
+        """The sums of the batches that `shared` has finished; None before the first."""
+        self.seed, self.module, self._shared = seed, module, shared
         super().__init__(layer)
 
     @override
@@ -164,7 +184,7 @@ class InputMoment(Watch):
 
     @override
     def add(self, x: Tensor, d: Tensor) -> None:
-        self.sums = self._shared.add(self.sums, x.detach(), (d != 0).any(dim=1), seed=self._seed)
+        self._shared.add(self, x.detach(), (d != 0).any(dim=1))
 
 
 def input_moments(
@@ -194,12 +214,12 @@ def input_moments(
         groups = list(_groups(layers))
         for number, group in enumerate(groups):
             shared = SharedInputs()
-            watches = {name: InputMoment(layers[name], seeds[name], shared) for name in group}
+            watches = {n: InputMoment(layers[n], seeds[n], shared, module=_module(n)) for n in group}
             try:
                 for done, batch in enumerate(batches, 1 + number * len(batches)):
                     model(**batch).loss.backward()
                     model.zero_grad(set_to_none=True)
-                    shared.clear()
+                    shared.finish()
                     reading(done, len(groups) * len(batches))
             finally:
                 for watch in watches.values():
@@ -247,15 +267,20 @@ def weight_inputs(
 
 
 def _groups(layers: Mapping[str, nn.Module]) -> Iterable[list[str]]:
-    """Split the names, in order, into groups whose second moments take at most `BYTES` together."""
+    """Split the names, in order, into groups whose second moments take about `BYTES`; a module is not split."""
     groups: list[list[str]] = []
-    room = 0
+    room, last = 0, None
     for name, layer in layers.items():
         weight = linear_of(layer).weight
         size = max(4, weight.element_size()) * weight.shape[1] ** 2  # M is float32, or float64 in a float64 model
-        if not groups or size > room:
+        if not groups or (size > room and _module(name) != last):
             groups.append([])
             room = BYTES
         groups[-1].append(name)
-        room -= size
+        room, last = room - size, _module(name)
     return groups
+
+
+def _module(weight: str) -> str:
+    """Return the name of the module that the layer of a weight is in: a.b for a.b.q_proj.weight."""
+    return ".".join(weight.split(".")[:-2])
