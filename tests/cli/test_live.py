@@ -37,7 +37,7 @@ def test_long_scoring_prints_a_line_after_two_seconds_and_then_every_ten(log):
             clock[0] += 1
             advance(done, 30)
     lines = text.getvalue().splitlines()
-    assert lines == [f"scoring v1 on one: {done} of 30 rows" for done in (2, 12, 22)]
+    assert lines == [f"scoring v1 on one: {done} of 30 rows, about {30 - done} s left" for done in (2, 12, 22)]
 
 
 def test_training_prints_its_steps_and_loss_every_ten_seconds(log):

@@ -82,12 +82,13 @@ class PlainProgress(Progress):
 
     @contextmanager
     def counting(self, what: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
-        """Print lines with the number of items done, if the loop takes more than `FIRST_LINE` seconds."""
-        due = _every(FIRST_LINE, NEXT_LINE)
+        """Print lines with the items done and the time left, if the loop takes more than `FIRST_LINE` seconds."""
+        due, began = _every(FIRST_LINE, NEXT_LINE), time.monotonic()
 
         def show(done: int, total: int) -> None:
             if done < total and due():
-                self.say(f"{what}: {done} of {total}{unit}")
+                left = (time.monotonic() - began) * (total - done) / done if done else None
+                self.say(f"{what}: {done} of {total}{unit}{'' if left is None else f', about {_duration(left)} left'}")
 
         yield show
 
@@ -146,6 +147,10 @@ def treatments_table(treatments: Sequence[Treatment], total: int) -> Group:
         ways = ", ".join(dict.fromkeys(item.treatment for item in items))
         add_row(table, kind, ways, str(count), f"{sum(item.trainable for item in items):,}")
     return Group(Text(title), table)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _layer(pattern: str) -> str:
