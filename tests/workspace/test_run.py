@@ -106,7 +106,8 @@ def test_the_matrix_equals_the_scores_of_base_plus_delta(finished):
         if row:
             BaseWeights(model).load(unpack_deltas(read_tensors(work / f"versions/{version}/delta.safetensors")[0]))
         for column, item in enumerate(tasks):
-            score = score_task(model, tokenizer, item, encoding=config.encoding, config=config.eval)
+            asked = {"encoding": config.encoding, "config": config.eval, "likelihood": True}
+            score = score_task(model, tokenizer, item, **asked)
             assert score.score == matrix[row][column]
             lines = (work / f"eval/samples/{version}-{item.name}.jsonl").read_text().splitlines()
             assert [json.loads(line) for line in lines] == score.samples

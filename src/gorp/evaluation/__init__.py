@@ -2,12 +2,15 @@
 
 batches.py     EvalConfig, eval mode, batches of rows of similar length
 reading.py     run prompts through a model and keep their cache; a shared beginning is computed once
+decode.py      greedy decoding of one batch
 generate.py    greedy answers in free text
+likelihood.py  log-likelihood of a given answer, teacher forced
 rank.py        log-likelihood of every label of a closed set
 compare.py     when an answer is correct
 inspect.py     checks of a task's rows before the model is used
 score.py       Task → TaskScore
 matrix.py      AccuracyMatrix: the score matrix R, every task after every task
+calibration.py calibration error, and the paired difference of two models' log-likelihoods
 metrics.py     AP, BWT, forgetting, LA, FWT: formulas on the score matrix
 """
 

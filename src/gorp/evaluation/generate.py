@@ -1,15 +1,14 @@
 """Generate greedy answers in free text, in batches."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import Module
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from gorp.data import PLAIN, Encoding, Form, encode_prompts
+from gorp.data import PLAIN, Encoding, Form, encode_completions, encode_prompts
 from gorp.data.tokens import text_ids
 from gorp.evaluation.batches import (
     EvalConfig,
@@ -17,15 +16,27 @@ from gorp.evaluation.batches import (
     answer_limit,
     batches_by_length,
     can_be_padded,
-    device_of,
     evaluating,
     is_encoder_decoder,
-    pad_rows,
     pad_token_id,
     tokens_at_once,
     without_peft,
 )
+from gorp.evaluation.decode import Decoded, answer, answer_with_generate
+from gorp.evaluation.likelihood import log_likelihoods
 from gorp.evaluation.reading import Reading, encode, read_by_decoder, read_start_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The model's answer to a prompt."""
+
+    text: str
+    """Only new text, without special tokens, without the row's lead, and stripped."""
+    log_probability: float | None = None
+    """Σₜ log p of its tokens, with its end if it has one, in nats; None if no right answer was given."""
+    nll: float | None = None
+    """-ℓ / n of the right answer, whose n tokens include its end: nats per token; None if none was given."""
 
 
 def generate_answers(
@@ -38,13 +49,7 @@ def generate_answers(
     forms: Sequence[Form] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Generate the model's answer to every prompt, with the most probable token at each step.
-
-        yₜ = argmax p(· | prompt, y₁ … yₜ₋₁)    until an end token or `answer_limit(encoding, config)` tokens
-
-    End tokens are the tokenizer's eos, those stored with the model, and the token with which a chat template ends an
-    answer. Padding is masked, so a row gets the same answer in a batch as alone. Sampling settings and penalties stored
-    with the model are not used. The random state and the mode of every submodule do not change.
+    """Return the model's answer to every prompt as text; see `answer_prompts`.
 
     Args:
         model: A transformers model that can `generate`, or a PEFT model around one.
@@ -59,6 +64,44 @@ def generate_answers(
         One answer per prompt, in the given order: only new text, without special tokens, without the row's lead, and
         stripped.
     """
+    asked: Any = {"encoding": encoding, "config": config, "forms": forms, "progress": progress}
+    return [answer.text for answer in answer_prompts(model, tokenizer, prompts, **asked)]
+
+
+def answer_prompts(
+    model: Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    expected: Sequence[str] | None = None,
+    *,
+    encoding: Encoding,
+    config: EvalConfig,
+    forms: Sequence[Form] | None = None,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """Generate the model's answer to every prompt, with the most probable token at each step.
+
+        yₜ = argmax p(· | prompt, y₁ … yₜ₋₁)    until an end token or `answer_limit(encoding, config)` tokens
+
+    End tokens are the tokenizer's eos, those stored with the model, and the token with which a chat template ends an
+    answer. Padding is masked, so a row gets the same answer in a batch as alone. Sampling settings and penalties stored
+    with the model are not used. The random state and the mode of every submodule do not change.
+
+    Args:
+        model: A transformers model that can `generate`, or a PEFT model around one.
+        tokenizer: The model's tokenizer.
+        prompts: Rendered text, any number of rows.
+        expected: The right answers, if their log-likelihood is wanted. That of a row whose answer has the tokens of
+            the right one follows from the logits that chose them; the others are computed after the cached prompt. The
+            answers are the same with and without it.
+        encoding: Limits on the tokens of a prompt, as in training.
+        config: Batch size and length of an answer; `limit` is not used here.
+        forms: Forms of the rows; None if all are plain.
+        progress: Called with (rows done, all rows) after every batch.
+
+    Returns:
+        One answer per prompt, in the given order.
+    """
     encoder_decoder = is_encoder_decoder(model)
     forms = [PLAIN] * len(prompts) if forms is None else forms
     rows = encode_prompts(prompts, tokenizer, encoder_decoder=encoder_decoder, encoding=encoding, forms=forms)
@@ -66,21 +109,72 @@ def generate_answers(
     pad, inner = pad_token_id(tokenizer), without_peft(model)
     settings = _greedy(inner, tokenizer, answer_limit(encoding, config), set(forms))
     padded, readable = can_be_padded(model, tokenizer), True
-    answers, done = [""] * len(rows), 0
+    wanted = [] if expected is None else _right_answers(expected, prompts, model, tokenizer, forms, settings)
+    answers, done = [Answer(text="")] * len(rows), 0
     with evaluating(model):
         for batch in batches_by_length(rows, config.batch_size, padded=padded, most_tokens=tokens_at_once(model)):
-            members = [rows[index] for index in batch]
+            members, right = [rows[index] for index in batch], [wanted[index] for index in batch] if wanted else None
             reading = _read(members, model, pad, settings) if readable else None
             readable = reading is not None
-            new = (
-                _answer_with_generate(members, model, pad, settings) if reading is None else _answer(reading, settings)
-            )
-            for index, answer in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                answers[index] = answer.strip().removeprefix(leads[forms[index]]).strip()
+            before = None if reading is None or right is None else reading.branch()
+            if reading is None:
+                decoded = answer_with_generate(members, model, pad, settings, measured=right is not None)
+            else:
+                decoded = answer(reading, settings, measured=right is not None)
+            scores = None if right is None else _of_right_answers(members, right, decoded, model, pad, before)
+            texts = tokenizer.batch_decode(decoded.written, skip_special_tokens=True)
+            for place, (index, text) in enumerate(zip(batch, texts, strict=True)):
+                facts: Any = {}
+                if right is not None and scores is not None:
+                    facts = {"log_probability": sum(decoded.scores[place]), "nll": -scores[place] / len(right[place])}
+                answers[index] = Answer(text=text.strip().removeprefix(leads[forms[index]]).strip(), **facts)
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
     return answers
+
+
+def _right_answers(
+    expected: Sequence[str],
+    prompts: Sequence[str],
+    model: Module,
+    tokenizer: PreTrainedTokenizerBase,
+    forms: Sequence[Form],
+    settings: GenerationConfig,
+) -> list[list[int]]:
+    """Encode the right answers; of a longer one the tokens that an answer may have, because a model may end there."""
+    encoder_decoder = is_encoder_decoder(model)
+    ids = encode_completions(expected, tokenizer, prompts=prompts, encoder_decoder=encoder_decoder, forms=forms)
+    return [each[: settings.max_new_tokens] for each in ids]
+
+
+def _of_right_answers(
+    rows: list[list[int]],
+    right: list[list[int]],
+    decoded: Decoded,
+    model: Module,
+    pad: int,
+    before: Reading | None,
+) -> list[float]:
+    """Return the log-likelihood of each right answer.
+
+    Args:
+        rows: The prompts of a batch.
+        right: The right answers.
+        decoded: The model's answers.
+        model: The model.
+        pad: The padding id.
+        before: The model's state after the prompts; None if it has no usable cache.
+    """
+    scores = [sum(of) for of in decoded.scores]
+    others = [place for place, (one, other) in enumerate(zip(right, decoded.ids, strict=True)) if one != other]
+    if others:
+        if before is not None and len(others) < len(rows):
+            before.keep(torch.tensor(others, device=before.logits.device))
+        prompts, answers = ([each[place] for place in others] for each in (rows, right))
+        for place, score in zip(others, log_likelihoods(model, prompts, answers, pad, before), strict=True):
+            scores[place] = score
+    return scores
 
 
 def _read(rows: list[list[int]], model: Module, pad: int, settings: GenerationConfig) -> Reading | None:
@@ -91,52 +185,6 @@ def _read(rows: list[list[int]], model: Module, pad: int, settings: GenerationCo
     if start is None or start != settings.decoder_start_token_id:
         return None
     return read_start_token(model, *encode(model, rows, pad))
-
-
-def _answer(reading: Reading, settings: GenerationConfig) -> list[list[int]]:
-    """Return the tokens of every row's answer, with its end token. Finished rows are removed from the batch."""
-    answers: list[list[int]] = [[] for _ in reading.logits]
-    unfinished = list(range(len(answers)))
-    tokens = reading.logits.argmax(dim=-1)  # B
-    if reading.encoded is not None and settings.forced_bos_token_id is not None:
-        tokens = torch.full_like(tokens, settings.forced_bos_token_id)
-    ends = torch.tensor(settings.eos_token_id or [], dtype=tokens.dtype, device=tokens.device)
-    while True:
-        for row, token in zip(unfinished, tokens.tolist(), strict=True):
-            answers[row].append(token)
-        kept = torch.isin(tokens, ends, invert=True).nonzero()[:, 0]
-        if not len(kept) or len(answers[unfinished[0]]) == settings.max_new_tokens:
-            return answers
-        if len(kept) < len(unfinished):
-            reading.keep(kept)
-            unfinished, tokens = [unfinished[position] for position in kept.tolist()], tokens[kept]
-        tokens = reading.advance(tokens[:, None])[:, -1].argmax(dim=-1)
-
-
-def _answer_with_generate(
-    rows: list[list[int]], model: Module, pad: int, settings: GenerationConfig
-) -> list[list[int]]:
-    """Answer with transformers' `generate`, for a model with its own kind of cache, such as a recurrent model."""
-    generate: Any = model.generate
-    encoder_decoder = is_encoder_decoder(model)
-    input_ids, attention_mask = (
-        part.to(device_of(model)) for part in pad_rows(rows, pad, encoder_decoder=encoder_decoder)
-    )
-    with _replaced_settings(without_peft(model), settings):
-        output: Tensor = generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings)
-    # The output of a decoder-only model begins with the prompt.
-    return (output if encoder_decoder else output[:, input_ids.shape[1] :]).tolist()
-
-
-@contextmanager
-def _replaced_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """Replace the model's stored settings inside the context; `generate` would take every unset value from them."""
-    stored = model.generation_config
-    model.generation_config = settings
-    try:
-        yield
-    finally:
-        model.generation_config = stored
 
 
 def _lead(form: Form, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,15 +1,13 @@
 """Compute the log-likelihood of each label of a closed set. The prompt is computed once, then every label after it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.generic import ModelOutput
 
-from gorp.data import PLAIN, Collator, Encoding, Form, encode_completions, encode_prompts
+from gorp.data import PLAIN, Encoding, Form, encode_completions, encode_prompts
 from gorp.data.encode import places
 from gorp.errors import DataError
 from gorp.evaluation.batches import (
@@ -17,21 +15,18 @@ from gorp.evaluation.batches import (
     Progress,
     batches_by_length,
     can_be_padded,
-    device_of,
     evaluating,
     is_encoder_decoder,
     pad_token_id,
     tokens_at_once,
 )
+from gorp.evaluation.likelihood import log_softmax, without_cache, without_decoder_cache
 from gorp.evaluation.reading import (
     UNSUPPORTED_CACHE,
     Reading,
-    decoder_arguments,
     encode,
     read_by_decoder,
     read_start_token,
-    start_tokens,
-    supported,
 )
 
 
@@ -120,7 +115,7 @@ def _score(rows: list[list[int]], answers: list[list[int]], model: Module, pad: 
         reading = read_by_decoder(model, rows, pad)
         if reading is not None:
             return _score_cached(reading, answers)
-        return torch.stack([_score_uncached(rows, answer, model, pad) for answer in answers], dim=1)
+        return torch.stack([without_cache(rows, [answer] * len(rows), model, pad) for answer in answers], dim=1)
     encoded, mask = encode(model, rows, pad)
     try:
         reading = read_start_token(model, encoded, mask)
@@ -128,47 +123,21 @@ def _score(rows: list[list[int]], answers: list[list[int]], model: Module, pad: 
             return _score_cached(reading, answers)
     except UNSUPPORTED_CACHE:
         pass
-    return torch.stack([_score_uncached_decoder(encoded, mask, answer, model) for answer in answers], dim=1)
+    columns = [without_decoder_cache(encoded, mask, [answer] * len(rows), model) for answer in answers]
+    return torch.stack(columns, dim=1)
 
 
 def _score_cached(reading: Reading, answers: list[list[int]]) -> Tensor:
     """Return ℓ of every answer after the prompts in the cache, B x len(answers)."""
-    first = _log_softmax(reading.logits)  # B x V
+    first = log_softmax(reading.logits)  # B x V
     reading.cache.activate_past_recording()  # a sliding window keeps the tokens that a label pushes out, for rewind
     columns = []
     for answer in answers:
         column = first[:, answer[0]]
         if len(answer) > 1:
             tokens = torch.tensor(answer, device=first.device)
-            following = _log_softmax(reading.advance(tokens[:-1].expand(len(first), -1)))  # B x (n - 1) x V
+            following = log_softmax(reading.advance(tokens[:-1].expand(len(first), -1)))  # B x (n - 1) x V
             reading.rewind(len(answer) - 1)
             column = column + following[:, torch.arange(len(answer) - 1), tokens[1:]].sum(dim=1)
         columns.append(column)
     return torch.stack(columns, dim=1)
-
-
-def _score_uncached(rows: list[list[int]], answer: list[int], model: Module, pad: int) -> Tensor:
-    """Return ℓ of one answer after every row of a decoder-only model, B, without a cache, padded on the right."""
-    forward: Any = model
-    batch = Collator(pad)([{"input_ids": row + answer, "labels": row + answer} for row in rows])
-    input_ids, mask = (batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask"))
-    logits = forward(input_ids=input_ids, attention_mask=mask, **supported(model, use_cache=False)).logits
-    starts = torch.tensor([len(row) for row in rows], device=logits.device)
-    at = starts[:, None] + torch.arange(len(answer), device=logits.device)  # B x n
-    row_index = torch.arange(len(rows), device=logits.device)[:, None]  # B x 1
-    scores = _log_softmax(logits[row_index, at - 1])  # B x n x V; the logits before a token predict it
-    return scores.gather(2, input_ids.gather(1, at)[..., None])[..., 0].sum(dim=1)
-
-
-def _score_uncached_decoder(encoded: ModelOutput, mask: Tensor, answer: list[int], model: Module) -> Tensor:
-    """Return ℓ of one answer for every row of an encoder's output, B, without a cache of the decoder."""
-    forward: Any = model
-    tokens = torch.tensor(answer, device=mask.device).expand(len(mask), -1)  # B x n
-    inputs = torch.cat([start_tokens(model, mask), tokens[:, :-1]], dim=1)
-    logits = forward(**decoder_arguments(encoded, mask, inputs), use_cache=False).logits  # B x n x V
-    return _log_softmax(logits).gather(2, tokens[..., None])[..., 0].sum(dim=1)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    """Return the log-softmax in at least float32: half precision has three digits, and labels may differ by less."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)

@@ -1,7 +1,8 @@
 """Run prompts through a model and keep the cache, from which generation and ranking continue."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import takewhile
 from typing import Any, cast
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
 from transformers.utils.generic import ModelOutput
 
 from gorp.errors import ModelError
@@ -57,10 +58,25 @@ class Reading:
         if self.encoded is None:
             self.mask = self.mask[:, :-count]
 
+    def branch(self) -> "Reading | None":
+        """Return a second reading that is continued on its own; until then it shares all tensors with this one.
+
+        None if a layer of the cache changes its tensors in place, as convolutions do.
+        """
+        caches = [self.cache]
+        if isinstance(self.cache, EncoderDecoderCache):
+            caches = [self.cache.self_attention_cache, self.cache.cross_attention_cache]
+        if not all(isinstance(layer, DynamicLayer) for cache in caches for layer in cache.layers):
+            return None
+        copies = [copy(cache) for cache in caches]
+        for cache in copies:
+            cache.layers = [copy(layer) for layer in cache.layers]
+        return replace(self, cache=copies[0] if len(copies) == 1 else EncoderDecoderCache(*copies))
+
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
         self.cache.reorder_cache(cast(torch.LongTensor, rows))
-        self.mask = self.mask[rows]
+        self.mask, self.logits = self.mask[rows], self.logits[rows]
         if self.encoded is not None:
             self.encoded = type(self.encoded)(last_hidden_state=self.encoded["last_hidden_state"][rows])
 

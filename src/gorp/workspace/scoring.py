@@ -54,6 +54,7 @@ def score_row(
                     task,
                     encoding=session.config.encoding,
                     config=session.config.eval,
+                    likelihood=True,
                     progress=advance,
                 )
             cell = scores.add(version, score, key, conditions)
