@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from gorp.cli import app
 from gorp.doctor import check_installation, check_workspace
-from gorp.doctor.folder import _cached
-from gorp.models.load import ModelConfig
+from gorp.models.load import ModelConfig, on_this_machine
 from gorp.storage import read_json, write_json
 from gorp.workspace import Workspace, load_config, run_sequence
 from gorp.workspace.lock import LOCK
@@ -175,7 +174,7 @@ def test_no_token_is_printed(project, monkeypatch):
 
 def test_a_hub_model_is_looked_for_in_the_cache_only(monkeypatch):
     monkeypatch.setattr("httpx.Client.send", lambda *_, **__: pytest.fail("a network access"))
-    assert _cached(ModelConfig(path="nobody/has-this")) is None
+    assert on_this_machine(ModelConfig(path="nobody/has-this")) is None
 
 
 def test_a_protection_folder_is_checked_too(finished, tmp_path):

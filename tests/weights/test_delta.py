@@ -180,3 +180,40 @@ def test_since_returns_what_was_added_after_an_earlier_state(ranks):
         assert since.rank == ranks[1]
     later.append(torch.randn(6, 1), torch.randn(8, 1))
     torch.testing.assert_close(later.since(delta).dense(), later.dense() - delta.dense())
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 12), st.lists(st.integers(0, 3), min_size=3, max_size=3), st.integers(0, 2**32)
+)
+def test_the_difference_of_two_branches_is_exact_and_without_their_common_columns(m, n, ranks, seed):
+    torch.manual_seed(seed)
+    size = torch.Size([m, n])
+    shared, mine, others = (factors(m, n, r) for r in ranks)
+    one, other = WeightDelta(size), WeightDelta(size)
+    for delta, own in ((one, mine), (other, others)):
+        delta.append(*shared)
+        delta.append(*own)
+    difference = one.minus(other)
+    expected = mine[0] @ mine[1].mT - others[0] @ others[1].mT
+    torch.testing.assert_close(difference.dense().double(), expected, rtol=1e-10, atol=1e-10)
+    if not one.is_dense and not other.is_dense and not difference.is_dense:
+        assert difference.rank == ranks[1] + ranks[2]
+    same = one.minus(one)
+    assert same.norm() == 0.0
+
+
+@pytest.mark.parametrize("mine", ["dense", "factored", "empty"])
+@pytest.mark.parametrize("others", ["dense", "factored", "empty"])
+def test_the_difference_of_any_two_forms(mine, others):
+    torch.manual_seed(0)
+    made = []
+    for form in (mine, others):
+        delta = WeightDelta(torch.Size([10, 12]))
+        if form == "factored":
+            delta.append(*factors(10, 12, 2, torch.float32))
+        made.append(WeightDelta.of(torch.randn(10, 12)) if form == "dense" else delta)
+    before = [delta.dense().clone() for delta in made]
+    found = made[0].minus(made[1])
+    torch.testing.assert_close(found.dense(), before[0] - before[1])
+    assert found.is_dense == ("dense" in (mine, others))
+    assert all(torch.equal(delta.dense(), kept) for delta, kept in zip(made, before, strict=True))  # not changed

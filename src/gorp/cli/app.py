@@ -11,6 +11,7 @@ import typer
 from gorp.cli.add import add, init, validate
 from gorp.cli.ask import ask
 from gorp.cli.demo import demo
+from gorp.cli.diff import diff
 from gorp.cli.doctor import doctor
 from gorp.cli.evaluate import evaluate
 from gorp.cli.export import export
@@ -31,7 +32,7 @@ app = typer.Typer(
 for command in (demo, init, add, validate, train, status):
     app.command()(command)
 app.command("eval")(evaluate)
-for command in (ask, gate, promote, rollback, export, log, gc, doctor, methods, estimate):
+for command in (ask, gate, promote, rollback, diff, export, log, gc, doctor, methods, estimate):
     app.command()(command)
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from gorp.evaluation import FORMULAS, MEANINGS, AccuracyMatrix
 from gorp.printable import printable
 from gorp.report import TaskVerdict, in_one_line, in_one_sentence, matrix_table, verdicts
-from gorp.report.wording import MATRIX_READING, number
+from gorp.report.wording import MATRIX_READING, number, size
 from gorp.workspace.held import held_in_words
 
 
@@ -258,11 +258,6 @@ def fraction(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.2f}" if value >= 0.01 else re.sub("e-0*", "e-", f"{value:.0e}").replace("0e+00", "0")
-
-
-def size(count: int) -> str:
-    """Return a number of bytes as text: `0.1 MiB`, `2.4 GiB`."""
-    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 
 def short_date(written: str) -> str:

@@ -44,7 +44,7 @@ def gc(
 ) -> None:
     """Remove versions that a rollback left behind, checkpoints of learned tasks, and leftovers of killed processes."""
     with errors(interrupted=" The workspace is whole; the same command removes the rest."):
-        from gorp.cli.console import size
+        from gorp.report.wording import size
         from gorp.workspace.gc import collect
         from gorp.workspace.place import place
 

@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from gorp.doctor.finding import Finding, free_bytes, run, size
 from gorp.errors import CheckpointError, GorpError
@@ -146,22 +145,17 @@ def _base(store: Workspace, source: Path | None) -> Iterator[Finding]:
         yield _named_base(store, current)
         return
     from gorp.models.files import base_digests, check_folder
-    from gorp.models.load import SHIPPED, locate
+    from gorp.models.load import on_this_machine
     from gorp.progress import Progress
     from gorp.workspace.evaluate import present_configuration
 
     # No code runs here, so it need not be allowed.
     model = present_configuration(store, Progress(), source, trust_remote_code=True).model
-    folder = Path(model.path)
-    if model.path == SHIPPED:
-        folder = locate(model)
-    elif not folder.is_dir():
-        found = _cached(model)
-        if found is None:
-            says = f"{model.path}: neither a folder nor in the cache of the hub"
-            yield Finding("warning", "base model", says, "The next command downloads it, or cannot find it.")
-            return
-        folder = found
+    folder = on_this_machine(model)
+    if folder is None:
+        says = f"{model.path}: neither a folder nor in the cache of the hub"
+        yield Finding("warning", "base model", says, "The next command downloads it, or cannot find it.")
+        return
     check_folder(folder, trust_remote_code=model.trust_remote_code)
     digests, known = base_digests(folder, trust_remote_code=model.trust_remote_code), current.record["base"]
     keys = ["sha256", *BASE_PARTS]
@@ -184,19 +178,6 @@ def _named_base(store: Workspace, current: Version) -> Finding:
     if (path.startswith(".") or os.path.isabs(path)) and not folder.is_dir():
         return Finding("problem", "base model", f"{folder}: no longer there", "Restore it, or name it with --base.")
     return Finding("ok", "base model", f"{path}; its weights are compared when it is loaded")
-
-
-def _cached(model: Any) -> Path | None:
-    """Return the folder of a hub model in the local cache; None if it is not there."""
-    from huggingface_hub import snapshot_download
-
-    from gorp.models.load import FILES
-
-    try:
-        kept = snapshot_download(model.path, revision=model.revision, allow_patterns=[*FILES], local_files_only=True)
-    except Exception:  # not an id of the hub, or not in the cache
-        return None
-    return Path(kept)
 
 
 def _disk(store: Workspace) -> Iterator[Finding]:

@@ -80,6 +80,17 @@ def locate(config: ModelConfig) -> Path:
     return folder
 
 
+def on_this_machine(config: ModelConfig) -> Path | None:
+    """Return the local folder of the model if it can be found without a download; its files are not checked."""
+    if config.path == SHIPPED or Path(config.path).is_dir():
+        return _folder(config, FILES)
+    try:
+        kept = snapshot_download(config.path, revision=config.revision, allow_patterns=[*FILES], local_files_only=True)
+    except Exception:  # not an id of the hub, or not in its cache
+        return None
+    return Path(kept)
+
+
 def architecture_of(config: ModelConfig) -> PreTrainedConfig:
     """Return the transformers configuration of a model in a local folder.
 

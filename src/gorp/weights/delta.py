@@ -97,6 +97,36 @@ class WeightDelta:
                 return added
         return WeightDelta.of(self.dense() - earlier.dense().to(self.dense()))
 
+    def minus(self, other: "WeightDelta") -> "WeightDelta":
+        """Return the difference of two deltas of one parameter, for example of versions on two branches.
+
+        Columns that both begin with, as two branches do, are left out; the rest of two factored deltas stays factored,
+        as [L, -L'] [R, R']ᵀ, while that is smaller. Otherwise one matrix is made.
+        """
+        found = WeightDelta(self.shape)
+        if not self.is_dense and not other.is_dense:
+            left, right = self._columns()
+            its_left, its_right = (part.to(left) for part in other._columns())
+            r = min(left.shape[1], its_left.shape[1])
+            same = (left[:, :r] == its_left[:, :r]).all(dim=0) & (right[:, :r] == its_right[:, :r]).all(dim=0)
+            r = int(same.cumprod(dim=0).sum())
+            found.append(
+                torch.cat([left[:, r:], -its_left[:, r:]], dim=1), torch.cat([right[:, r:], its_right[:, r:]], dim=1)
+            )
+        elif self.is_dense and other.is_dense:
+            found._dense = self.dense() - other.dense().to(self.dense())
+        elif self.is_dense:
+            left, right = (part.to(self.dense()) for part in other._columns())
+            found._dense = torch.addmm(self.dense(), left, right.mT, alpha=-1)  # (m, r) @ (r, n)
+        else:
+            left, right = self._columns()
+            found._dense = torch.addmm(other.dense().to(left), left, right.mT, beta=-1)
+        return found
+
+    def _columns(self) -> tuple[Tensor, Tensor]:
+        """Return the factors of a delta that is not dense; m x 0 and n x 0 if it is empty."""
+        return self.factors or (torch.zeros(self.shape[0], 0), torch.zeros(self.shape[1], 0))
+
     def recompress(self, tolerance: float) -> float:
         """Shorten the factors by QR and a small SVD; return the relative error of the delta, at most `tolerance`.
 

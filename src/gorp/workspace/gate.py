@@ -26,6 +26,7 @@ from gorp.evaluation.paired import (
     verdicts,
 )
 from gorp.storage import read_json, write_json
+from gorp.workspace.flips import flipped, paired
 from gorp.workspace.gate_config import ALLOWED, present_gate
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import SEAL, is_whole, sealed
@@ -152,7 +153,7 @@ def compare(store: Workspace, new: str, old: Version, margins: Mapping[str, floa
     """
     scores = Scores(store.root / "eval")
     tasks = old.contains  # also those that the new version has not learned, if it is on another branch
-    answers = {task: _paired(scores, task, old.name, new) for task in tasks}
+    answers = {task: paired(scores, task, old.name, new) for task in tasks}
     outcomes = [Flips.of([a["correct"] for a, _ in rows], [b["correct"] for _, b in rows]) for rows in answers.values()]
     each = verdicts(outcomes, [margins[task] / 100 for task in tasks], level=LEVEL)
     for number, rows in enumerate(answers.values()):
@@ -166,25 +167,11 @@ def compare(store: Workspace, new: str, old: Version, margins: Mapping[str, floa
             task: _facts(flips, verdict, margins[task], [a["correct"] for a, _ in answers[task]], count=len(tasks))
             for task, flips, verdict in zip(tasks, outcomes, each, strict=True)
         },
-        "flipped": {task: _flipped(rows) for task, rows in answers.items()},
+        "flipped": {task: flipped(rows) for task, rows in answers.items()},
         "answers": {
             f"{version}-{task}": scores.cells[version][task]["samples"] for task in tasks for version in (old.name, new)
         },
     }
-
-
-def _paired(scores: Scores, task: str, old: str, new: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return the answers of both versions to each row of a task."""
-    first, second = (scores.answers(version, task) for version in (old, new))
-    before, after = (scores.cells[version][task] for version in (old, new))
-    if before.get("conditions") != after.get("conditions"):
-        raise CheckpointError(
-            f"{task}: {old} and {new} were scored on other rows, or with other settings. `gorp eval --version {old}` "
-            "scores the older one as now."
-        )
-    pairs = list(zip(first, second, strict=True))
-    assert all(a["index"] == b["index"] for a, b in pairs), "equal conditions mean equal rows"
-    return pairs
 
 
 def _facts(flips: Flips, verdict: Verdict, margin: float, right: list[bool], *, count: int) -> dict[str, Any]:
@@ -206,17 +193,6 @@ def _facts(flips: Flips, verdict: Verdict, margin: float, right: list[bool], *, 
         "rows_needed": rows_needed(flips, margin / 100, tasks=count) if verdict == "inconclusive" else None,
         "nothing_to_lose": not any(right),
     }
-
-
-def _flipped(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the rows whose answer changed between right and wrong, those that turned wrong first."""
-    changed = [
-        {"index": a["index"], "prompt": a["prompt"], "expected": a["expected"], "old": a["answer"], "new": b["answer"]}
-        | {"lost": a["correct"]}
-        for a, b in rows
-        if a["correct"] != b["correct"]
-    ]
-    return sorted(changed, key=lambda row: not row["lost"])
 
 
 def in_words(task: str, facts: Mapping[str, Any]) -> str:

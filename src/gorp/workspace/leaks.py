@@ -35,12 +35,12 @@ def earlier_leaks(lineage: Sequence[Version], folder: Path) -> dict[str, Mapping
     """
 
     def measure(name: str) -> Measure:
-        change, before = _delta(folder / DELTA, name), _delta(lineage[-1].folder / DELTA, name)
+        change, before = delta_of(folder / DELTA, name), delta_of(lineage[-1].folder / DELTA, name)
         assert change is not None
         change = change if before is None else change.since(before)
         return lambda version, basis: leak(change, basis)
 
-    return _over_earlier(lineage, _weights(folder / DELTA), measure)
+    return _over_earlier(lineage, weights_of(folder / DELTA), measure)
 
 
 def served_leaks(
@@ -60,7 +60,7 @@ def served_leaks(
 
     def measure(name: str) -> Measure:
         def of(version: Version, basis: Tensor) -> float:
-            before = _delta(version.folder / DELTA, name) or WeightDelta(deltas[name].shape)
+            before = delta_of(version.folder / DELTA, name) or WeightDelta(deltas[name].shape)
             return weights.served_leak(name, before, deltas[name], basis.to(weights.parameter(name).device))
 
         return of
@@ -82,11 +82,8 @@ def adapter_leaks(
         up, down = (part.float() for part in pairs[name])
 
         def of(version: Version, basis: Tensor) -> float:
-            change, before = WeightDelta.of_factors(up, down.mT), _delta(version.folder / DELTA, name)
-            if before is not None and before.factors is not None:
-                change.append(-before.factors[0], before.factors[1])
-            elif before is not None:
-                change.add(WeightDelta.of(-before.dense()))
+            change, before = WeightDelta.of_factors(up, down.mT), delta_of(version.folder / DELTA, name)
+            change = change if before is None else change.minus(before)
             return leak(change, basis)
 
         return of
@@ -114,11 +111,12 @@ def _over_earlier(
     }
 
 
-def _weights(path: Path) -> list[str]:
+def weights_of(path: Path) -> list[str]:
+    """Return the names of the weights in a delta.safetensors, sorted."""
     return sorted({key.removesuffix("::left").removesuffix("::right") for key in tensor_names(path)})
 
 
-def _delta(path: Path, name: str) -> WeightDelta | None:
+def delta_of(path: Path, name: str) -> WeightDelta | None:
     """Return the delta of one weight; None if the file (as for v0) or the weight in it is missing."""
     keys = {name, f"{name}::left", f"{name}::right"}
     return unpack_deltas(read_tensors(path, only=keys)[0]).get(name) if path.is_file() else None
