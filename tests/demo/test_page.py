@@ -29,7 +29,8 @@ def test_the_headline_has_both_numbers():
 
 def test_the_page_shows_both_answers_to_the_same_question_and_no_seconds():
     page = demo_page(DemoSettings(), results())
-    [[sample]] = page.samples.values()
+    [shown] = page.samples
+    [sample] = shown.rows
     assert sample.question == "Book a table." and sample.prompt == PROMPT
     assert sample.answers == {"ordinary LoRA fine-tuning": Answer("b", False), "gorp": Answer("a", True)}
     assert not any("second" in name for name in page.facts)
@@ -47,7 +48,7 @@ def test_the_picture_can_be_read_on_any_background():
 
 def test_the_command_on_the_page_gives_the_same_settings_again():
     def command(settings):
-        return demo_page(settings, results()).facts["command"]
+        return demo_page(settings, results()).commands["To compute these numbers again:"]
 
     assert command(DemoSettings()) == "gorp demo --seed 0"
     other = DemoSettings(model="my models/llama", seed=3, train_rows=8, epochs=1)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from gorp.report import accuracy_over_tasks, heat_map
+from gorp.report import accuracy_over_tasks, heat_map, scores_over_tasks
 from gorp.report.figures import INK, LINES
 from tests.report.matrices import FIRST, SECOND, matrix
 
@@ -52,6 +52,23 @@ def test_every_method_has_a_line_at_the_height_of_its_score():
     assert {"gorp", "ewc", "a", "after learning"} <= set(texts(svg))
 
 
+def test_the_line_of_a_task_is_dotted_before_it_was_learned_and_has_marks_at_its_scores_since():
+    svg = scores_over_tasks(matrix([[0.0, 0.0], [100.0, 0.0], [100.0, 50.0]], ("a", "b")))
+    first, second = (re.findall(rf'<use [^>]*y="([\d.]+)" style="fill: {colour}', svg) for colour in LINES[:2])
+    in_legend = 1
+    assert len(first) == 2 + in_legend and len(second) == 1 + in_legend
+    assert svg.count("stroke-dasharray") == 2  # a line each
+    assert {"base", "a", "b", "after learning", "score, %"} <= set(texts(svg))
+
+
+def test_many_tasks_have_a_small_chart_each():
+    names = [f"task {i}" for i in range(9)]
+    svg = scores_over_tasks(matrix(np.full((10, 9), 50.0), names), title="gorp")
+    found = texts(svg)
+    assert {*names, "gorp", "number of tasks learned"} <= set(found) and svg.count("stroke-dasharray") == 9
+    assert found.count("base") == found.count("9") == 4  # under the last chart of each column
+
+
 def test_tasks_are_numbered_when_runs_learned_them_in_different_orders():
     svg = accuracy_over_tasks({"gorp": [matrix(FIRST), matrix(SECOND, ("qa", "films", "news"))]})
     assert {"task 1", "task 2", "task 3"} <= set(texts(svg)) and "news" not in texts(svg)
@@ -65,8 +82,12 @@ def a_line_chart(name):
     return accuracy_over_tasks({name: [matrix(tasks=(name, "b", "c"))]})
 
 
-@pytest.mark.parametrize("draw", [a_heat_map, a_line_chart])
-class TestBothFigures:
+def lines_of_tasks(name):
+    return scores_over_tasks(matrix(tasks=(name, "b", "c")), title=name)
+
+
+@pytest.mark.parametrize("draw", [a_heat_map, a_line_chart, lines_of_tasks])
+class TestEveryFigure:
     def test_names_are_escaped(self, draw):
         svg = draw(HOSTILE)
         assert "<script" not in svg
@@ -76,7 +97,8 @@ class TestBothFigures:
         assert "大連 ߨ" in texts(draw("大連 ߨ"))
 
     def test_a_very_long_name_is_shortened(self, draw):
-        assert f"{'W' * 27}…" in texts(draw("W" * 200))
+        shown = [text for text in texts(draw("W" * 200)) if "W" in text]
+        assert shown and all(text in (f"{'W' * 27}…", f"{'W' * 15}…") for text in shown)
 
     def test_the_same_numbers_give_the_same_svg(self, draw):
         assert draw("news") == draw("news")

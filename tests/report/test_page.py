@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gorp.evaluation import FORMULAS, MEANINGS
-from gorp.report import Answer, Page, Sample, render_page, write_page
+from gorp.report import Answer, Layer, Page, Sample, Samples, Table, evenly, render_page, write_page
 from tests.report.browser import CHROMIUM, browser_tab
-from tests.report.matrices import FIRST, SECOND, matrix
+from tests.report.matrices import FIRST, SECOND, judged, matrix
 
 
 HOSTILE = [
@@ -24,6 +24,10 @@ SAMPLE = Sample(
 )
 
 
+def samples(*rows, heading="news after qa"):
+    return [Samples(heading=heading, rows=evenly(rows), of=len(rows), chosen="at even distances")]
+
+
 def example(**changes):
     content = {
         "title": "Order 1",
@@ -32,9 +36,25 @@ def example(**changes):
         "runs": {"gorp": [matrix(FIRST), matrix(SECOND)], "sequential_lora": [matrix(FIRST)]},
         "facts": {"Model": "tiny", "Seeds": "0, 1"},
         "notes": ["2 of 100 eval inputs of qa also occur in train."],
-        "samples": {"news after qa": [SAMPLE]},
+        "samples": samples(SAMPLE),
     }
     return Page(**(content | changes))
+
+
+def whole(**changes):
+    """Return a page with every section, as that of a workspace, and very long names."""
+    layers = [Layer(name=f"{'model.layers' * 20}.{i}", directions=10 * i, share=i / 20, released=i) for i in range(20)]
+    content = {
+        "judged": judged(),
+        "figures": {"current version": "v2", "tasks learned": "3"},
+        "layers": layers,
+        "budget": 0.75,
+        "costs": Table(headings=["version", "made", "on disk"], lines=[["v1", "2026-11-01", "1.0 MiB"]], left=2),
+        "costs_note": "Times are of training alone.",
+        "commands": {"Check every digest:": f"gorp doctor {'x' * 200}"},
+        "facts": {"v1/version.json": "0" * 64},
+    }
+    return example(**(content | changes))
 
 
 class Reader(HTMLParser):
@@ -72,10 +92,18 @@ def everywhere(text):
         title=text,
         headline=text,
         about=text,
+        judged=judged(text, old=f"{text} a", new=f"{text} b"),
+        figures={text: text},
         runs={text: [matrix(tasks=(text, f"{text}2", f"{text}3"))]},
+        samples=samples(sample, heading=text),
+        samples_heading=text,
+        layers=[Layer(name=text, directions=3, share=0.5, released=1)],
+        budget=0.75,
+        costs=Table(headings=[text, text], lines=[[text, text]]),
+        costs_note=text,
         facts={text: text},
+        commands={text: text},
         notes=[text],
-        samples={text: [sample]},
     )
 
 
@@ -92,8 +120,9 @@ def test_the_page_has_the_configuration_and_every_number():
         assert wanted in text
     for name in FORMULAS:
         assert FORMULAS[name] in text and MEANINGS[name] in text
-    for wanted in ("gorp lost less.", "news after qa", "Is it red?\nAnswer:", "✗ False"):
+    for wanted in ("gorp lost less.", "news after qa", "Is it red?\nAnswer:"):
         assert wanted in text
+    assert "✗ <bdi>False</bdi>" in render_page(example())
 
 
 def test_tables_hold_the_matrices_mean_over_seeds():
@@ -135,28 +164,83 @@ def test_every_referenced_id_exists():
 
 
 def test_of_many_answers_a_part_is_shown_and_the_page_says_so():
-    samples = [replace(SAMPLE, question=f"question {index}") for index in range(100)]
-    page = render_page(example(samples={"news after qa": samples}))
+    many = [replace(SAMPLE, question=f"question {index}") for index in range(100)]
+    page = render_page(example(samples=samples(*many)))
     assert "8 of 100 rows are shown, at even distances." in page
-    assert re.findall(r"<summary>question (\d+)</summary>", page) == ["0", "12", "25", "37", "50", "62", "75", "87"]
+    assert re.findall(r"<summary><bdi>question (\d+)</bdi></summary>", page) == [
+        "0",
+        "12",
+        "25",
+        "37",
+        "50",
+        "62",
+        "75",
+        "87",
+    ]
 
 
 def test_parts_without_content_are_left_out():
-    page = render_page(example(facts={}, notes=[], samples={}))
-    assert "What was run" not in page and "Sample answers" not in page
+    page = render_page(example(facts={}, notes=[], samples=[]))
+    for heading in ("Evidence", "Sample answers", "Verdict on each task", "Capacity", "Cost of each version"):
+        assert f">{heading}<" not in page
+    alone = render_page(example(runs={"gorp": [matrix()]}))
+    assert "Mean score over the sequence" in page and "Mean score over the sequence" not in alone
 
 
 def test_a_metric_that_no_method_has_is_left_out():
     late = matrix()
     late.R[1, 1:] = late.R[2, 2] = float("nan")
     page = render_page(example(runs={"gorp": [late]}))
-    assert ">AP<" in page and ">BWT<" in page and ">Forgetting<" not in page and ">FWT<" not in page
+    assert "<dt>AP</dt>" in page and "<dt>BWT</dt>" in page
+    assert "<dt>Forgetting</dt>" not in page and "<dt>FWT</dt>" not in page
 
 
-def test_the_result_comes_first_and_the_configuration_last():
+def test_the_result_comes_first_and_the_evidence_last():
     page = render_page(example())
-    places = [page.index(text) for text in ("gorp lost less.", "<svg", "Sample answers", ">Summary<", "What was run")]
+    places = [page.index(text) for text in ("gorp lost less.", "<svg", "Sample answers", ">Summary<", ">Evidence<")]
     assert places == sorted(places)
+
+
+def test_the_sections_of_a_workspace_come_in_the_order_in_which_they_are_asked_for():
+    page = render_page(whole())
+    headings = re.findall(r"<h2 id=.*?>(.*?)</h2>", page)
+    assert headings == [
+        "Verdict on each task",
+        "Score on every task, after every task",
+        "Forgetting",
+        "Sample answers",
+        "Summary",
+        "Mean score over the sequence",
+        "Capacity",
+        "Cost of each version",
+        "Evidence",
+    ]
+    assert page.index("gorp lost less.") < page.index("Verdict on each task")
+
+
+def test_a_verdict_is_said_by_word_and_mark_and_not_by_colour_alone():
+    page = render_page(whole())
+    assert '<p class="badge hold"><span aria-hidden="true">✗</span> hold</p>' in page
+    assert '<td class="verdict hold">✗ hold</td>' in page and "−10.0 (−16.5 to −4.5)" in page
+    for word, mark in (("ship", "✓"), ("inconclusive", "?")):
+        assert f'<td class="verdict {word}">{mark} {word}</td>' in render_page(whole(judged=judged(verdict=word)))
+
+
+def test_the_fullest_layers_come_first_and_all_are_there_in_their_order():
+    page = render_page(whole())
+    first, _, every = page.partition("All 20 layers, in the order of the model")
+    shares = [re.findall(r'class="fill" style="width: ([\d.]+)%"', part) for part in (first, every)]
+    assert shares[0] == [f"{5.0 * i:.1f}" for i in range(19, 7, -1)]
+    assert shares[1] == [f"{5.0 * i:.1f}" for i in range(20)]
+    assert "The 12 fullest of 20 layers:" in page and 'class="budget" style="left: 75.0%"' in page
+    few = render_page(whole(layers=whole().layers[:3], budget=None))
+    assert "fullest of" not in few and 'class="budget"' not in few
+
+
+def test_a_very_long_prompt_is_cut_in_the_middle_and_the_page_says_so():
+    page = render_page(example(samples=samples(replace(SAMPLE, prompt=f"begin{'x' * 100_000}end"))))
+    assert "begin" in page and "end</pre>" in page and "(98,008 characters left out)" in page
+    assert len(page) < 200_000
 
 
 def test_with_one_seed_no_deviation_is_shown():
@@ -181,13 +265,13 @@ class TestInABrowser:
     @pytest.fixture
     def path(self, tmp_path):
         many = [matrix(tasks=("a task with a rather long name", "films", "qa"))]
-        write_page(example(runs={f"method {number}": many for number in range(5)}), tmp_path / "page.html")
+        write_page(whole(runs={f"method {number}": many for number in range(5)}), tmp_path / "page.html")
         return tmp_path / "page.html"
 
     @pytest.mark.parametrize("text", [None, *HOSTILE])
     def test_the_browser_requests_nothing_else_and_logs_nothing(self, tab, tmp_path, text):
         path = tmp_path / "page.html"
-        write_page(example() if text is None else everywhere(text), path)
+        write_page(whole() if text is None else everywhere(text), path)
         tab.open(path)
         tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         tab.screenshot()
@@ -220,18 +304,37 @@ class TestInABrowser:
             tab.emulate(width=1000, scheme=scheme)
             tab.open(path)
             assert contrast(tab, "body") >= 7
-            for selector in ("figcaption", "summary", ".wrong", "thead th", ".facts dt", "figure svg text"):
+            for selector in (
+                "figcaption",
+                "summary",
+                ".wrong",
+                "thead th",
+                ".facts dt",
+                "figure svg text",
+                ".badge",
+                ".figures dt",
+            ):
                 assert contrast(tab, selector) >= 4.5, (scheme, selector)
 
     def test_the_keyboard_reaches_every_scrolling_part_and_every_prompt(self, tab, path):
         tab.emulate(width=400, scheme="light")
         tab.open(path)
         reached = set()
-        for _ in range(40):
+        for _ in range(60):
             for kind in ("keyDown", "keyUp"):
                 tab.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
             reached.add(tab.evaluate("document.activeElement.tagName + (document.activeElement.ariaLabel || '')"))
-        assert {"SUMMARY", "DIVSummary table", "DIVSample answers: news after qa"} <= reached
+        assert {"SUMMARY", "DIVSummary table", "DIVSample answers: news after qa", "DIVVerdict on each task"} <= reached
+        assert {"DIVCapacity of the fullest layers", "DIVCost of each version"} <= reached
+
+    def test_every_verdict_and_bar_can_be_seen_on_light_and_dark_pages(self, tab, tmp_path):
+        for word in ("ship", "hold", "inconclusive"):
+            write_page(whole(judged=judged(verdict=word)), tmp_path / "page.html")
+            for scheme in ("light", "dark"):
+                tab.emulate(width=1000, scheme=scheme)
+                tab.open(tmp_path / "page.html")
+                assert contrast(tab, "td.verdict") >= 4.5, (word, scheme)
+                assert contrast(tab, ".fill", "backgroundColor") >= 3, scheme
 
     def test_prints_black_on_white_in_either_colour_scheme(self, tab, path):
         tab.emulate(width=1000, scheme="dark")
@@ -242,10 +345,10 @@ class TestInABrowser:
         assert tab.pdf().startswith(b"%PDF")
 
 
-def contrast(tab, selector):
+def contrast(tab, selector, colour="color"):
     """Return the contrast ratio of WCAG 2, (L₁ + 0.05) / (L₂ + 0.05), of an element's text against the page."""
     found = tab.evaluate(
-        f"[getComputedStyle(document.querySelector('{selector}')).color,"
+        f"[getComputedStyle(document.querySelector('{selector}')).{colour},"
         " getComputedStyle(document.body).backgroundColor].join(' ')"
     )
     channels = [int(part) / 255 for part in re.findall(r"\d+", found)]

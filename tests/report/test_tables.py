@@ -6,7 +6,8 @@ from rich.console import Console
 
 from gorp.evaluation import FORMULAS
 from gorp.report import comparison_markdown, comparison_table, matrix_table
-from tests.report.matrices import FIRST, SECOND, matrix
+from gorp.report.tables import escaped, forgetting_table, judged_table
+from tests.report.matrices import FIRST, SECOND, judged, matrix
 
 
 def shown(table):
@@ -60,6 +61,29 @@ class TestMarkdown:
     )
     def test_a_name_stays_one_cell_of_plain_text(self, name, written):
         assert f"| {written} | 68.7 |" in comparison_markdown({name: [matrix()]})
+
+    @pytest.mark.parametrize("text", ["https://example.org/a", "WWW.example.org", "someone@example.org", "![x](//y)"])
+    def test_an_address_does_not_become_a_link(self, text):
+        assert not re.search(r"(?<!\\)://|www\.|(?<!\\)@|(?<!\\)\[", escaped(text), re.IGNORECASE)
+
+
+def test_forgetting_by_hand():
+    assert forgetting_table(matrix()).lines == [
+        ["news", "90.0", "95.0", "70.0", "−20.0"],
+        ["films", "80.0", "80.0", "76.0", "−4.0"],
+        ["qa", "60.0", "60.0", "60.0", "–"],
+    ]
+
+
+def test_a_task_that_was_not_scored_again_has_no_change():
+    nan = float("nan")
+    late = matrix([[0, 0], [50, 0], [nan, 40]], ("a", "b"))
+    assert forgetting_table(late).lines == [["a", "50.0", "50.0", "–", "–"], ["b", "40.0", "40.0", "40.0", "–"]]
+
+
+def test_a_verdict_has_both_scores_and_the_change_with_its_interval():
+    change = "−10.0 (−16.5 to −4.5)"
+    assert judged_table(judged()).lines == [["news", "✗ hold", "90.0", "80.0", change, "12", "2", "100"]]
 
 
 class TestTerminal:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from gorp.weights.base.row_space import MOST, REST, row_space
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gorp.core.linalg import project_out_rows
 from gorp.weights.delta import WeightDelta, leak
-from gorp.weights.row_space import MOST, REST, row_space
 
 
 def basis(n, s, *, seed):

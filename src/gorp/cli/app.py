@@ -19,6 +19,7 @@ from gorp.cli.gate import gate
 from gorp.cli.keep import gc, log
 from gorp.cli.look import methods, status
 from gorp.cli.promote import promote
+from gorp.cli.report import report
 from gorp.cli.rollback import rollback
 from gorp.cli.train import estimate, train
 
@@ -32,7 +33,7 @@ app = typer.Typer(
 for command in (demo, init, add, validate, train, status):
     app.command()(command)
 app.command("eval")(evaluate)
-for command in (ask, gate, promote, rollback, diff, export, log, gc, doctor, methods, estimate):
+for command in (ask, gate, promote, rollback, diff, report, export, log, gc, doctor, methods, estimate):
     app.command()(command)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from gorp.demo import DemoResult, DemoSettings
 from gorp.demo.run import TASKS
 from gorp.evaluation import summary
-from gorp.report import Answer, Page, Sample, picture
+from gorp.report import Answer, Page, Sample, Samples, evenly, picture
 from gorp.report.wording import number
 
 
@@ -30,12 +30,21 @@ def in_short(results: Mapping[str, DemoResult]) -> str:
 
 
 def demo_page(settings: DemoSettings, results: Mapping[str, DemoResult]) -> Page:
-    """Return the demo's page: the result first, then heat maps and answers, the configuration last."""
+    """Return the demo's page: the result first, then heat maps and answers, the evidence last."""
+    rows = _samples(results)
     return Page(
         title="gorp demo: four tasks, one after another",
         headline=in_short(results),
         about=ABOUT,
         runs={NAMES[method]: [result.matrix] for method, result in results.items()},
+        samples=[
+            Samples(
+                heading=f"Questions of the first task, {TASKS[0]}, after the last, {TASKS[-1]}",
+                rows=evenly(rows),
+                of=len(rows),
+                chosen="at even distances",
+            )
+        ],
         facts={
             "model": settings.model,
             "tasks": " → ".join(TASKS),
@@ -43,10 +52,9 @@ def demo_page(settings: DemoSettings, results: Mapping[str, DemoResult]) -> Page
             "epochs": str(settings.epochs),
             "learning rates": ", ".join(f"{NAMES[m]} {rate:g}" for m, rate in settings.learning_rates.items()),
             "seed": str(settings.seed),
-            "command": _command(settings),
         },
+        commands={"To compute these numbers again:": _command(settings)},
         notes=[NOTE],
-        samples={f"Questions of the first task, {TASKS[0]}, after the last, {TASKS[-1]}": _samples(results)},
     )
 
 

@@ -59,6 +59,9 @@ CELL = 0.58  # side of a cell, inches
 
 LETTER = 0.085  # approximate width of a letter, inches
 
+TOGETHER = 6
+"""Most tasks whose lines share a chart, and whose figures are scaled to fit a phone; wider ones scroll sideways."""
+
 LONGEST = 28  # most letters of a name that are drawn; a longer name ends in an ellipsis
 
 SHORTER = 16  # the same for the line chart, which has to fit on a phone
@@ -114,6 +117,74 @@ def picture(matrices: Mapping[str, AccuracyMatrix], *, title: str) -> str:
     return f'{svg[:end]}\n <rect width="100%" height="100%" rx="6" fill="{PAPER}"/>{svg[end:]}'
 
 
+def scores_over_tasks(matrix: AccuracyMatrix, *, title: str = "") -> str:
+    """Draw the score on each task over the sequence: one line for each task, or one small chart if they are many.
+
+    The line of a task is solid from when it was learned on, and dotted before. Lines in one chart differ in colour and
+    in marker.
+
+    Args:
+        matrix: R.
+        title: Printed above all.
+
+    Returns:
+        An `<svg>` element.
+    """
+    from matplotlib import rc_context
+
+    with rc_context(STYLE), _ignore_missing_glyphs():
+        return _svg((_one_chart if len(matrix.tasks) <= TOGETHER else _small_charts)(matrix, title))
+
+
+def _one_chart(matrix: AccuracyMatrix, title: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    rows, tasks = [_name(name, SHORTER) for name in matrix.row_names()], matrix.tasks
+    columns = 2 if len(tasks) > 1 else 1
+    figure = Figure(figsize=(4.4, 3.0 + 0.22 * -(-len(tasks) // columns)), layout="constrained")
+    axes = figure.subplots()
+    for j, task in enumerate(tasks):
+        _draw_task(axes, matrix, j, colour=LINES[j % len(LINES)], marker=MARKERS[j % len(MARKERS)], label=task)
+    axes.set_xticks(range(len(rows)), rows, **_slant(rows, room=int(3.5 / LETTER) // len(rows)))
+    axes.set_ylim(0, 102)
+    axes.set_ylabel("score, %")
+    axes.set_xlabel("after learning")
+    _finish(axes, columns=columns, title=title)
+    return figure
+
+
+def _small_charts(matrix: AccuracyMatrix, title: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    count, across = len(matrix.tasks), 4
+    down = -(-count // across)
+    figure = Figure(figsize=(1.9 * across, 1.35 * down + 0.6), layout="constrained")
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    for j, axes in enumerate(grid[:count]):
+        _draw_task(axes, matrix, j, colour=LINES[0], marker=".", label=matrix.tasks[j])
+        axes.set_title(_name(matrix.tasks[j], SHORTER), fontsize=9, loc="left")
+        axes.tick_params(labelbottom=j + across >= count)
+        axes.set_xticks([0, count], ["base", str(count)])
+        axes.set_ylim(0, 102)
+        axes.set_yticks([0, 50, 100])
+        _draw_lines(axes)
+    figure.supxlabel("number of tasks learned", fontsize=9)
+    figure.supylabel("score, %", fontsize=9)
+    if title:
+        figure.suptitle(_name(title), fontsize=10, fontweight="bold")
+    return figure
+
+
+def _draw_task(axes: "Axes", matrix: AccuracyMatrix, j: int, *, colour: str, marker: str, label: str) -> None:
+    """Draw column j of R, dotted up to the row in which the task was learned, solid and with markers from there on."""
+    y, row = matrix.R[:, j], np.arange(len(matrix.R))
+    axes.plot(row, np.where(row <= j + 1, y, np.nan), color=colour, linestyle=":", linewidth=1.0)
+    since = np.where(row > j, y, np.nan)
+    axes.plot(row, since, color=colour, marker=marker, markersize=5, label=_name(label, SHORTER))
+
+
 def accuracy_over_tasks(runs: Runs) -> str:
     """Draw the mean score on the tasks learned so far, after each task, as one line for each method.
 
@@ -149,11 +220,33 @@ def accuracy_over_tasks(runs: Runs) -> str:
         axes.set_ylim(0, 100)
         axes.set_ylabel("mean score on the tasks so far, %")
         axes.set_xlabel("after learning")
-        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
+        _finish(axes)
         return _svg(figure)
+
+
+def _finish(axes: "Axes", *, columns: int = 1, title: str = "") -> None:
+    """Draw horizontal lines, remove the frame, and place the legend above, with a title over it."""
+    from matplotlib.font_manager import FontProperties
+
+    _draw_lines(axes)
+    legend = axes.legend(
+        *axes.get_legend_handles_labels(),
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.2,
+        ncols=columns,
+        title=_name(title),
+        title_fontproperties=FontProperties(weight="bold", size=10),
+        alignment="left",
+    )
+    legend.get_title().set_visible(bool(title))
+
+
+def _draw_lines(axes: "Axes") -> None:
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _name(text: str, longest: int = LONGEST) -> str:

@@ -1,67 +1,30 @@
-"""Write one HTML page about a run or a comparison: a single file that loads nothing and runs no script."""
+"""Write a page as one HTML file that loads nothing and runs no script."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gorp.evaluation import FORMULAS, MEANINGS
 from gorp.printable import printable
-from gorp.report.comparison import Runs, compare, measured_by_any, panels, written
-from gorp.report.figures import accuracy_over_tasks, heat_map
-from gorp.report.tables import spread_reading
-from gorp.report.wording import HEADINGS, MATRIX_READING, number
+from gorp.report.comparison import compare, measured_by_any, panels, written
+from gorp.report.content import Layer, Page, Sample
+from gorp.report.figures import TOGETHER, accuracy_over_tasks, heat_map, scores_over_tasks
+from gorp.report.tables import MARKS, forgetting_table, judged_table, spread_reading
+from gorp.report.wording import HEADINGS, MATRIX_READING, clipped, number
 from gorp.storage import write_atomic
 
 
 MAX_SAMPLES = 8
-"""Most samples shown under one heading; they are taken at even distances."""
+"""Most answers that are shown under one heading."""
 
-NARROW = 6
-"""Most tasks of a heat map that is scaled to fit a phone; a wider one scrolls sideways."""
+FULLEST = 12
+"""Most layers that are shown before the reader asks for all."""
 
-
-class Answer(NamedTuple):
-    """The answer of one model."""
-
-    text: str
-    correct: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A question with the answers of several models."""
-
-    question: str
-    """The part of the prompt that a reader needs to see."""
-    prompt: str
-    """The whole prompt."""
-    expected: str
-    answers: Mapping[str, Answer]
-    """Model -> its answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """Content of a page. Every text is escaped, so it may contain anything."""
-
-    title: str
-    """Heading of the page and title of its browser tab."""
-    headline: str = ""
-    """The result in one sentence."""
-    about: str = ""
-    """What gorp does, for a reader who does not know it."""
-    runs: Runs
-    """Method -> its score matrices, one for each seed; at least one method, each with at least one matrix."""
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """Configuration of the run, in the order shown: "model" -> its name, "seed" -> "0", ..."""
-    notes: Sequence[str] = ()
-    """Limits of the numbers that a reader should know, one sentence each."""
-    samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
-    """Heading -> samples, all answered by the same models; at most `MAX_SAMPLES` of them are shown."""
+LONGEST = 2000
+"""Most characters of a prompt or an answer on the page."""
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -83,6 +46,8 @@ def render_page(page: Page) -> str:
         .get_template("page.html.j2")
         .render(
             page=page,
+            marks=MARKS,
+            judged=None if page.judged is None else judged_table(page.judged),
             headings=[HEADINGS[name] for name in measured],
             summary=[
                 (method, [written(row[name]) for name in measured], len(page.runs[method]))
@@ -92,24 +57,35 @@ def render_page(page: Page) -> str:
             spread_reading=spread_reading(page.runs),
             matrix_reading=MATRIX_READING,
             formulas=[(HEADINGS[name], FORMULAS[name], MEANINGS[name]) for name in measured],
-            curve=Markup(accuracy_over_tasks(page.runs)),
-            heat_maps=[
-                (name, len(matrix.tasks) <= NARROW, Markup(heat_map({name: matrix})))
+            curve=Markup(accuracy_over_tasks(page.runs)) if page.compares else "",
+            panels=[
+                {
+                    "name": name,
+                    "narrow": len(matrix.tasks) <= TOGETHER,
+                    "map": Markup(heat_map({name: matrix})),
+                    "lines": Markup(scores_over_tasks(matrix, title=name)),
+                    "forgetting": forgetting_table(matrix),
+                    "tasks": matrix.tasks,
+                    "rows": [*zip(matrix.row_names(), matrix.R.tolist(), strict=True)],
+                }
                 for name, matrix in matrices.items()
             ],
-            matrices=[
-                (name, matrix.tasks, [*zip(matrix.row_names(), matrix.R.tolist(), strict=True)])
-                for name, matrix in matrices.items()
-            ],
-            samples=[(heading, len(rows), _selected(rows)) for heading, rows in page.samples.items() if rows],
+            fullest=_fullest(page.layers),
         )
     )
 
 
-def _selected(samples: Sequence[Sample]) -> list[Sample]:
-    """Return at most `MAX_SAMPLES` of the samples, at even distances."""
-    count = min(len(samples), MAX_SAMPLES)
-    return [samples[position * len(samples) // count] for position in range(count)]
+def evenly(rows: Sequence[Sample]) -> list[Sample]:
+    """Return at most `MAX_SAMPLES` of the rows, at even distances."""
+    count = min(len(rows), MAX_SAMPLES)
+    return [rows[position * len(rows) // count] for position in range(count)]
+
+
+def _fullest(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the `FULLEST` layers with the largest share, fullest first; all in their order if there are no more."""
+    if len(layers) <= FULLEST:
+        return list(layers)
+    return sorted(layers, key=lambda layer: -layer.share)[:FULLEST]
 
 
 def _environment() -> Environment:
@@ -122,5 +98,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters["number"] = number
+    filters: dict[str, Any] = {"number": number, "clip": lambda text: clipped(text, LONGEST)}
+    environment.filters |= filters
     return environment

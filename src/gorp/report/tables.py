@@ -5,14 +5,15 @@ import re
 from collections.abc import Sequence
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from gorp.evaluation import FORMULAS, AccuracyMatrix
 from gorp.printable import printable
 from gorp.report.comparison import Runs, compare, measured_by_any, written
-from gorp.report.verdict import SMALLEST
-from gorp.report.wording import HEADINGS, MATRIX_READING, number
+from gorp.report.content import Judged, Table
+from gorp.report.verdict import SMALLEST, verdicts
+from gorp.report.wording import HEADINGS, MATRIX_READING, NOT_MEASURED, number, signed
 
 
 def spread_reading(runs: Runs) -> str:
@@ -21,7 +22,7 @@ def spread_reading(runs: Runs) -> str:
     return "Percent; mean ± sample standard deviation over seeds." if several else "Percent; one seed."
 
 
-def matrix_table(matrix: AccuracyMatrix, *, title: str = "") -> Table:
+def matrix_table(matrix: AccuracyMatrix, *, title: str = "") -> RichTable:
     """Return the score matrix as a Rich table: one line for the base model and one after each task.
 
     A score that is lower than when the task was just learned is red and ends in `↓`. Rows and columns without any
@@ -80,11 +81,45 @@ def _rich(lines: Sequence[Sequence[str]], *, title: str, below: Sequence[str]) -
     return Group(table, Text("\n".join(["", *below]), style="dim"))
 
 
-def _table(headings: Sequence[Text], title: str) -> Table:
-    table = Table(title=Text(printable(title), style="bold") if title else None, title_justify="left", box=None)
+def _table(headings: Sequence[Text], title: str) -> RichTable:
+    table = RichTable(title=Text(printable(title), style="bold") if title else None, title_justify="left", box=None)
     for column, heading in enumerate(headings):
         table.add_column(heading, justify="right" if column else "left", no_wrap=column > 0)
     return table
+
+
+def forgetting_table(matrix: AccuracyMatrix) -> Table:
+    """Return for each learned task its score when it was just learned, its best and its present score, the change."""
+    lines = []
+    for j, item in enumerate(verdicts(matrix)):
+        later = [score for score in matrix.R[j + 1 :, j].tolist() if not math.isnan(score)]
+        changed = NOT_MEASURED if item.newest or math.isnan(item.change) else signed(item.change)
+        lines.append([item.task, number(item.learned), number(max(later, default=None)), number(item.now), changed])
+    return Table(headings=["task", "just learned", "best", "now", "change since learned"], lines=lines)
+
+
+def judged_table(judged: Judged) -> Table:
+    """Return a line for each task that the verdict is on: scores of both versions, the change with its interval."""
+    lines = [
+        [
+            item.task,
+            f"{MARKS[item.verdict]} {item.verdict}",
+            number(item.old),
+            number(item.new),
+            f"{signed(item.change)} ({signed(item.low)} to {signed(item.high)})",
+            str(item.lost),
+            str(item.won),
+            str(item.rows),
+        ]
+        for item in judged.tasks
+    ]
+    change = f"change ({judged.confidence} % interval)"
+    headings = ["task", "verdict", judged.old, judged.new, change, "right to wrong", "wrong to right", "rows"]
+    return Table(headings=headings, lines=lines, left=2, marked=True)
+
+
+MARKS = {"ship": "✓", "hold": "✗", "inconclusive": "?"}
+"""What stands before a verdict, so that its colour is not needed."""
 
 
 def matrix_markdown(matrix: AccuracyMatrix) -> str:
@@ -98,13 +133,19 @@ def matrix_markdown(matrix: AccuracyMatrix) -> str:
     return markdown_table(lines)
 
 
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table of plain text: the first line is the heading; numbers are right-aligned."""
+def markdown_table(lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Return a Markdown table of plain text: the first line is the heading; columns after `left` are right-aligned."""
     heading, *rest = [f"| {' | '.join(map(escaped, line))} |" for line in lines]
-    rule = f"| --- |{' ---: |' * (len(lines[0]) - 1)}"
+    rule = f"|{' --- |' * left}{' ---: |' * (len(lines[0]) - left)}"
     return "\n".join([heading, rule, *rest]) + "\n"
 
 
 def escaped(text: str) -> str:
-    """Return `text` as a Markdown cell: on one line, with the characters escaped that Markdown or HTML would read."""
-    return re.sub(r"([\\`*{}\[\]<>|#~&!$]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(printable(text).split()))
+    """Return `text` for a Markdown cell or line: on one line, with the characters escaped that Markdown or HTML reads.
+
+    So are the characters that make a link of an address: that of `://` and of `www.`, and `@`.
+    """
+    return _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))
+
+
+_SPECIAL = re.compile(r"([\\`*{}\[\]<>|#~&!$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.)", re.IGNORECASE)

@@ -44,6 +44,12 @@ ask.py        ask a version in the form of one of its tasks
 export.py     write a version as a merged model or a LoRA adapter
 garbage.py    what a workspace no longer needs
 gc.py         remove it
+base_files.py the weights of the base model, read from its files
+flips.py      answers of two versions to the same rows
+changed_weights.py what differs between the weights of two versions
+diff.py       compare two versions
+overview.py   all that a report says
+page.py       the page of a report
 place.py      find the workspace that a command-line argument means
 status.py     read the state of a workspace
 """
