@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gorp.errors import CheckpointError
+from gorp.protection.row_space import row_space
 from gorp.storage import file_sha256, read_tensors, tensor_names
-from gorp.weights.base.row_space import row_space
 from gorp.weights.delta import WeightDelta, leak
 from gorp.workspace.base_files import BaseFiles
 from gorp.workspace.leaks import delta_of, weights_of

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from gorp.weights.base.row_space import MOST, REST, row_space
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gorp.core.linalg import project_out_rows
+from gorp.protection.row_space import MOST, REST, row_space
 from gorp.weights.delta import WeightDelta, leak
 
 
