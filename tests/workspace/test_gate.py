@@ -12,9 +12,10 @@ from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import TaskScore
 from gorp.workspace import Workspace, load_config, run_sequence
-from gorp.workspace.gate import gate, verify
+from gorp.workspace.gate import gate
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import SEAL, sealed
+from gorp.workspace.verify import verify
 from tests.workspace.project import make_project, tree_hash
 
 
@@ -193,15 +194,128 @@ def test_on_the_command_line_the_exit_code_is_the_verdict(run):
     assert Workspace(run).current().name == "v2"
 
 
-def test_the_gate_imports_no_heavy_library(run):
+def test_the_gate_imports_neither_transformers_nor_data_sets(run):
     code = "import sys; from gorp.workspace.gate import gate; gate(__import__('pathlib').Path(sys.argv[1]))"
+    heavy = "{'transformers', 'datasets', 'peft'}"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))", str(run)],
+        [sys.executable, "-c", f"{code}; print(sorted({heavy} & set(sys.modules)))", str(run)],
         capture_output=True,
         text=True,
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def certain(run, version, nll, probability, *, right=None):
+    """Record answers of a version to task one with both numbers of each row."""
+    right = [True] * len(nll) if right is None else right
+    answered(run, version, right)
+    path = run / f"eval/samples/{version}-one.jsonl"
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    for sample, a, b in zip(samples, nll, probability, strict=True):
+        sample |= {"nll": a, "probability": b}
+    score = TaskScore(task="one", metric="exact_match", score=100.0, rows=len(nll), samples=samples)
+    Scores(run / "eval").add(version, score, f"key {version}", "same")
+
+
+def test_likelihood_and_calibration_are_reported_and_do_not_decide(run):
+    certain(run, "v1", [0.1, 0.2] * 75, [0.9] * 150)
+    certain(run, "v2", [0.5, 0.6] * 75, [0.5] * 150)
+    found = gate(run)
+    assert found["verdict"] == "ship"  # no answer changed
+    facts = found["certainty"]["one"]
+    assert facts["nll"] == {
+        "rows": 150, "old": pytest.approx(0.15), "new": pytest.approx(0.55),
+        "difference": pytest.approx(0.4), "interval": [pytest.approx(0.4)] * 2,
+    }  # fmt: skip
+    assert facts["ece"] == {"rows": 150, "old": pytest.approx(0.1), "new": pytest.approx(0.5)}
+    assert "the right answers are less likely than before: +0.40 nats" in gorp("gate", run).stdout
+    assert verify(run / "eval/gate/v2-v1.json")["certainty"] == found["certainty"]
+
+
+def test_answers_without_these_numbers_are_shown_as_absent(run):
+    answered(run, "v1", [True] * 150)
+    certain(run, "v2", [0.5] * 150, [None] * 150)
+    found = gate(run)
+    assert found["certainty"]["one"] == {"nll": None, "ece": None} and found["verdict"] == "ship"
+    shown = gorp("gate", run, "--explain")
+    assert shown.exit_code == 0 and "NLL" in shown.stdout and "–" in shown.stdout and "less likely" not in shown.stdout
+
+
+def test_evidence_has_the_leak_that_the_new_version_recorded_and_verify_computes_it(run):
+    found = gate(run)
+    recorded = json.loads((run / "versions/v2/version.json").read_text())["leak_earlier"]
+    assert list(found["leaks"]) == list(recorded) == ["one"]
+    assert found["leaks"]["one"]["weights"] == recorded["one"]["weights"] > 0
+    assert found["leaks"]["one"]["worst"] == pytest.approx(recorded["one"]["worst"], rel=1e-3, abs=1e-6)
+    path = run / "eval/gate/v2-v1.json"
+    verify(path)
+    kept = json.loads(path.read_text())
+    del kept[SEAL]
+    kept["leaks"]["one"]["worst"] = 0.5
+    path.write_text(json.dumps(sealed(kept)))
+    with pytest.raises(CheckpointError, match="`leaks` is not what the files"):
+        verify(path)
+    for key in ("leaks", "certainty", "noise"):  # as evidence of the time before
+        del kept[key]
+    path.write_text(json.dumps(sealed(kept)))
+    verify(path)
+
+
+def test_noise_is_zero_on_a_cpu_and_leaves_the_verdict(run):
+    plain, found = gate(run), gate(run, noise=True)
+    assert found["noise"] == {"one": {"rows": 6, "differing": 0, "flipped": 0, "standard_error": 0.0, "margin": 2.0}}
+    assert found | {"noise": None} == plain
+    assert verify(run / "eval/gate/v2-v1.json")["noise"] == found["noise"]
+    with pytest.raises(ConfigError, match="--base is needed only"):
+        gate(run, base=run)
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        gate(run, noise=True, base=run / "nowhere")
+    assert gorp("gate", run, "--noise", "--verify").exit_code == 2
+
+
+def test_answers_that_change_in_other_batches_widen_the_margin(run, monkeypatch):
+    answered(run, "v1", [True] * 100)
+    answered(run, "v2", [False] * 8 + [True] * 92)
+    assert gate(run)["verdict"] == "hold"
+    counts = {"one": {"rows": 100, "differing": 40, "flipped": 36}}
+    monkeypatch.setattr("gorp.workspace.noise.count_noise", lambda *_, **__: counts)
+    found = gate(run, noise=True)
+    assert found["noise"]["one"] == counts["one"] | {"standard_error": 6.0, "margin": 2.0}  # 100 √36 / 100
+    assert found["margins"] == {"one": 6.0} and found["verdict"] == found["tasks"]["one"]["verdict"] == "inconclusive"
+    monkeypatch.undo()
+    path = run / "eval/gate/v2-v1.json"
+    assert verify(path)["margins"] == {"one": 6.0}  # from the counts, without a model
+    assert "so the margin is 6.0 points instead of 2" in gorp("gate", run, "--verify").stdout
+    kept = json.loads(path.read_text())
+    del kept[SEAL]
+    kept["noise"]["one"]["flipped"] = 0
+    path.write_text(json.dumps(sealed(kept)))
+    with pytest.raises(CheckpointError, match="is not what the files"):
+        verify(path)
+
+
+def test_noise_counts_the_answers_that_are_not_the_recorded_ones(run):
+    scores = Scores(run / "eval")
+    cell, samples = scores.cells["v2"]["one"], scores.answers("v2", "one")
+    other = {"true": "false", "false": "true"}
+    for place, sample in enumerate(samples):
+        if place < 2:  # recorded as the other label, so that it turns right or wrong
+            sample |= {"answer": other[sample["answer"]], "correct": not sample["correct"]}
+        elif place == 2:  # another text, as right or wrong as before
+            sample["answer"] += " "
+    score = TaskScore(task="one", metric=cell["metric"], score=cell["score"], rows=6, samples=samples)
+    scores.add("v2", score, cell["key"], cell["conditions"])
+    facts = gate(run, noise=True)["noise"]["one"]
+    assert (facts["rows"], facts["differing"], facts["flipped"]) == (6, 3, 2)
+    assert facts["standard_error"] == pytest.approx(100 * 2**0.5 / 6)
+
+
+def test_noise_is_refused_if_the_rows_were_scored_with_other_settings(run):
+    answered(run, "v1", [True] * 6)
+    answered(run, "v2", [True] * 6)
+    with pytest.raises(CheckpointError, match="with other settings or another device than now"):
+        gate(run, noise=True)
 
 
 def test_text_of_data_reaches_the_terminal_without_control_characters(run):

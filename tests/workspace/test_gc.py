@@ -15,11 +15,12 @@ from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError
 from gorp.storage import read_json, write_json
 from gorp.workspace import Workspace, garbage, load_config, run_sequence
-from gorp.workspace.gate import gate, verify
+from gorp.workspace.gate import gate
 from gorp.workspace.gc import collect
 from gorp.workspace.rollback import rollback
 from gorp.workspace.scores import Scores
 from gorp.workspace.status import status
+from gorp.workspace.verify import verify
 from tests.workspace.project import make_project, task, tree_hash, weights, write_config, write_rows
 
 

@@ -15,8 +15,8 @@ from gorp.evaluation.paired import Verdict
 from gorp.progress import Progress
 from gorp.workspace import Workspace, load_config, plan, run_sequence, status
 from gorp.workspace import run as run_module
-from gorp.workspace.gate import verify
 from gorp.workspace.held import fits, order_of_learning
+from gorp.workspace.verify import verify
 from gorp.workspace.version import VERDICTS, read_version
 from tests.workspace.planted import KEPT, LOST, UNSURE, plant
 from tests.workspace.project import make_project, task, tree_hash, weights, write_config, write_rows

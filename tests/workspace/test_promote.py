@@ -10,8 +10,8 @@ from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError
 from gorp.workspace import Workspace, load_config, run_sequence, status
 from gorp.workspace import store as store_module
-from gorp.workspace.gate import verify
 from gorp.workspace.promote import LONGEST_REASON, promote
+from gorp.workspace.verify import verify
 from tests.workspace.planted import KEPT, LOST, UNSURE, plant
 from tests.workspace.project import make_project, task, tree_hash, write_config, write_rows
 from tests.workspace.test_held import QUICK, Stop

@@ -65,6 +65,27 @@ WORDS = {
 """Explanation of each column of the tables of tasks and versions."""
 
 
+GATE_WORDS = {
+    "NLL": (
+        "negative log-likelihood of the right answer, in nats per token; lower is better. It moves before answers "
+        "change. It does not decide"
+    ),
+    "ECE": (
+        "expected calibration error: how far the probability that the model gives its own answers is from their rate "
+        "of being right. It does not decide"
+    ),
+    "leak": (
+        "share of the change between the two versions that acts on what the task protected, in the worst layer. It "
+        "does not decide"
+    ),
+    "noise": (
+        "of the rows, those whose answer turned right or wrong when the same version answered them in other batches "
+        "(--noise). One standard error of it is the least margin of the task"
+    ),
+}
+"""Explanation of each column of the gate's second table."""
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console on stdout or stderr; `PLAIN_WIDTH` wide where that is not a terminal."""
     made = Console(stderr=stderr, highlight=False)
@@ -137,14 +158,37 @@ def gate_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def show_gate(console: Console, found: Mapping[str, Any]) -> None:
+def certainty_table(found: Mapping[str, Any]) -> Table:
+    """Return a table of what does not decide a verdict: likelihood, calibration, leak, and noise of each task.
+
+    Args:
+        found: The result of `gorp.workspace.gate.gate`.
+    """
+    numbers = ["NLL old", "new", "change (95 % interval)", "ECE old", "new", "leak", "noise"]
+    table = empty_table("", ["task"], numbers)
+    for task in found["tasks"]:
+        nll, ece = (found["certainty"][task][name] for name in ("nll", "ece"))
+        leaks, noise = found["leaks"].get(task), (found["noise"] or {}).get(task)
+        likely = ["–"] * 3
+        if nll is not None:
+            low, high = nll["interval"]
+            change = f"{nll['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+            likely = [f"{nll['old']:.2f}", f"{nll['new']:.2f}", change]
+        calibrated = ["–"] * 2 if ece is None else [f"{ece['old']:.2f}", f"{ece['new']:.2f}"]
+        changed = "–" if noise is None else f"{noise['flipped']}/{noise['rows']}"
+        add_row(table, task, *likely, *calibrated, fraction(leaks and leaks["worst"]), changed)
+    return table
+
+
+def show_gate(console: Console, found: Mapping[str, Any], *, explain: bool = False) -> None:
     """Print the verdict on a version: its table, a sentence for each task, and the first answers that changed.
 
     Args:
         console: Where to print.
         found: The result of `gorp.workspace.gate.gate`.
+        explain: Also print what does not decide the verdict.
     """
-    from gorp.workspace.gate import in_words  # imports scipy
+    from gorp.workspace.gate import in_words, remarks  # imports scipy
 
     new, old = found["new"]["version"], found["old"]["version"]
     say_on(console, f"{new} against {old}: {found['verdict'].upper()}")
@@ -162,6 +206,13 @@ def show_gate(console: Console, found: Mapping[str, Any]) -> None:
             say_on(console, f"  {turned}: …{prompt} -> {answers}")
         if len(rows) > FLIPPED:
             say_on(console, f"  and {len(rows) - FLIPPED} more in the evidence")
+        for line in remarks(task, found):
+            say_on(console, f"  {line}", style="yellow")
+    if explain:
+        say_on(console, "")
+        console.print(certainty_table(found))
+        for name, meaning in GATE_WORDS.items():
+            say_on(console, f"{name}: {meaning}")
 
 
 def show_verdict(console: Console, state: Mapping[str, Any], *, tasks: bool = True, each: bool = False) -> None:

@@ -65,6 +65,6 @@ def paired_difference(
         batch=100,  # 100 draws in memory at a time
         confidence_level=confidence,
         method="percentile",
-        random_state=np.random.default_rng(0),
+        rng=np.random.default_rng(0),
     )
     return mean, (float(found.confidence_interval.low), float(found.confidence_interval.high))

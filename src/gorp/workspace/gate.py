@@ -2,18 +2,19 @@
 
 Both versions have answered the same rows; the answers are in `eval/samples`. For each task the verdict is `ship`,
 `hold` or `inconclusive` (`gorp.evaluation.paired`). The evidence is kept in `eval/gate/<new>-<old>.json`: with it, the
-verdict can be computed again from the answers. `gorp train` judges each new version so before it is published, and
-`gorp promote` before it moves CURRENT.
+verdict can be computed again from the answers. It also has what does not decide: how certain both versions are, and the
+leak of the change against what each earlier task protected. `gorp train` judges each new version so before it is
+published, and `gorp promote` before it moves CURRENT.
 """
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gorp
-from gorp.errors import CheckpointError, ConfigError
+from gorp.errors import ConfigError
 from gorp.evaluation.paired import (
     Flips,
     Verdict,
@@ -25,16 +26,24 @@ from gorp.evaluation.paired import (
     together,
     verdicts,
 )
-from gorp.storage import read_json, write_json
+from gorp.storage import write_json
+from gorp.workspace.certainty import certainty
 from gorp.workspace.flips import flipped, paired
 from gorp.workspace.gate_config import ALLOWED, present_gate
 from gorp.workspace.scores import Scores
-from gorp.workspace.seal import SEAL, is_whole, sealed
+from gorp.workspace.seal import sealed
 from gorp.workspace.store import Version, Workspace
+
+
+if TYPE_CHECKING:
+    from gorp.progress import Progress
 
 
 LEVEL = 0.05
 """α: probability that a task passes wrongly, and that a version is held wrongly."""
+
+LARGEST_ERROR = 99.0
+"""Largest margin in points that noise gives a task; at 100 points nothing could be lost."""
 
 
 def gate(
@@ -44,7 +53,11 @@ def gate(
     against: str | None = None,
     margin: float | Mapping[str, float] | None = None,
     source: Path | None = None,
+    noise: bool = False,
+    base: Path | None = None,
+    trust_remote_code: bool = False,
     dry_run: bool = False,
+    progress: "Progress | None" = None,
 ) -> dict[str, Any]:
     """Return the verdict on a version, with every number that it rests on, and keep it as evidence.
 
@@ -55,12 +68,20 @@ def gate(
         margin: δ, in points: a drop up to this is allowed. One number, or one for each task that the old version had
             learned. None: those of the `gate:` block of the YAML.
         source: The YAML that the user named, if any.
+        noise: Load the new version and let it answer its rows again in other batches (`gorp.workspace.noise`). A task's
+            margin is then at least one standard error of what changed.
+        base: Folder of the base model, if it was moved; only with `noise`.
+        trust_remote_code: Whether Python code that comes with the model may run; only with `noise`.
         dry_run: Keep no evidence.
+        progress: Receives the progress of `noise`.
 
     Returns:
         `verdict`; `tasks`: task -> old and new score, drop and its 90 % interval in points, flips, p-values, verdict,
         and for `inconclusive` the number of rows that would decide; `flipped`: task -> the rows whose answer turned
-        wrong, then those that turned right; the digests of both versions and of the answers; `path` of the evidence.
+        wrong, then those that turned right; `certainty`: task -> see `gorp.workspace.certainty`; `leaks`: task -> the
+        worst and median leak, see `leaks_between`; `noise`: None, or task -> rows, how many answers differ, how many
+        turned right or wrong, their standard error in points, and the margin without it; `margins`: those used; the
+        digests of both versions and of the answers; `path` of the evidence.
 
     Raises:
         ConfigError: If a version does not exist, a margin is impossible, or the `gate:` block is not valid.
@@ -74,7 +95,15 @@ def gate(
         margins = present_gate(store, source).of(old.contains)
     else:
         margins = margin if isinstance(margin, Mapping) else dict.fromkeys(old.contains, float(margin))
-    evidence = _evidence(store, new, old, margins)
+    counts = None
+    if noise:
+        from gorp.workspace.noise import count_noise
+
+        asked: Any = {"base": base, "source": source, "trust_remote_code": trust_remote_code, "progress": progress}
+        counts = count_noise(store, new, old.contains, **asked)
+    elif base is not None:
+        raise ConfigError("--base is needed only to load the model, with --noise.")
+    evidence = evidence_of(store, new, old, margins, counts)
     path = _path(store, new, old)
     if not dry_run:
         with Scores(store.root / "eval").writing():
@@ -106,37 +135,36 @@ def _versions(workspace: Path, version: str | None, against: str | None) -> tupl
     return store, new, store.version(against or parent)
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Compute the verdict of an evidence file again, from the workspace that it lies in.
+def evidence_of(
+    store: Workspace,
+    new: Version,
+    old: Version,
+    margins: Mapping[str, float],
+    counts: Mapping[str, Mapping[str, int]] | None,
+) -> dict[str, Any]:
+    """Return the evidence on a version from the files of the workspace and the counts of noise, if there are any."""
+    from gorp.workspace.leaks import leaks_between  # imports torch
 
-    Raises:
-        CheckpointError: If the file is damaged, or anything that it says differs from what the files give now; the
-            message names it.
-    """
-    kept = read_json(path)
-    if not isinstance(kept, dict) or SEAL not in kept or not is_whole(kept):
-        raise CheckpointError(f"{path}: damaged or changed: not the evidence of a gate as gorp wrote it.")
-    store = Workspace(path.parent.parent.parent)
-    new, old = (store.version(kept[which]["version"]) for which in ("new", "old"))
-    margins = {task: kept["margin"] for task in old.contains} if "margin" in kept else kept["margins"]
-    now = _evidence(store, new, old, margins)
-    unlike = {"gorp", "margins"} if "margin" in kept else {"gorp"}  # older evidence has one margin for all tasks
-    for key, value in json.loads(json.dumps(now)).items():
-        if key not in unlike and kept.get(key) != value:
-            raise CheckpointError(
-                f"{path}: `{key}` is not what the files of the workspace give now. Something was changed or scored "
-                "again since; `gorp gate` makes new evidence."
-            )
-    return {**now, "path": str(path)}
-
-
-def _evidence(store: Workspace, new: Version, old: Version, margins: Mapping[str, float]) -> dict[str, Any]:
+    noise = None if counts is None else {task: _noise(counts[task], margins[task]) for task in old.contains}
+    if noise is not None:
+        margins = {task: max(facts["margin"], facts["standard_error"]) for task, facts in noise.items()}
     return {
         **compare(store, new.name, old, margins),
+        "noise": noise,
+        "leaks": leaks_between(store.lineage(old), new),
         "new": {"version": new.name, "sha256": new.sha256},
         "old": {"version": old.name, "sha256": old.sha256},
         "gorp": gorp.__version__,
     }
+
+
+def _noise(counts: Mapping[str, int], margin: float) -> dict[str, Any]:
+    """Return the noise floor of a task with its standard error in points, at most `LARGEST_ERROR`.
+
+    √k / n        the standard deviation of (b - c) / n if k = b + c of n rows flip, each way equally likely
+    """
+    error = min(LARGEST_ERROR, 100 * sqrt(counts["flipped"]) / counts["rows"]) if counts["rows"] else 0.0
+    return {**{key: counts[key] for key in ("rows", "differing", "flipped")}, "standard_error": error, "margin": margin}
 
 
 def compare(store: Workspace, new: str, old: Version, margins: Mapping[str, float]) -> dict[str, Any]:
@@ -168,6 +196,7 @@ def compare(store: Workspace, new: str, old: Version, margins: Mapping[str, floa
             for task, flips, verdict in zip(tasks, outcomes, each, strict=True)
         },
         "flipped": {task: flipped(rows) for task, rows in answers.items()},
+        "certainty": {task: certainty(rows) for task, rows in answers.items()},
         "answers": {
             f"{version}-{task}": scores.cells[version][task]["samples"] for task in tasks for version in (old.name, new)
         },
@@ -206,3 +235,25 @@ def in_words(task: str, facts: Mapping[str, Any]) -> str:
     needed = facts["rows_needed"]
     rows = "more rows would not decide at this drop" if needed is None else f"about {needed:,} rows would decide"
     return f"{task}: {facts['rows']} rows are too few to tell; {rows}"
+
+
+def remarks(task: str, found: Mapping[str, Any]) -> list[str]:
+    """Return sentences on a task that do not follow from its verdict: noise, and right answers that became less likely.
+
+    Args:
+        task: Name of the task.
+        found: The result of `gate`.
+    """
+    lines, noise, nll = [], (found["noise"] or {}).get(task), found["certainty"][task]["nll"]
+    if noise is not None and noise["standard_error"] > noise["margin"]:
+        lines.append(
+            f"{noise['flipped']} of {noise['rows']} answers turn right or wrong in other batches, so the margin is "
+            f"{noise['standard_error']:.1f} points instead of {noise['margin']:g}"
+        )
+    if nll is not None and nll["interval"][0] > 0:
+        low, high = nll["interval"]
+        lines.append(
+            f"the right answers are less likely than before: {nll['difference']:+.2f} nats per token ({low:+.2f} to "
+            f"{high:+.2f}); this does not decide"
+        )
+    return lines

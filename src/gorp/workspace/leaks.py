@@ -1,4 +1,4 @@
-"""Compute the leak of a task, or of an export, against what each earlier task protected.
+"""Compute the leak of a task, of an export, or between two versions, against what each earlier task protected.
 
 At the budget, S loses old directions. The leak against S before the task does not show this; the leak against S as it
 was after each earlier task does.
@@ -41,6 +41,29 @@ def earlier_leaks(lineage: Sequence[Version], folder: Path) -> dict[str, Mapping
         return lambda version, basis: leak(change, basis)
 
     return _over_earlier(lineage, weights_of(folder / DELTA), measure)
+
+
+def leaks_between(lineage: Sequence[Version], new: Version) -> dict[str, Mapping[str, float]]:
+    """Return ‖ΔW Sⱼ‖ / ‖ΔW‖ of the difference of two versions for each task j that the old one had learned.
+
+        ΔW = delta of the new version - delta of the old one        Sⱼ: as task j left it
+
+    If the new version was trained from the old one, these are the `leak_earlier` of its record.
+
+    Args:
+        lineage: The versions from v0 to the old one.
+        new: The new version; it need not be trained from the old one.
+    """
+    paths = [version.folder / DELTA for version in (lineage[-1], new)]
+    names = sorted({name for path in paths if path.is_file() for name in weights_of(path)})
+
+    def measure(name: str) -> Measure:
+        before, after = (delta_of(path, name) for path in paths)
+        shape = next(delta.shape for delta in (before, after) if delta is not None)
+        change = (after or WeightDelta(shape)).minus(before or WeightDelta(shape))
+        return lambda version, basis: leak(change, basis)
+
+    return _over_earlier(lineage, names, measure)
 
 
 def served_leaks(

@@ -40,7 +40,7 @@ def score_row(
     """
     scores, cells = _scores(session), {}
     for task in tasks or session.tasks:
-        conditions = _conditions(session, task)
+        conditions = conditions_of(session, task)
         key = _key(session, digest, conditions)
         cell = None if fresh else scores.find(version, task.name, key)
         if cell is None:
@@ -88,7 +88,7 @@ def load_version(session: Session, version: Version) -> None:
 def is_scored(session: Session, version: Version) -> bool:
     """Whether the version's row has a valid score for every task."""
     scores, digest = _scores(session), learned_digest(session, version.record["sha256"])
-    keys = {task.name: _key(session, digest, _conditions(session, task)) for task in session.tasks}
+    keys = {task.name: _key(session, digest, conditions_of(session, task)) for task in session.tasks}
     return all(scores.find(version.name, name, key) for name, key in keys.items())
 
 
@@ -129,7 +129,7 @@ def _key(session: Session, digest: str, conditions: str) -> str:
     return cell_key(session.base["sha256"], digest, conditions)
 
 
-def _conditions(session: Session, task: Task) -> str:
+def conditions_of(session: Session, task: Task) -> str:
     """Return a digest of rows, prompts, limits and precision, not of the batch size: that changes only the speed."""
     config = session.config
     tokens = answer_limit(config.encoding, config.eval)
