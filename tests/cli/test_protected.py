@@ -48,6 +48,28 @@ def folder(tmp_path_factory):
     return place
 
 
+def test_diff_compares_the_weights_and_shows_the_scores_in_their_own_unit(folder):
+    found = json.loads(gorp("diff", folder / "protected", "--json").stdout)
+    assert [found[side]["version"] for side in ("old", "new")] == ["v1", "v2"]
+    assert found["together"]["leak"] == pytest.approx(record(folder, "v2")["leak"], abs=1e-6)
+    assert (found["tasks"]["october"]["old"], found["tasks"]["october"]["new"]) == (0.75, 0.5)
+    shown = gorp("diff", folder / "protected")
+    assert shown.exit_code == 0 and "not relative to the weights: the base model of a protection" in shown.stdout
+    assert "october, november: answers not compared: a protection folder" in shown.stdout
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert ["october", "0.75", "0.5", *"––––"] in lines and ["november", "–", "0.9", *"––––"] in lines
+
+
+def record(folder, version):
+    return json.loads((folder / f"protected/versions/{version}/version.json").read_text())
+
+
+def test_report_needs_a_workspace_and_says_what_to_use(folder, tmp_path):
+    refused = gorp("report", folder / "protected", "--out", tmp_path / "r.html")
+    assert refused.exit_code == 2 and "`gorp report` cannot use it" in refused.stderr
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_status_shows_tasks_scores_versions_and_what_is_protected(folder):
     shown = gorp("status", folder / "protected")
     assert shown.exit_code == 0

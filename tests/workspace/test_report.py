@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from gorp.cli import app
-from gorp.errors import ConfigError
 from gorp.report import page_markdown, render_page
 from gorp.report.page import MAX_SAMPLES
 from gorp.storage import file_sha256
@@ -241,10 +242,17 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_read(learned,
     assert done.exit_code == 2 and "this is a folder" in done.stderr
 
 
-def test_a_protection_folder_is_refused(monkeypatch, learned):
-    monkeypatch.setattr("gorp.workspace.version.Version.is_protection", True)
-    with pytest.raises(ConfigError, match="`gorp report` cannot use it"):
-        overview(learned / "run")
+def test_it_needs_no_torch(learned, tmp_path):
+    code = f"""
+import sys
+from gorp.cli import app
+try:
+    app(["report", {str(learned / "run")!r}, "--out", {str(tmp_path / "r.html")!r}], prog_name="gorp")
+except SystemExit as end:
+    assert not end.code, end.code
+assert not {{"torch", "transformers", "datasets", "peft"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.browser

@@ -40,9 +40,9 @@ def diff(
     say(_heading(found))
     if found["tasks"]:
         out.print(_tasks(found))
-    for task, facts in found["tasks"].items():
-        if facts["problem"]:
-            say(f"{task}: answers not compared: {facts['problem']}")
+    for problem in dict.fromkeys(facts["problem"] for facts in found["tasks"].values() if facts["problem"]):
+        tasks = [task for task, facts in found["tasks"].items() if facts["problem"] == problem]
+        say(f"{', '.join(tasks)}: answers not compared: {problem}")
     say("")
     _show_weights(out, found)
     _show_settings(found)
@@ -60,13 +60,13 @@ def _heading(found: Mapping[str, Any]) -> str:
 
 def _tasks(found: Mapping[str, Any]) -> Any:
     from gorp.cli.console import add_row, empty_table
-    from gorp.report.wording import number, signed
+    from gorp.report.wording import signed
 
     old, new = found["old"]["version"], found["new"]["version"]
     headings = [old, new, "change (95 % interval)", "right to wrong", "wrong to right", "rows"]
     table = empty_table("", ["task"], headings)
     for task, facts in found["tasks"].items():
-        cells = [number(facts["old"]), number(facts["new"])]
+        cells = [_score(facts[side], found["made_by"]) for side in ("old", "new")]
         if facts["problem"] is None:
             low, high = facts["interval"]
             cells += [f"{signed(facts['difference'])} ({signed(low)} to {signed(high)})"]
@@ -75,6 +75,13 @@ def _tasks(found: Mapping[str, Any]) -> Any:
             cells += ["–"] * 4
         add_row(table, task if any(facts["learned"]) else f"{task} (not learned)", *cells)
     return table
+
+
+def _score(score: float | None, made_by: str | None) -> str:
+    """Return a score: percent with one decimal; one that `evaluate=` returned has a unit of its own."""
+    from gorp.report.wording import number
+
+    return f"{score:.4g}" if made_by is not None and score is not None else number(score)
 
 
 def _show_weights(out: Any, found: Mapping[str, Any]) -> None:

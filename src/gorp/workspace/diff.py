@@ -31,13 +31,13 @@ def diff(
         source: The YAML that the user named, if any; it says where the base model is.
 
     Returns:
-        `old` and `new`: version, sha256, task, contains, created, capacity. `ancestor`, the newest version that both
-        come from; `left` and `gained`, the versions after it up to the old and the new one. `tasks`: task -> score of
-        both, `difference` in points with its 95 % `interval` (Tango), rows, rows `lost` and `won`, `flipped` (those
-        that turned wrong first), and `problem` if the answers cannot be compared, else None. `weights`: see
-        `changed_weights`. `together`: `changed` weights, their joint `norm` and `relative` change, the worst and the
-        median `leak`, the largest `cosine`, directions `released` with their energy. `base`: why there is no relative
-        change, else None. `settings` and `packages`: lists of key, old and new value.
+        `made_by`, as `status` has it; `old` and `new`: version, sha256, task, contains, created, capacity. `ancestor`,
+        the newest version that both come from; `left` and `gained`, the versions after it up to the old and the new
+        one. `tasks`: task -> score of both, `difference` in points with its 95 % `interval` (Tango), rows, rows `lost`
+        and `won`, `flipped` (those that turned wrong first), and `problem` if the answers cannot be compared, else
+        None. `weights`: see `changed_weights`. `together`: `changed` weights, their joint `norm` and `relative` change,
+        the worst and the median `leak`, the largest `cosine`, directions `released` with their energy. `base`: why
+        there is no relative change, else None. `settings` and `packages`: lists of key, old and new value.
 
     Raises:
         ConfigError: If a version does not exist, or both are the same.
@@ -59,6 +59,7 @@ def diff(
     weights = changed_weights(before, after, gained, base)
     return {
         "workspace": str(store.root),
+        "made_by": after.record.get("made_by"),
         "old": _version(before),
         "new": _version(after),
         "ancestor": mine[len(mine) - len(gained) - 1].name,
