@@ -31,17 +31,24 @@ from gorp.workspace.accepted import kept_configuration
 from gorp.workspace.ledger import VERSION_NAME, Ledger
 from gorp.workspace.lock import Held
 from gorp.workspace.mark import remove_folder, writing
+from gorp.workspace.verbs import Verbs
 from gorp.workspace.version import FILES, RECORD, Version, check_prepared, read_version, record_sha256
 
 
-class Workspace:
+class Workspace(Verbs):
     """The folder of a sequence of tasks. Creating this object reads and writes nothing.
 
     Args:
         root: The folder; it need not exist.
+
+    Example:
+        >>> from gorp import Workspace
+        >>> workspace = Workspace("bot")
+        >>> workspace.exists()
+        False
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self.held: Held | None = None
         """The lock, while this object may write."""
