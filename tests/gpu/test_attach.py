@@ -10,7 +10,7 @@ from tests.runs import rows, tiny, tokenizer
 
 
 PRECISIONS = [
-    pytest.param({}, id="float32"),
+    pytest.param({}, id="float32", marks=pytest.mark.gpu),  # on the CPU in tests/attach, as is resuming
     pytest.param({"bf16": True}, id="bf16"),
     pytest.param({"fp16": True}, id="fp16", marks=pytest.mark.gpu),  # a CPU has none
 ]
@@ -51,14 +51,15 @@ def test_the_second_task_leaves_what_the_first_needs_alone(precision, either, tm
     assert sum(delta.norm() for delta in protection.method.deltas.values()) > 0
 
 
-def test_a_resumed_training_ends_with_the_same_bits(either, tmp_path):
+@pytest.mark.gpu
+def test_a_resumed_training_ends_with_the_same_bits(device, tmp_path):
     torch.use_deterministic_algorithms(True)
     unbroken = Protection(tmp_path / "a")
-    trainer(unbroken, 1, tmp_path / "out-a", either).train()
+    trainer(unbroken, 1, tmp_path / "out-a", device).train()
     with pytest.raises(KeyboardInterrupt):
-        trainer(Protection(tmp_path / "b"), 1, tmp_path / "out-b", either, StopAfterSave()).train()
+        trainer(Protection(tmp_path / "b"), 1, tmp_path / "out-b", device, StopAfterSave()).train()
     resumed = Protection(tmp_path / "b")
-    trainer(resumed, 1, tmp_path / "out-b", either).train(resume_from_checkpoint=True)
+    trainer(resumed, 1, tmp_path / "out-b", device).train(resume_from_checkpoint=True)
     first, second = unbroken.method.state_dict(), resumed.method.state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -22,6 +22,15 @@ from tests.runs import KNOWN, Kill, Killed, Losses, assert_equal, fresh, rows, t
 
 both_families = pytest.mark.parametrize("family", ["t5", "llama"])
 every_method = pytest.mark.parametrize("name", KNOWN)
+every_training = pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        pytest.param(name, family, marks=pytest.mark.slow if family == "t5" and name != "gorp" else ())
+        for name in KNOWN
+        for family in ("t5", "llama")
+    ],
+)
+"""For tests that train several times: each method on one family, gorp on both; slowly all on both."""
 every_shipped_method = pytest.mark.parametrize("name", METHODS)
 
 STRONG = {"ewc": {"strength": 1e4}, "olora": {"strength": 5.0}, "nlora": {"strength": 1e-2}, "lwf": {"strength": 10.0}}
@@ -224,8 +233,7 @@ def test_a_model_with_layers_of_a_dead_task_is_refused(name):
     method.begin_task(model, context)
 
 
-@every_method
-@both_families
+@every_training
 def test_learns_its_first_task(name, family, tmp_path):
     losses, model = Losses(), tiny(family)
     lora = LoraSettings(target_modules="all-linear") if KNOWN[name].uses_lora else None
@@ -235,8 +243,7 @@ def test_learns_its_first_task(name, family, tmp_path):
     assert sum(losses.values[-4:]) / 4 < 0.5 * losses.values[0]
 
 
-@every_method
-@both_families
+@every_training
 def test_a_step_is_the_same_however_its_batch_is_cut(name, family, tmp_path):
     """The task's loss and the method's own: eight rows at once, or two at a time, answers of different lengths."""
     ends = []
