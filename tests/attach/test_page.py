@@ -1,4 +1,4 @@
-"""docs/attach.md runs as it stands: the script in two processes, and the loop; slowly also on SmolLM2, with scores."""
+"""docs/attach.md runs as it stands: the loop, and slowly the script in two processes, also on SmolLM2 with scores."""
 
 import os
 import re
@@ -63,6 +63,7 @@ def served(version, model):
     return model
 
 
+@pytest.mark.slow
 def test_the_script_protects_october_in_november(tmp_path):
     tok = llama_tokenizer()
     tok.chat_template = TEMPLATE

@@ -394,6 +394,8 @@ def wait_until(condition, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_that_was_interrupted_and_killed_ends_with_the_same_bits_as_an_unbroken_one(tmp_path):
     """SIGINT in the first task, SIGKILL in the second; the third run finishes."""
     training = {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_steps": 2, "num_train_epochs": 16}

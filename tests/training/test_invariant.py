@@ -47,7 +47,7 @@ def leaks(family: str, targets: str, folder, **options) -> dict[str, float]:
     ("targets", "source"),
     [*((name, "moment") for name in TARGETS), ("auto", "sketch"), ("adapters everywhere", "sketch")],
 )
-@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("t5", marks=pytest.mark.slow), "llama"])
 def test_strict_mode_leaves_every_protected_direction_alone(family, targets, source, tmp_path):
     worst = max(leaks(family, targets, tmp_path, memory_source=source).values())
     print(f"\nstrict, {family}, {targets}, {source}: {worst:.1e}")

@@ -102,28 +102,35 @@ def check(variant: str, family: str, kind: str, cut: Kill, folder: Path) -> None
     assert_equal(resumed_state, state)
 
 
+def slowly(*cases):
+    """Mark the cases of a parametrized test as slow."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 @pytest.mark.parametrize(
     ("variant", "family", "kind", "steps"),
     [
         *[("gorp", "t5", "float32", steps) for steps in (2, 3, 4)],  # before, in and after a refresh
         ("gorp", "llama", "bfloat16", 5),
-        ("gorp", "t5", "autocast", 3),
-        ("gorp", "llama", "float32", 8),  # nothing is left but the end of the task
         ("gorp paper", "t5", "float32", 3),
-        ("gorp paper", "llama", "bfloat16", 4),
-        ("gorp paper sketch", "llama", "float32", 4),
-        ("gorp small sketch", "llama", "bfloat16", 4),
-        ("gorp lora only", "llama", "float32", 5),
-        ("gorp slow", "t5", "float32", 2),
-        ("protected_full", "t5", "float32", 4),
         ("protected_full", "llama", "bfloat16", 3),
-        ("sequential_full", "llama", "bfloat16", 3),
-        ("sequential_lora", "t5", "float32", 1),
-        ("incremental_lora", "llama", "autocast", 5),
         ("ewc", "llama", "bfloat16", 4),
-        ("olora", "t5", "bfloat16", 6),
-        ("multi_task", "llama", "float32", 7),
-        *[(name, "llama", "float32", 3) for name in METHODS if name not in NAMED],
+        *slowly(
+            ("gorp", "t5", "autocast", 3),
+            ("gorp", "llama", "float32", 8),  # nothing is left but the end of the task
+            ("gorp paper", "llama", "bfloat16", 4),
+            ("gorp paper sketch", "llama", "float32", 4),
+            ("gorp small sketch", "llama", "bfloat16", 4),
+            ("gorp lora only", "llama", "float32", 5),
+            ("gorp slow", "t5", "float32", 2),
+            ("protected_full", "t5", "float32", 4),
+            ("sequential_full", "llama", "bfloat16", 3),
+            ("sequential_lora", "t5", "float32", 1),
+            ("incremental_lora", "llama", "autocast", 5),
+            ("olora", "t5", "bfloat16", 6),
+            ("multi_task", "llama", "float32", 7),
+            *[(name, "llama", "float32", 3) for name in METHODS if name not in NAMED],
+        ),
     ],
 )
 def test_resumes_to_the_same_bits(variant, family, kind, steps, tmp_path):

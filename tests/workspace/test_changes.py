@@ -90,7 +90,9 @@ def test_between_tasks_training_encoding_and_some_method_options_may_change(tmp_
     assert records == {"v0": 5e-3, "v1": 5e-3, "v2": 1e-3}
 
 
-@pytest.mark.parametrize("changes", CHANGES_RESULT)
+@pytest.mark.parametrize(
+    "changes", [*CHANGES_RESULT[:2], *(pytest.param(c, marks=pytest.mark.slow) for c in CHANGES_RESULT[2:])]
+)
 def test_an_unfinished_task_is_not_continued_under_other_settings(tmp_path, monkeypatch, changes):
     work = tmp_path / "work"
     interrupted(monkeypatch, load_config(make_project(tmp_path, tasks=[task("one")])), work)
