@@ -72,7 +72,7 @@ cost() {
     until=$((SECONDS + ${LIMIT:-240})) failed=0
     local size=(--rows 8 --tokens 512) few=(--periods 5) one=(--periods 1)
     local llama=(--shape llama-7b) part_of_llama=(--shape llama-7b --layers 4) layer_of_llama=(--shape llama-7b --layers 1)
-    local t5=(--shape t5-large) part_of_t5=(--shape t5-large --layers 2) scaling=()
+    local t5=(--shape t5-large) part_of_t5=(--shape t5-large --layers 4) scaling=()
     if [ "$device" = cpu ]; then
         local tiny=(--shape gorp-tiny --layers 1)
         size=(--rows 1 --tokens 16) few=(--periods 1) scaling=(--layers 1 --periods 1 --tasks 3 --rows 100 --tokens 4)
@@ -82,7 +82,9 @@ cost() {
     local two=(--peers gorp lora) three=(--peers gorp lora galore)
     # GaLore's SVD of a 4096 x 11008 gradient takes seconds, and so does gorp's eigendecomposition of 11008 x 11008 at a
     # task's end: one layer and one period for the first, the whole 7B model last.
+    measure profile-llama-7b-part 60 benchmarks/profile_steps.py "${size[@]}" "${part_of_llama[@]}"
     measure speed-llama-7b-part 100 "${speed[@]}" "${part_of_llama[@]}" "${few[@]}" "${two[@]}"
+    measure speed-t5-large-part 100 "${speed[@]}" "${part_of_t5[@]}" "${few[@]}" "${two[@]}"
     measure memory-llama-7b-part 100 "${memory[@]}" "${part_of_llama[@]}" "${two[@]}"
     measure speed-t5-large 120 "${speed[@]}" "${t5[@]}" "${few[@]}" "${two[@]}"
     measure memory-t5-large 120 "${memory[@]}" "${t5[@]}" "${two[@]}"
