@@ -90,7 +90,12 @@ def test_every_command_has_exactly_these_options():
         "status": {"--explain", "--json"},
         "eval": {"--version", "--task", "--trust-remote-code", "--json"},
         "ask": {"--version", "--task", "--max-new-tokens", "--base", "--trust-remote-code", "--json"},
-        "gate": {"--version", "--against", "--margin", "--verify", "--dry-run", "--json"},
+        "gate": {
+            *("--version", "--against", "--margin", "--noise", "--base", "--trust-remote-code"),
+            *("--verify", "--dry-run", "--explain", "--json"),
+        },
+        "diff": {"--json"},
+        "report": {"--out", "--markdown", "--csv", "--json"},
         "promote": {"--version", "--anyway", "--dry-run", "--json"},
         "rollback": {"--base", "--trust-remote-code", "--dry-run", "--json"},
         "export": {

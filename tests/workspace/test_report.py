@@ -5,8 +5,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -240,19 +238,6 @@ def test_on_the_command_line_it_writes_the_page_markdown_and_csv(learned, tmp_pa
 def test_a_file_that_cannot_be_written_is_named_before_anything_is_read(learned, tmp_path):
     done = gorp("report", learned / "run", "--out", tmp_path)
     assert done.exit_code == 2 and "this is a folder" in done.stderr
-
-
-def test_it_needs_no_torch(learned, tmp_path):
-    code = f"""
-import sys
-from gorp.cli import app
-try:
-    app(["report", {str(learned / "run")!r}, "--out", {str(tmp_path / "r.html")!r}], prog_name="gorp")
-except SystemExit as end:
-    assert not end.code, end.code
-assert not {{"torch", "transformers", "datasets", "peft"}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.browser
