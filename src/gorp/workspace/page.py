@@ -156,13 +156,12 @@ def _sample(row: Mapping[str, Any], found: Mapping[str, Any], questions: Mapping
 
 
 def _costs(facts: Mapping[str, Any]) -> Table:
-    lineage, held = _lineage(facts), {item["version"] for item in facts["held"].values()}
-    lines = []
+    lineage, lines = _lineage(facts), []
     for item in facts["versions"]:
         name, state = item["version"], "another branch"
         if name in lineage:
             state = "current" if name == facts["current"] else "in use"
-        elif name in held:
+        elif (item["gate"] or {}).get("accepted") is False:  # also if its task is no longer listed
             state = "held"
         seconds = duration(item["seconds"]) if item["seconds"] else "–"
         created = item["created"][:10]
