@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gorp.cli.command import AsJson, Place, errors, folder, print_json, say, start
+from gorp.cli.command import AsJson, Base, Place, TrustRemoteCode, errors, print_json, say, start
 from gorp.errors import ConfigError, GorpError
 
 
@@ -29,12 +29,8 @@ def ask(
     max_new_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Most tokens of an answer. Default: as in scoring.")
     ] = None,
-    base: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", parser=folder, help="The base model, if it was moved.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
-    ] = False,
+    base: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask a version a question, in the form in which a task was trained, and print its answer."""

@@ -37,6 +37,15 @@ Place = Annotated[
 """The argument of every command that reads a workspace."""
 
 
+Base = Annotated[Path | None, typer.Option(metavar="FOLDER", parser=folder, help="The base model, if it was moved.")]
+"""The option of every command that loads the base model of a version."""
+
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
+]
+"""The option of every command that loads a model."""
+
+
 @contextmanager
 def loading() -> Iterator[None]:
     """Show a status line on a terminal while the block imports heavy libraries."""

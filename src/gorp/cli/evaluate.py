@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gorp.cli.command import AsJson, Place, errors, print_json, start
+from gorp.cli.command import AsJson, Place, TrustRemoteCode, errors, print_json, start
 
 
 def evaluate(
@@ -14,9 +14,7 @@ def evaluate(
         str | None, typer.Option(help="Version to score, for example v2. Default: the current version.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Score only this task. Default: all tasks.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a version again with the current YAML, and save the scores."""

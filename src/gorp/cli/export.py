@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gorp.cli.command import AsJson, errors, folder, print_json, say, start
+from gorp.cli.command import AsJson, Base, TrustRemoteCode, errors, folder, print_json, say, start
 
 
 def export(
@@ -28,9 +28,7 @@ def export(
     each: Annotated[
         bool, typer.Option("--each", help="An adapter for each version up to this one: OUT/v1, OUT/v2, ...")
     ] = False,
-    base: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", parser=folder, help="The base model, if it was moved.")
-    ] = None,
+    base: Base = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in OUT.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and say what would be written; write nothing.")
@@ -39,9 +37,7 @@ def export(
         str | None, typer.Option(metavar="OWNER/NAME", help="Also upload the folder to the Hugging Face hub.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository on the hub private.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a version as a folder for transformers, vLLM or llama.cpp, check it, and write its model card."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gorp.cli.command import AsJson, errors, folder, print_json, say, start
+from gorp.cli.command import AsJson, Base, TrustRemoteCode, errors, folder, print_json, say, start
 
 
 def rollback(
@@ -13,12 +13,8 @@ def rollback(
         Path, typer.Argument(metavar="WORKSPACE", parser=folder, help="The workspace folder, or its YAML.")
     ] = Path("."),
     version: Annotated[str | None, typer.Argument(help="An earlier version. Default: the one before.")] = None,
-    base: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", parser=folder, help="The base model, if it was moved.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
-    ] = False,
+    base: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the version; change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
