@@ -6,6 +6,7 @@ import torch
 from gorp.data import Encoding
 from gorp.evaluation import EvalConfig, can_be_padded, generate_answers, rank_labels
 from gorp.evaluation.batches import batches_by_length
+from gorp.models import behaviour
 from gorp.models.behaviour import minds_padding, ordinary_tokens, sees_later_tokens
 from tests.models_small import tiny_gpt2, tiny_llama, tiny_mamba, tiny_moe, tiny_rwkv, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
@@ -27,6 +28,27 @@ def test_a_decoder_neither_sees_later_tokens_nor_minds_padding(build, dtype):
     stored, state = model.generation_config, torch.get_rng_state()
     assert not sees_later_tokens(model, tokens) and not minds_padding(model, tokens, tokenizer.pad_token_id)
     assert model.generation_config is stored and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_bfloat16_rounding_is_not_taken_for_padding(dtype, monkeypatch):
+    """There a row alone and in a batch may differ by a tenth of a standard deviation, as in SmolLM2."""
+    exact = behaviour._next_logits
+
+    def rounded(model, rows, mask):
+        logits = exact(model, rows, mask)
+        return logits + 0.2 * logits.std() * (len(rows) > 1)
+
+    monkeypatch.setattr(behaviour, "_next_logits", rounded)
+    tokenizer = llama_tokenizer()
+    minded = minds_padding(tiny_llama(tokenizer).to(dtype), ordinary_tokens(tokenizer), tokenizer.pad_token_id)
+    assert minded == (dtype == torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_reads_its_padding_is_recognised(dtype):
+    tokenizer = llama_tokenizer()
+    assert minds_padding(tiny_rwkv(tokenizer).to(dtype), ordinary_tokens(tokenizer), tokenizer.pad_token_id)
 
 
 def test_an_encoder_decoder_does_not_mind_padding():
