@@ -13,6 +13,7 @@ from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import TaskScore
 from gorp.workspace import Workspace, load_config, run_sequence
 from gorp.workspace.gate import gate
+from gorp.workspace.promote import promote
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import SEAL, sealed
 from gorp.workspace.verify import verify
@@ -328,3 +329,51 @@ def test_text_of_data_reaches_the_terminal_without_control_characters(run):
     Scores(run / "eval").add("v2", score, "key", "same")
     done = gorp("gate", run)
     assert "\x1b" not in done.stdout and "\x07" not in done.stdout
+
+
+def counted(run, monkeypatch, flipped=36):
+    """Judge 100 answers, 8 of them lost, with counts of noise: a margin of 6 points for 36 flips."""
+    answered(run, "v1", [True] * 100)
+    answered(run, "v2", [False] * 8 + [True] * 92)
+    counts = {"one": {"rows": 100, "differing": 40, "flipped": flipped}}
+    with monkeypatch.context() as patch:
+        patch.setattr("gorp.workspace.noise.count_noise", lambda *_, **__: counts)
+        return gate(run, noise=True)
+
+
+def test_counts_of_noise_are_kept_when_the_evidence_is_made_again(run, monkeypatch):
+    found = counted(run, monkeypatch)
+    again = gate(run)
+    assert again["noise"] == found["noise"] and again["margins"] == {"one": 6.0}  # 100 √36 / 100
+    assert again["verdict"] == "inconclusive" and again["notes"] == [
+        "noise: as `gorp gate --noise` counted it before; the answers are still the same"
+    ]
+    assert verify(run / "eval/gate/v2-v1.json")["noise"] == found["noise"]
+    assert gate(run, margin=7.0)["margins"] == {"one": 7.0} and gate(run, dry_run=True)["margins"] == {"one": 6.0}
+    assert "as `gorp gate --noise` counted it before" in gorp("gate", run).stdout
+
+
+def test_promote_judges_with_the_counts_of_noise_that_were_kept(run, monkeypatch):
+    counted(run, monkeypatch)
+    store = Workspace(run)
+    with store.writing():
+        store.move(store.version("v1"), event="rollback", before="v2")
+    found = promote(run)
+    assert found["moved"] and found["accepted"] and found["gate"]["margins"] == {"one": 6.0}
+    assert verify(run / "eval/gate/v2-v1.json")["margins"] == {"one": 6.0}
+
+
+def test_counts_of_noise_of_other_answers_are_not_used(run, monkeypatch):
+    counted(run, monkeypatch)
+    answered(run, "v2", [False] * 9 + [True] * 91)
+    found = gate(run)
+    assert found["noise"] is None and found["margins"] == {"one": 2.0} and found["verdict"] == "hold"
+    assert "is not used, because answers were given again since" in found["notes"][0]
+    assert gate(run)["notes"] == []  # the evidence is of the new answers now, and has no counts
+
+
+def test_counts_of_noise_in_damaged_evidence_are_not_used(run, monkeypatch):
+    counted(run, monkeypatch)
+    path = run / "eval/gate/v2-v1.json"
+    path.write_text(path.read_text().replace('"flipped": 36', '"flipped": 99'))
+    assert gate(run)["noise"] is None

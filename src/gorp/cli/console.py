@@ -208,6 +208,8 @@ def show_gate(console: Console, found: Mapping[str, Any], *, explain: bool = Fal
             say_on(console, f"  and {len(rows) - FLIPPED} more in the evidence")
         for line in remarks(task, found):
             say_on(console, f"  {line}", style="yellow")
+    for line in found.get("notes", ()):
+        say_on(console, line, style="yellow")
     if explain:
         say_on(console, "")
         console.print(certainty_table(found))

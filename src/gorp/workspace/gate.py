@@ -30,6 +30,7 @@ from gorp.storage import write_json
 from gorp.workspace.certainty import certainty
 from gorp.workspace.flips import flipped, paired
 from gorp.workspace.gate_config import ALLOWED, present_gate
+from gorp.workspace.kept_noise import kept_noise
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import sealed
 from gorp.workspace.store import Version, Workspace
@@ -69,7 +70,8 @@ def gate(
             learned. None: those of the `gate:` block of the YAML.
         source: The YAML that the user named, if any.
         noise: Load the new version and let it answer its rows again in other batches (`gorp.workspace.noise`). A task's
-            margin is then at least one standard error of what changed.
+            margin is then at least one standard error of what changed. Without it, the counts in the evidence of the
+            same two versions are used, as long as the answers are the same.
         base: Folder of the base model, if it was moved; only with `noise`.
         trust_remote_code: Whether Python code that comes with the model may run; only with `noise`.
         dry_run: Keep no evidence.
@@ -81,7 +83,8 @@ def gate(
         wrong, then those that turned right; `certainty`: task -> see `gorp.workspace.certainty`; `leaks`: task -> the
         worst and median leak, see `leaks_between`; `noise`: None, or task -> rows, how many answers differ, how many
         turned right or wrong, their standard error in points, and the margin without it; `margins`: those used; the
-        digests of both versions and of the answers; `path` of the evidence.
+        digests of both versions and of the answers; `notes`: sentences on what was used or left out; `path` of the
+        evidence.
 
     Raises:
         ConfigError: If a version does not exist, a margin is impossible, or the `gate:` block is not valid.
@@ -95,20 +98,20 @@ def gate(
         margins = present_gate(store, source).of(old.contains)
     else:
         margins = margin if isinstance(margin, Mapping) else dict.fromkeys(old.contains, float(margin))
-    counts = None
+    path = _path(store, new, old)
+    counts, note = kept_noise(path, Scores(store.root / "eval"), new, old)
     if noise:
         from gorp.workspace.noise import count_noise
 
         asked: Any = {"base": base, "source": source, "trust_remote_code": trust_remote_code, "progress": progress}
-        counts = count_noise(store, new, old.contains, **asked)
+        counts, note = count_noise(store, new, old.contains, **asked), None
     elif base is not None:
         raise ConfigError("--base is needed only to load the model, with --noise.")
     evidence = evidence_of(store, new, old, margins, counts)
-    path = _path(store, new, old)
     if not dry_run:
         with Scores(store.root / "eval").writing():
             write_json(path, sealed({**evidence, "time": datetime.now(UTC).isoformat(timespec="seconds")}))
-    return {**evidence, "path": str(path)}
+    return {**evidence, "notes": [] if note is None else [note], "path": str(path)}
 
 
 def evidence_path(workspace: Path, *, version: str | None = None, against: str | None = None) -> Path:
