@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, _foreach_copy_, _foreach_mul_  # pyright: ignore[reportPrivateImportUsage]
 
 from gorp.core.frame import Frame
 from gorp.errors import ConfigError
@@ -151,9 +151,9 @@ def rotate_moments(states: Sequence[Mapping[str, Any]], kept: StateKeys, old: Fr
     # If an old frame has no columns, L, R and the mean are zero, and so are the moments now; the step count restarts
     # with them. It is multiplied on its own device if possible: reading `known` on the CPU would wait for the GPU.
     there = known.flatten(1).any(dim=1)
-    steps = [state.get("step") for state in states]
+    steps: list[Any] = [state.get("step") for state in states]
     if all(torch.is_tensor(step) and step.device == known.device for step in steps):
-        torch._foreach_mul_(steps, list(there.to(steps[0].dtype)))
+        _foreach_mul_(steps, list(there.to(steps[0].dtype)))
     else:
         for state, found in zip(states, there.tolist(), strict=True):
             if not found:
@@ -195,7 +195,7 @@ def _stacked(
 
 
 def _write(states: Sequence[Mapping[str, Any]], key: str, values: Tensor) -> None:
-    torch._foreach_copy_([state[key] for state in states], list(values))
+    _foreach_copy_([state[key] for state in states], list(values))
 
 
 def _present(state: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:

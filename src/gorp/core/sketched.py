@@ -7,6 +7,7 @@ L          layers of the same shape that are computed together
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,7 +146,7 @@ def stacks(layers: Sequence[Pairs], bases: Sequence[Tensor]) -> list[list[int]]:
     """
     if num_ranks() > 1:  # another rank may have other tokens, and all ranks must exchange the same sums
         return [[index] for index in range(len(layers))]
-    groups: dict[tuple[object, ...], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, (pairs, basis) in enumerate(zip(layers, bases, strict=True)):
         (x, d), (n, s) = pairs[0], basis.shape
         kind = "none" if s == 0 else "whole" if s == n else "part"
@@ -162,7 +163,8 @@ def stacks(layers: Sequence[Pairs], bases: Sequence[Tensor]) -> list[list[int]]:
 def stacked(layers: Sequence[Pairs], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return X, L x N x n, and D, L x N x m, of L layers of one group of `stacks`; micro-batches follow each other."""
     sides = [
-        [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*pairs, strict=True)] for pairs in layers
+        [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in map(list, zip(*pairs, strict=True))]
+        for pairs in layers
     ]
     x, d = (parts[0][None] if len(parts) == 1 else torch.stack(parts) for parts in zip(*sides, strict=True))
     return x.to(dtype), d.to(dtype)

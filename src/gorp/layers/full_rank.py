@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, _foreach_copy_, _foreach_zero_, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from gorp.core.distributed import num_ranks
 from gorp.core.frame import Frame
@@ -80,7 +80,7 @@ class FullRankBranch:
     def _change_frames(self, frames: Mapping[str, Frame], optimizer: torch.optim.Optimizer) -> None:
         """Fold the cores of weights of one shape and switch to their new frames, all in the same few operations."""
         layers = [self.layers[name] for name in frames]
-        cores = [layer.core for layer in layers]
+        cores: list[Tensor] = [layer.core for layer in layers]
         old = Frame(left=torch.stack([x.left for x in layers]), right=torch.stack([x.right for x in layers]))
         new = Frame(
             left=torch.stack([f.left for f in frames.values()]), right=torch.stack([f.right for f in frames.values()])
@@ -92,12 +92,12 @@ class FullRankBranch:
         elif self._moments == "reset" and kept is not None:
             for state in states:
                 reset_moments(state, kept)
-        torch._foreach_zero_(cores)
-        torch._foreach_copy_([x.left for x in layers] + [x.right for x in layers], [*new.left, *new.right])
+        _foreach_zero_(cores)
+        _foreach_copy_([x.left for x in layers] + [x.right for x in layers], [*new.left, *new.right])
         # G' = Uᵀ G V = Σ, averaged over ranks. Computed as a product it would have rounding errors off the diagonal,
         # and Adam would make full steps of them.
         sigma = torch.stack([f.sigma for f in frames.values() if f.sigma is not None]) / num_ranks()
-        torch._foreach_copy_([core.grad for core in cores if core.grad is not None], list(sigma.diag_embed()))
+        _foreach_copy_([core.grad for core in cores if core.grad is not None], list(sigma.diag_embed()))
         for name, left, right in zip(frames, folded, old.right, strict=True):
             self.changes[name].append(left, right)
             earlier = [self._earlier[name]] if name in self._earlier else []

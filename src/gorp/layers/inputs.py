@@ -133,7 +133,7 @@ class SharedInputs:
             after = [new for old, same, new in done if old is reader.sums and torch.equal(same, counts)]
             if not after:
                 after = [_plus(reader.sums, x, counts, seed=reader.seed)]
-                done.append((reader.sums, counts, *after))
+                done.append((reader.sums, counts, after[0]))
             reader.sums = after[0]
 
 
