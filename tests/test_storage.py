@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from gorp.errors import CheckpointError
-from gorp.storage import read_json, read_tensors, remove_leftovers, write_atomic, write_json, write_tensors
+from gorp.storage import (
+    create_atomic,
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    remove_leftovers_of,
+    write_atomic,
+    write_json,
+    write_tensors,
+)
 
 
 def test_tensors_and_metadata_are_read_as_written(tmp_path):
@@ -131,3 +140,32 @@ write_atomic(pathlib.Path(sys.argv[1]) / "x.json", b"half")"""
     remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".hidden", "x.json"]
     remove_leftovers(tmp_path / "no such folder")
+
+
+def test_what_is_left_of_one_file_is_removed_and_what_is_left_of_another_is_not(tmp_path):
+    """In a folder of the user another process may be writing another file."""
+    code = """import os, signal, sys, pathlib
+from gorp.storage import write_atomic
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(pathlib.Path(sys.argv[1]), b"half")"""
+    for name in ("bot.yaml", "bot.yaml", "report.html"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    left = sorted(os.listdir(tmp_path))
+    assert len(left) == 3
+    remove_leftovers_of(tmp_path / "bot.yaml")
+    [other] = os.listdir(tmp_path)
+    assert other in left
+    remove_leftovers_of(tmp_path / "report.html")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_never_takes_the_place_of_another(tmp_path, monkeypatch, links):
+    def without_links(*_):
+        raise OSError(errno.EPERM, "operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", without_links)
+    assert create_atomic(tmp_path / "x", b"new", b"er") and (tmp_path / "x").read_bytes() == b"newer"
+    assert not create_atomic(tmp_path / "x", b"other") and (tmp_path / "x").read_bytes() == b"newer"
+    assert os.listdir(tmp_path) == ["x"]

@@ -4,6 +4,7 @@ Tensors are stored as safetensors, everything else as JSON; pickle is never used
 bytes. torch is imported when the first tensor is read or written, so commands that only read JSON start fast.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,29 +22,71 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
+WITHOUT_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
+"""Error codes of a file system that does not support hard links."""
+
+
+def write_atomic(path: Path, *parts: bytes | memoryview, mode: int | None = None) -> None:
     """Write the bytes of `parts` to `path`. A reader sees the old file or the new one, never a part of it.
 
     The bytes are synced before the rename and the folder after it, so this also holds after a power failure. The
     temporary name is random and must not exist, so a link that someone placed there is never followed.
 
+    Args:
+        path: The file.
+        parts: Its content.
+        mode: Its permissions; None for those that a new file gets.
+
     Raises:
         CheckpointError: If the operating system reports an error.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".gorp-{secrets.token_hex(8)}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    with disk_errors(path), _temporary(path, parts, mode) as temporary:
+        os.replace(temporary, path)
+
+
+def create_atomic(path: Path, *parts: bytes | memoryview) -> bool:
+    """Write a new file as `write_atomic` does; return False if there is one already, which is then left as it is.
+
+    Raises:
+        CheckpointError: If the operating system reports an error.
+    """
+    with disk_errors(path), _temporary(path, parts, None) as temporary:
         try:
-            with open(descriptor, "wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
+            os.link(temporary, path)  # a rename would replace a file that another process has written meanwhile
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in WITHOUT_LINKS:
+                raise
+            if path.exists():
+                return False
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+    return True
+
+
+@contextmanager
+def _temporary(path: Path, parts: Collection[bytes | memoryview], mode: int | None) -> Iterator[Path]:
+    """Yield a synced file with the content of `path`, in the same folder, which is synced afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".gorp-{_of_file(path)}{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _of_file(path: Path) -> str:
+    """Return the part of a temporary name that says which file it is to become: 8 hexadecimal digits."""
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
 
 
 def sync_folder(folder: Path) -> None:
@@ -61,6 +104,17 @@ def remove_leftovers(folder: Path) -> None:
         for path in folder.iterdir() if folder.is_dir() else ():
             if LEFTOVER.fullmatch(path.name) and not path.is_dir():
                 path.unlink(missing_ok=True)
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove the temporary files that killed processes left when they wrote `path`; no process may be writing it.
+
+    Other temporary files of that folder stay: it may be one in which other processes write other files.
+    """
+    with disk_errors(path):
+        for other in path.parent.glob(f".gorp-{_of_file(path)}*.tmp"):
+            if LEFTOVER.fullmatch(other.name) and not other.is_dir():
+                other.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -190,6 +192,20 @@ def test_an_edit_made_during_the_checks_is_not_lost(project, monkeypatch):
     with pytest.raises(ConfigError, match="was changed while the rows were read"):
         add_task(project, "three", str(project.parent / "three.jsonl"), progress=Edits())
     assert "seed: 7" in read_text(project) and "three" not in read_text(project)
+
+
+def test_the_yaml_keeps_its_permissions_and_what_a_killed_command_left_of_it_is_removed(project):
+    write_rows(project.parent / "three.jsonl", 3, 24)
+    before = sorted(os.listdir(project.parent))
+    code = """import os, signal, sys, pathlib
+from gorp.storage import write_atomic
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(pathlib.Path(sys.argv[1]), b"half")"""
+    subprocess.run([sys.executable, "-c", code, str(project)], check=False)
+    assert len(os.listdir(project.parent)) == len(before) + 1
+    project.chmod(0o640)
+    assert add_task(project, "three", str(project.parent / "three.jsonl"))["written"]
+    assert stat.S_IMODE(project.stat().st_mode) == 0o640 and sorted(os.listdir(project.parent)) == before
 
 
 def test_a_link_to_the_yaml_stays_a_link(project, tmp_path):

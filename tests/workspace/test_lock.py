@@ -169,3 +169,17 @@ for _ in range(200):
     assert (tmp_path / "n").read_text() == "600" and sorted(os.listdir(tmp_path)) == ["n"]
     with briefly(tmp_path / "x.lock"):
         pass
+
+
+def test_processes_that_replace_a_file_wait_for_each_other(tmp_path):
+    code = """import pathlib, sys
+from gorp.storage import write_atomic
+from gorp.workspace.lock import alone
+path = pathlib.Path(sys.argv[1]) / "n"
+for _ in range(100):
+    with alone(path):
+        write_atomic(path, str(int(path.read_text()) + 1).encode())"""
+    (tmp_path / "n").write_text("0")
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert (tmp_path / "n").read_text() == "300" and os.listdir(tmp_path) == ["n"]

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from gorp.data.source import is_file
+from gorp.disk import disk_errors
 from gorp.errors import ConfigError, GorpError
 from gorp.progress import Progress
-from gorp.storage import write_atomic
+from gorp.storage import remove_leftovers_of, write_atomic
 from gorp.workspace.changes import check_settings
 from gorp.workspace.check_rows import check_rows
 from gorp.workspace.config import RunConfig, parse_config
 from gorp.workspace.held import held_once
+from gorp.workspace.lock import alone
 from gorp.workspace.place import YAML
 from gorp.workspace.row_report import Report
 from gorp.workspace.store import Workspace
@@ -133,8 +135,8 @@ def _replace(path: Path, old: str, new: str) -> None:
         ConfigError: If the file was changed since it was read.
     """
     target = path.resolve()  # a link stays a link
-    if read_text(target) != old:
-        raise ConfigError(f"{path}: was changed while the rows were read. Run the same command again.")
-    mode = stat.S_IMODE(target.stat().st_mode)
-    write_atomic(target, new.encode())
-    target.chmod(mode)
+    with disk_errors(target), alone(target):
+        if read_text(target) != old:
+            raise ConfigError(f"{path}: was changed while the rows were read. Run the same command again.")
+        remove_leftovers_of(target)
+        write_atomic(target, new.encode(), mode=stat.S_IMODE(target.stat().st_mode))

@@ -11,7 +11,7 @@ from gorp.data.formats import detect_format
 from gorp.data.source import open_source
 from gorp.errors import ConfigError, shown
 from gorp.models.load import SHIPPED
-from gorp.storage import write_atomic
+from gorp.storage import create_atomic, remove_leftovers_of
 from gorp.workspace.add import written_path
 from gorp.workspace.config import parse_config
 from gorp.workspace.yaml_entry import flow_entry, quoted
@@ -79,9 +79,7 @@ def init_config(model: str, files: Sequence[str], path: Path, *, dry_run: bool =
         DataError: If a file cannot be read, or its first row has no known format.
     """
     if path.exists() or path.is_symlink():
-        raise ConfigError(
-            f"{path}: exists, and is not overwritten. Use another name (--out), or `gorp add` to add tasks."
-        )
+        raise _exists(path)
     folder = path.resolve().parent
     pairs = _pairs(files)
     check_names([pair.name for pair in pairs])
@@ -106,8 +104,14 @@ def init_config(model: str, files: Sequence[str], path: Path, *, dry_run: bool =
     if entries:
         parse_config(block, folder)
     if not dry_run:
-        write_atomic(path, text.encode())
+        remove_leftovers_of(path)
+        if not create_atomic(path, text.encode()):
+            raise _exists(path)
     return {"config": str(path), "written": not dry_run, "tasks": tasks, "text": text}
+
+
+def _exists(path: Path) -> ConfigError:
+    return ConfigError(f"{path}: exists, and is not overwritten. Use another name (--out), or `gorp add` to add tasks.")
 
 
 def _pairs(files: Sequence[str]) -> list[_Pair]:

@@ -123,6 +123,30 @@ def briefly(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock on the existing file `path` while the block replaces it by a rename; wait for another process.
+
+    The lock is on the file itself, so that none is left beside a file of the user. It belongs to the open descriptor:
+    the block may open and close the file. Without locks on the file system nothing is locked.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (*WITHOUT_LOCKS, errno.EBADF):
+                os.close(descriptor)
+                raise
+        if _is_at(descriptor, path):
+            break
+        os.close(descriptor)  # it was replaced while we waited
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _acquire(path: Path, *, wait: bool = False) -> tuple[int, str]:
     """Open and lock the file; return its descriptor and `granted`, `held` (by another process) or `none` (no locks)."""
     while True:
