@@ -21,7 +21,7 @@ from gorp.data import Encoding, Task
 from gorp.errors import ConfigError
 from gorp.evaluation import EvalConfig, rank_labels
 from gorp.models.positions import Positions, positions_of, trained_length
-from gorp.workspace.lengths import check_budgets, check_lengths
+from gorp.rows.lengths import check_budgets, check_lengths
 from tests.models_small import tiny_gpt2, tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
 

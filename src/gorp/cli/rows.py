@@ -22,7 +22,7 @@ def show_rows(console: Console, result: Mapping[str, Any], *, example: bool = Tr
         result: The result of `add_task` or `validate`.
         example: Whether to show which tokens of a row are trained.
     """
-    from gorp.workspace.row_report import repeated  # imports torch
+    from gorp.rows.report import repeated  # imports torch
 
     for name, facts in result["tasks"].items():
         if "train" not in facts:

@@ -11,6 +11,9 @@ from collections.abc import Collection, Iterable
 from datasets import Dataset
 
 
+CUT_SEED = 0
+"""Seed of the split into train, dev and eval rows. Not the run's seed, so that scores of two seeds are comparable."""
+
 SINGLE = ""
 """Name of the stratum of all completions that occur once. A completion is never empty, so no other stratum has it."""
 

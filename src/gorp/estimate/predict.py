@@ -23,9 +23,9 @@ from gorp.layers.targets import resolve
 from gorp.methods import build_method
 from gorp.methods.base import Method, TaskContext
 from gorp.models.load import skeleton
+from gorp.rows.lengths import check_budgets
 from gorp.training.settings import DEFAULTS
 from gorp.workspace.config import RunConfig
-from gorp.workspace.lengths import check_budgets
 
 
 USUAL_STEPS = 1000

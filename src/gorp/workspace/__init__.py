@@ -14,11 +14,6 @@ store.py         the versions on disk, CURRENT
 scores.py        the scores, each with the conditions it was measured under; the score matrix
 changes.py       which settings may change between two runs
 learned.py       the eval rows of learned tasks
-lengths.py       check row lengths against the positions of the model
-scan.py          read the rows of a task once, in bounded memory
-overlaps.py      training rows that ask what eval rows ask
-token_counts.py  tokens of rows against the limits; which tokens of a row are trained
-row_report.py    what was found in the rows of tasks
 check_rows.py    check the rows of tasks, and compare all tasks
 yaml_entry.py    insert a task into the text of a YAML
 first_yaml.py    write the first YAML

@@ -10,6 +10,7 @@ from gorp.data.source import is_file
 from gorp.disk import disk_errors
 from gorp.errors import ConfigError, GorpError
 from gorp.progress import Progress
+from gorp.rows.report import Report
 from gorp.storage import remove_leftovers_of, write_atomic
 from gorp.workspace.changes import check_settings
 from gorp.workspace.check_rows import check_rows
@@ -17,7 +18,6 @@ from gorp.workspace.config import RunConfig, parse_config
 from gorp.workspace.held import held_once
 from gorp.workspace.lock import alone
 from gorp.workspace.place import YAML
-from gorp.workspace.row_report import Report
 from gorp.workspace.store import Workspace
 from gorp.workspace.yaml_entry import flow_entry, insert_task
 from gorp.workspace.yaml_file import parse_yaml, read_text
@@ -51,7 +51,7 @@ def add_task(
         progress: Receives the progress of the checks.
 
     Returns:
-        `config`, `task`, `entry`, `written`, and `tasks`, `problems`, `warnings` as in `gorp.workspace.row_report`. If
+        `config`, `task`, `entry`, `written`, and `tasks`, `problems`, `warnings` as in `gorp.rows.report`. If
         there are problems, nothing is written; `invalid` says whether one is of the configuration.
 
     Raises:

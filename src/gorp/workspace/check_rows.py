@@ -12,14 +12,14 @@ from gorp.data import TaskSpec, forms_of
 from gorp.data.form import from_list
 from gorp.errors import GorpError
 from gorp.progress import Progress
+from gorp.rows.overlaps import EvalRows, Overlaps
+from gorp.rows.report import Report
+from gorp.rows.scan import Scan, TaskRows, asked_rows, open_task, scan
+from gorp.rows.token_counts import Reader, reader_of
 from gorp.storage import read_json
 from gorp.workspace.config import RunConfig
 from gorp.workspace.learned import is_kept, kept_path
-from gorp.workspace.overlaps import EvalRows, Overlaps
-from gorp.workspace.row_report import Report
-from gorp.workspace.scan import Scan, TaskRows, asked_rows, open_task, scan
 from gorp.workspace.store import Workspace
-from gorp.workspace.token_counts import Reader, reader_of
 
 
 def check_rows(config: RunConfig, names: Collection[str], workspace: Workspace, progress: Progress) -> Report:

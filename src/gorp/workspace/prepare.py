@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gorp.data import Task, load_task, rows_fingerprint
+from gorp.data.split import CUT_SEED
 from gorp.errors import DataError
 from gorp.evaluation import inspect_task
 from gorp.methods import METHODS, build_method
@@ -16,17 +17,13 @@ from gorp.methods.base import Method
 from gorp.models.files import base_digests
 from gorp.models.load import architecture_of, load_model, load_tokenizer, locate
 from gorp.progress import Progress
+from gorp.rows.lengths import check_lengths
 from gorp.training import SavedTorchSettings, check_arguments, check_method, training_arguments
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, num_tasks
 from gorp.workspace.held import held_once, held_versions, order_of_learning
 from gorp.workspace.learned import recall, train_file_sha256
-from gorp.workspace.lengths import check_lengths
 from gorp.workspace.store import Version, Workspace
-
-
-CUT_SEED = 0
-"""Seed of the split into train, dev and eval rows. Not the run's seed, so that scores of two seeds are comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)

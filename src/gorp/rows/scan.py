@@ -17,13 +17,12 @@ from gorp.data.row_index import EXAMPLES, RowIndex, text_hash
 from gorp.data.rows import Row
 from gorp.data.sample import Sample
 from gorp.data.source import Source, open_source
-from gorp.data.split import dev_indices, row_hash
+from gorp.data.split import CUT_SEED, dev_indices, row_hash
 from gorp.data.task import MAX_CUT_EVAL_ROWS, check_metric, no_eval_rows
 from gorp.data.turns import read_turns
 from gorp.errors import DataError
 from gorp.progress import Progress
-from gorp.workspace.overlaps import EvalRows, Overlaps
-from gorp.workspace.prepare import CUT_SEED
+from gorp.rows.overlaps import EvalRows, Overlaps
 
 
 MOST_ANSWERS, LONGEST_ANSWER = 50, 60

@@ -8,9 +8,9 @@ from gorp.data.row_index import EXAMPLES
 from gorp.data.source import Source
 from gorp.errors import ConfigError, GorpError
 from gorp.progress import Progress
+from gorp.rows.scan import Scan, TaskRows, unit_of
+from gorp.rows.token_counts import Reader, masked_row, token_counts
 from gorp.storage import file_sha256
-from gorp.workspace.scan import Scan, TaskRows, unit_of
-from gorp.workspace.token_counts import Reader, masked_row, token_counts
 
 
 NAMED = 3

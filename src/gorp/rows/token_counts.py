@@ -19,8 +19,8 @@ from gorp.evaluation.inspect import UNLIMITED
 from gorp.models.load import ModelConfig, load_tokenizer, skeleton
 from gorp.models.positions import Positions, positions_of
 from gorp.progress import Progress
-from gorp.workspace.lengths import check_longest
-from gorp.workspace.scan import Rendered
+from gorp.rows.lengths import check_longest
+from gorp.rows.scan import Rendered
 
 
 BATCH = 256
