@@ -61,3 +61,20 @@ def data_root() -> Path:
     if not folder:
         pytest.skip("needs the public datasets: set GORP_DATA to their folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that has learned two tasks: `run.yaml`, and the workspace `run` at v2. Tests do not change it."""
+    from gorp.workspace import load_config, run_sequence
+    from tests.workspace.project import make_project
+
+    folder = tmp_path_factory.mktemp("finished")
+    run_sequence(load_config(make_project(folder)), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished project, for a test that changes it."""
+    return Path(shutil.copytree(finished, tmp_path / "p"))

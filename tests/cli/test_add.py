@@ -4,14 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from gorp.cli import app
+from tests.command import gorp
 from tests.workspace.project import make_project, save_model, task, write_rows
-
-
-def gorp(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -11,17 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from gorp.cli import app
 from gorp.demo import DemoResult
 from gorp.storage import file_sha256, read_tensors, write_json, write_tensors
+from tests.command import gorp
 from tests.report.matrices import SECOND, matrix
 from tests.workspace.project import make_project, save_model, task, tree_hash, weights, without_digests, write_config
-
-
-def gorp(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen:

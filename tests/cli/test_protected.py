@@ -7,24 +7,19 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from gorp import Protection, Workspace
-from gorp.cli import app
 from gorp.storage import read_tensors
 from gorp.weights.base import BaseWeights
 from gorp.weights.delta import unpack_deltas
 from tests.attach.test_start import fit, loader
+from tests.command import gorp
 from tests.runs import tiny, tokenizer
 from tests.workspace.project import make_project, tree_hash
 
 
 # PEFT 0.21 asks transformers 5.23 for a property under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
-def gorp(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def load(folder):

@@ -7,32 +7,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from gorp.cli import app
 from gorp.doctor import check_installation, check_workspace
 from gorp.models.load import ModelConfig, on_this_machine
 from gorp.storage import read_json, write_json
-from gorp.workspace import Workspace, load_config, run_sequence
+from gorp.workspace import Workspace
 from gorp.workspace.lock import LOCK
-from tests.workspace.project import make_project, tree_hash, write_config
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("doctor")
-    run_sequence(load_config(make_project(folder)), folder / "run")
-    return folder
-
-
-@pytest.fixture
-def project(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "p")
-    return tmp_path / "p"
-
-
-def gorp(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from tests.command import gorp
+from tests.workspace.project import tree_hash, write_config
 
 
 def levels(findings):

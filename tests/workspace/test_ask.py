@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError, DataError
 from gorp.workspace import Workspace, load_config, run_sequence
 from gorp.workspace.ask import Answerer
+from tests.command import gorp
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import CHAT_TEMPLATE, llama_tokenizer, t5_tokenizer
 from tests.workspace.project import make_project, tree_hash, write_config
@@ -139,10 +138,6 @@ def project(asked, tmp_path):
     """A copy of the project, to change."""
     shutil.copytree(asked, tmp_path / "p")
     return tmp_path / "p"
-
-
-def gorp(*arguments, **options):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
 
 
 def test_impossible_questions_say_what_is_wanted(asked):

@@ -7,9 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import TaskScore
 from gorp.storage import read_tensors
@@ -18,6 +16,7 @@ from gorp.workspace import Workspace, load_config, run_sequence, status
 from gorp.workspace.diff import diff
 from gorp.workspace.rollback import rollback
 from gorp.workspace.scores import Scores
+from tests.command import gorp
 from tests.workspace.project import make_project, task, tree_hash, write_config, write_rows
 
 
@@ -206,10 +205,6 @@ def test_a_damaged_file_is_refused_and_named(run):
 def test_impossible_versions_are_refused(finished, old, new, message):
     with pytest.raises(ConfigError, match=message):
         diff(finished / "run", old, new)
-
-
-def gorp(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_on_the_command_line_with_the_yaml_and_as_json(finished):

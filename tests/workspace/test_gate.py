@@ -1,37 +1,26 @@
 """The gate: the verdict on a version from the recorded answers of two, and evidence that can be recomputed."""
 
 import json
-import shutil
 import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
-from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import TaskScore
-from gorp.workspace import Workspace, load_config, run_sequence
+from gorp.workspace import Workspace
 from gorp.workspace.gate import gate
 from gorp.workspace.promote import promote
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import SEAL, sealed
 from gorp.workspace.verify import verify
-from tests.workspace.project import make_project, tree_hash
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gate")
-    run_sequence(load_config(make_project(folder)), folder / "run")
-    return folder
+from tests.command import gorp
+from tests.workspace.project import tree_hash
 
 
 @pytest.fixture
-def run(finished, tmp_path):
-    """A copy of a finished workspace with the versions v0, v1 (task one) and v2 (tasks one and two)."""
-    shutil.copytree(finished, tmp_path / "p")
-    return tmp_path / "p" / "run"
+def run(project):
+    return project / "run"
 
 
 def answered(run, version, right, *, task="one", conditions="same"):
@@ -44,10 +33,6 @@ def answered(run, version, right, *, task="one", conditions="same"):
         task=task, metric="exact_match", score=100 * sum(right) / len(right), rows=len(right), samples=samples
     )
     Scores(run / "eval").add(version, score, f"key {version}", conditions)
-
-
-def gorp(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_a_version_that_lost_many_answers_is_held_and_the_lost_rows_come_first(run):

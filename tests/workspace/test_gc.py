@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from gorp import sequence
-from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError
 from gorp.storage import read_json, write_json
 from gorp.workspace import Workspace, garbage, load_config, run_sequence
@@ -21,11 +19,8 @@ from gorp.workspace.rollback import rollback
 from gorp.workspace.scores import Scores
 from gorp.workspace.status import status
 from gorp.workspace.verify import verify
+from tests.command import gorp
 from tests.workspace.project import make_project, task, tree_hash, weights, write_config, write_rows
-
-
-def gorp(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ import json
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
-from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError
 from gorp.workspace import Workspace, load_config, run_sequence, status
 from gorp.workspace import store as store_module
 from gorp.workspace.promote import LONGEST_REASON, promote
 from gorp.workspace.verify import verify
+from tests.command import gorp
 from tests.workspace.planted import KEPT, LOST, UNSURE, plant
 from tests.workspace.project import make_project, task, tree_hash, write_config, write_rows
 from tests.workspace.test_held import QUICK, Stop
@@ -47,10 +46,6 @@ def back_to(run, name):
     store = Workspace(run)
     with store.writing():
         store.move(store.version(name), event="rollback", before=store.current().name)
-
-
-def gorp(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_after_a_rollback_the_newest_later_version_becomes_current_again(run):

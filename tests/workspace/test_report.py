@@ -21,6 +21,7 @@ from gorp.workspace.overview import distinct, overview
 from gorp.workspace.page import workspace_page
 from gorp.workspace.promote import promote
 from gorp.workspace.rollback import rollback
+from tests.command import gorp
 from tests.report.browser import CHROMIUM, browser_tab
 from tests.report.test_page import HOSTILE, Reader
 from tests.workspace.planted import KEPT, LOST, UNSURE, plant
@@ -212,10 +213,6 @@ class TestPromptsWithoutTheirTemplate:
         found = distinct(prompts)
         assert len(found) == len(prompts)
         assert all(question in prompt for question, prompt in zip(found, prompts, strict=True))
-
-
-def gorp(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_on_the_command_line_it_writes_the_page_markdown_and_csv(learned, tmp_path):

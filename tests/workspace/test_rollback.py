@@ -1,37 +1,17 @@
 """Going back: the target is checked before the pointer moves, and the next task starts from there."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from gorp.cli import app
 from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import TaskScore
 from gorp.workspace import Workspace, load_config, run_sequence
 from gorp.workspace.rollback import rollback
 from gorp.workspace.scores import Scores
-from tests.workspace.project import make_project, task, tree_hash, write_config, write_rows
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rollback")
-    run_sequence(load_config(make_project(folder)), folder / "run")
-    return folder
-
-
-@pytest.fixture
-def project(finished, tmp_path):
-    """A copy of the finished project: the YAML is run.yaml, the workspace is run, at v2."""
-    shutil.copytree(finished, tmp_path / "p")
-    return tmp_path / "p"
-
-
-def gorp(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from tests.command import gorp
+from tests.workspace.project import task, tree_hash, write_config, write_rows
 
 
 def test_the_version_before_becomes_current_and_the_next_task_starts_from_it(project):
