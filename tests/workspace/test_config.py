@@ -194,7 +194,7 @@ def test_the_margins_of_the_gate_are_those_of_the_block_and_the_default_for_othe
         ({"margins": {"a": True}}, "gate.margins.a is true; wanted a number"),
         ({"margins": {"aa": 5}}, "gate.margins: no task `aa` in `tasks:`; there are a. Did you mean `a`?"),
         ({"inconclusive": "maybe"}, "gate.inconclusive is 'maybe'"),
-        ({"margn": 2}, "gate.margn: unknown key; known keys: margin, margins, inconclusive, enabled. Did you mean"),
+        ({"margn": 2}, "gate.margn: unknown key; known keys: margin, margins, inconclusive, enabled, guard,"),
         ([], "gate is a list"),
     ],
 )

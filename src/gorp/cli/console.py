@@ -188,14 +188,15 @@ def show_gate(console: Console, found: Mapping[str, Any], *, explain: bool = Fal
         found: The result of `gorp.workspace.gate.gate`.
         explain: Also print what does not decide the verdict.
     """
-    from gorp.workspace.gate import in_words, remarks  # imports scipy
+    from gorp.workspace.gate_words import in_words, remarks
+    from gorp.workspace.guard_values import guard_in_words  # imports scipy
 
     new, old = found["new"]["version"], found["old"]["version"]
     say_on(console, f"{new} against {old}: {found['verdict'].upper()}")
-    if not found["tasks"]:
+    if found["tasks"]:
+        console.print(gate_table(found))
+    else:
         say_on(console, f"{old} had learned no task, so there was nothing to lose")
-        return
-    console.print(gate_table(found))
     for task, facts in found["tasks"].items():
         say_on(console, in_words(task, facts))
         rows = found["flipped"][task]
@@ -208,9 +209,11 @@ def show_gate(console: Console, found: Mapping[str, Any], *, explain: bool = Fal
             say_on(console, f"  and {len(rows) - FLIPPED} more in the evidence")
         for line in remarks(task, found):
             say_on(console, f"  {line}", style="yellow")
+    if found.get("guard") is not None:
+        say_on(console, guard_in_words(found["guard"]), style="red" if found["guard"]["verdict"] == "hold" else "")
     for line in found.get("notes", ()):
         say_on(console, line, style="yellow")
-    if explain:
+    if explain and found["tasks"]:
         say_on(console, "")
         console.print(certainty_table(found))
         for name, meaning in GATE_WORDS.items():

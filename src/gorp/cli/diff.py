@@ -43,6 +43,10 @@ def diff(
     for problem in dict.fromkeys(facts["problem"] for facts in found["tasks"].values() if facts["problem"]):
         tasks = [task for task, facts in found["tasks"].items() if facts["problem"] == problem]
         say(f"{', '.join(tasks)}: answers not compared: {problem}")
+    if found["guard"] is not None:
+        from gorp.workspace.guard_values import level_in_words
+
+        say(level_in_words(found["guard"]))
     say("")
     _show_weights(out, found)
     _show_settings(found)

@@ -9,6 +9,7 @@ from gorp.doctor.finding import Finding, free_bytes, run, size
 from gorp.errors import CheckpointError, GorpError
 from gorp.storage import read_json
 from gorp.workspace.garbage import bytes_of, find
+from gorp.workspace.guard_values import read_guard_values
 from gorp.workspace.lock import LOCK, holder_of
 from gorp.workspace.mark import check_place
 from gorp.workspace.scores import Scores
@@ -113,6 +114,11 @@ def _scores(store: Workspace) -> Iterator[Finding]:
         kept = read_json(path)
         if not isinstance(kept, dict) or SEAL not in kept or not is_whole(kept, path.stem):
             damaged.append(path)
+    for path in sorted((store.root / "eval" / "guard").glob("v*.json")):
+        try:
+            read_guard_values(store.root / "eval", path.stem)
+        except CheckpointError as error:
+            yield Finding("warning", "scores", str(error))
     for path in damaged:
         advice = "Restore it from a copy, or give the task a file of eval rows (`eval:`)."
         yield Finding("problem", "scores", f"{path}: damaged or changed", advice)

@@ -42,7 +42,11 @@ def expected_calibration_error(
 
 
 def paired_difference(
-    old: Sequence[float], new: Sequence[float], *, confidence: float = 0.95
+    old: Sequence[float],
+    new: Sequence[float],
+    *,
+    weights: Sequence[float] | None = None,
+    confidence: float = 0.95,
 ) -> tuple[float, tuple[float, float]]:
     """Return the mean of new - old over the same rows, and its bootstrap interval (percentiles, fixed seed).
 
@@ -52,19 +56,29 @@ def paired_difference(
     Args:
         old: One value for each row, at least one.
         new: The same rows.
+        weights: Of the rows in the mean, for example their tokens; a row is drawn with its weight. None: all are equal.
         confidence: Of the interval.
     """
     differences = np.asarray(new, dtype=float) - np.asarray(old, dtype=float)
-    mean = float(differences.mean())
+    mean = float(np.average(differences, weights=weights))
     if len(differences) == 1 or np.ptp(differences) == 0:
         return mean, (mean, mean)
+    drawn, statistic = ((differences,), np.mean)
+    if weights is not None:
+        drawn, statistic = ((differences, np.asarray(weights, dtype=float)), _weighted_mean)
     found = bootstrap(
-        (differences,),
-        np.mean,
+        drawn,
+        statistic,
+        paired=weights is not None,
         n_resamples=RESAMPLES,
         batch=100,  # 100 draws in memory at a time
+        vectorized=True,
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(0),
     )
     return mean, (float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+def _weighted_mean(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
+    return (values * weights).sum(axis=axis) / weights.sum(axis=axis)

@@ -81,6 +81,10 @@ class Judged:
     confidence: int
     """Of the intervals, percent."""
     tasks: Sequence[JudgedTask]
+    guard: str = ""
+    """A sentence on the guard text; empty without one."""
+    guard_verdict: Word | None = None
+    """None if the text only informs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,8 @@ class Page:
     """What else a reader must know before the numbers."""
     judged: Judged | None = None
     """The verdict on the newest version."""
+    guard: Table | None = None
+    """The loss of each version on the guard text."""
     figures: Mapping[str, str] = field(default_factory=dict)
     """A few numbers for a reader in a hurry: "tasks learned" -> "4"."""
     runs: Runs

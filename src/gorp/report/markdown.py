@@ -51,6 +51,9 @@ def _sections(page: Page) -> Iterator[Section]:
     if page.judged is not None and page.judged.tasks:
         lines = [_table(judged_table(page.judged)), _list(item.sentence for item in page.judged.tasks)]
         yield "Verdict on each task", lines
+    guard = [] if page.guard is None else [_table(page.guard)]
+    guard += [] if page.judged is None or not page.judged.guard else [_list([page.judged.guard])]
+    yield "General text", guard
     scores = [each(matrix_markdown(matrix), name) for name, matrix in matrices.items()]
     yield "Score on every task, after every task", [*scores, f"{MATRIX_READING}\n"]
     yield "Forgetting", [each(_table(forgetting_table(matrix)), name) for name, matrix in matrices.items()]

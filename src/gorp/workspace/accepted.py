@@ -40,7 +40,10 @@ def portable(values: Mapping[str, Any], source: Path | None) -> dict[str, Any]:
         for task in values["tasks"]
     ]
     model = values["model"] | {"path": portable_path(values["model"]["path"], folder)}
-    return {**values, "model": model, "tasks": tasks}
+    gate = dict(values.get("gate") or {})
+    if gate.get("guard") is not None:
+        gate["guard"] = portable_path(gate["guard"], folder)
+    return {**values, "model": model, "tasks": tasks, "gate": gate}
 
 
 def keep_configuration(root: Path, values: Mapping[str, Any], source: Path | None) -> None:

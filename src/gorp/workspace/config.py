@@ -117,7 +117,7 @@ def parse_config(block: Mapping[str, Any], folder: Path) -> RunConfig:
         encoding=read_block(Encoding, _block(block, "encoding"), "encoding"),
         tasks=tasks,
         eval=read_block(EvalConfig, _block(block, "eval"), "eval"),
-        gate=read_gate(_block(block, "gate"), [task.name for task in tasks]),
+        gate=_gate(_block(block, "gate"), [task.name for task in tasks], folder),
         seed=_seed(block.get("seed", 0)),
     )
 
@@ -227,6 +227,13 @@ def _task(entry: Any, folder: Path, where: str) -> TaskSpec:
     spec = read_block(TaskSpec, entry, where)
     train = _source(spec.train, folder, f"{where}.train")
     return replace(spec, train=train, eval=None if spec.eval is None else _source(spec.eval, folder, f"{where}.eval"))
+
+
+def _gate(block: Any, tasks: list[str], folder: Path) -> GateConfig:
+    gate = read_gate(block, tasks)
+    if gate.guard is None:
+        return gate
+    return replace(gate, guard=os.path.abspath(_path(gate.guard, folder, "gate.guard")))
 
 
 def _published_order(block: Mapping[str, Any], folder: Path) -> tuple[TaskSpec, ...]:

@@ -12,6 +12,7 @@ from gorp.workspace.base_files import BaseFiles
 from gorp.workspace.changed_weights import changed_weights
 from gorp.workspace.changes import differences
 from gorp.workspace.flips import flipped, paired
+from gorp.workspace.guard_values import compare_guard
 from gorp.workspace.scores import Scores
 from gorp.workspace.store import Version, Workspace
 
@@ -35,9 +36,10 @@ def diff(
         the newest version that both come from; `left` and `gained`, the versions after it up to the old and the new
         one. `tasks`: task -> score of both, `difference` in points with its 95 % `interval` (Tango), rows, rows `lost`
         and `won`, `flipped` (those that turned wrong first), and `problem` if the answers cannot be compared, else
-        None. `weights`: see `changed_weights`. `together`: `changed` weights, their joint `norm` and `relative` change,
-        the worst and the median `leak`, the largest `cosine`, directions `released` with their energy. `base`: why
-        there is no relative change, else None. `settings` and `packages`: lists of key, old and new value.
+        None. `guard`: None, or see `compare_guard`. `weights`: see `changed_weights`. `together`: `changed` weights,
+        their joint `norm` and `relative` change, the worst and the median `leak`, the largest `cosine`, directions
+        `released` with their energy. `base`: why there is no relative change, else None. `settings` and `packages`:
+        lists of key, old and new value.
 
     Raises:
         ConfigError: If a version does not exist, or both are the same.
@@ -66,6 +68,7 @@ def diff(
         "left": [version.name for version in left],
         "gained": [version.name for version in gained],
         "tasks": _tasks(store, before, after),
+        "guard": _guard(store, before, after),
         "weights": weights,
         "together": _together(weights),
         "base": base.problem,
@@ -92,6 +95,14 @@ def _tasks(store: Workspace, old: Version, new: Version) -> dict[str, dict[str, 
     rows = [scores.cells.get(version.name, {}) for version in (old, new)]
     learned = dict.fromkeys([*new.contains, *old.contains])
     return {task: _task(scores, task, old, new) for task in [*learned, *(t for t in rows[1] if t in rows[0])]}
+
+
+def _guard(store: Workspace, old: Version, new: Version) -> dict[str, Any] | None:
+    """Return the comparison on the guard text; None if both were not scored on the same."""
+    try:
+        return compare_guard(store.root / "eval", old.name, new.name, None)
+    except CheckpointError:
+        return None
 
 
 def _task(scores: Scores, task: str, old: Version, new: Version) -> dict[str, Any]:

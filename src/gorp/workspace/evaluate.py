@@ -12,6 +12,7 @@ from gorp.progress import Progress
 from gorp.workspace.accepted import CONFIG, beside
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, load_config, parse_config
+from gorp.workspace.guard import measure_guard
 from gorp.workspace.held import held_once
 from gorp.workspace.mark import check_place
 from gorp.workspace.prepare import Session, prepare
@@ -58,7 +59,8 @@ def evaluate_version(
     names = [spec.name for spec in config.tasks]
     if task is not None and task not in names:
         raise ConfigError(f"no task `{task}` in {workspace}; there are {', '.join(names)}.{nearest(task, names)}")
-    session = prepare(config, store, progress, scored=names if task is None else [task])
+    wanted = names if task is None else [task]
+    session = prepare(config, store, progress, scored=wanted, guarded=task is None)
     with disk_errors(store.root):
         return _score(session, chosen, task, progress)
 
@@ -69,6 +71,7 @@ def _score(session: Session, chosen: Version, task: str | None, progress: Progre
     cells = score_row(
         session, chosen.name, learned_digest(session, chosen.record["sha256"]), progress, tasks=wanted, fresh=True
     )
+    measure_guard(session, chosen.name, chosen.record["sha256"], progress, fresh=True)
     write_matrix(session, session.workspace.lineage())
     return {"version": chosen.name, "scores": cells}
 

@@ -46,6 +46,7 @@ encoding:  # in tokens; `gorp validate` shows how long the rows are
   max_prompt_tokens: 512  # a longer prompt loses its middle
   max_completion_tokens: {answer}  # a longer answer is an error
 
+# gate: {{guard: general.txt}}  # text that no task trains on: shows whether the model gets worse at it
 tasks:  # in the order of training; `gorp add NAME FILE` appends one
 {tasks}"""
 

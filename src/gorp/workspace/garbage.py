@@ -31,7 +31,7 @@ JOINT = "joint"
 DIGESTED = (RECORD, TRAINING, "identity.json")
 """Of a folder the first of these files that it has; its SHA-256 is entered into the ledger."""
 
-EVAL = ("eval", "eval/samples", "eval/rows", "eval/gate")
+EVAL = ("eval", "eval/samples", "eval/rows", "eval/gate", "eval/guard")
 """The folders of files about scores."""
 
 

@@ -3,8 +3,8 @@
 Both versions have answered the same rows; the answers are in `eval/samples`. For each task the verdict is `ship`,
 `hold` or `inconclusive` (`gorp.evaluation.paired`). The evidence is kept in `eval/gate/<new>-<old>.json`: with it, the
 verdict can be computed again from the answers. It also has what does not decide: how certain both versions are, and the
-leak of the change against what each earlier task protected. `gorp train` judges each new version so before it is
-published, and `gorp promote` before it moves CURRENT.
+leak of the change against what each earlier task protected. The guard text (`gorp.workspace.guard`) decides only if it
+has a margin. `gorp train` judges each new version so before it is published, `gorp promote` before it moves CURRENT.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,8 @@ from gorp.evaluation.paired import (
 from gorp.storage import write_json
 from gorp.workspace.certainty import certainty
 from gorp.workspace.flips import flipped, paired
-from gorp.workspace.gate_config import ALLOWED, present_gate
+from gorp.workspace.gate_config import ALLOWED, GateConfig, present_gate
+from gorp.workspace.guard_values import guard_facts
 from gorp.workspace.kept_noise import kept_noise
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import sealed
@@ -53,6 +54,7 @@ def gate(
     version: str | None = None,
     against: str | None = None,
     margin: float | Mapping[str, float] | None = None,
+    settings: GateConfig | None = None,
     source: Path | None = None,
     noise: bool = False,
     base: Path | None = None,
@@ -67,7 +69,8 @@ def gate(
         version: The new version; None for CURRENT.
         against: The old version; None for the one that the new one was trained from.
         margin: δ, in points: a drop up to this is allowed. One number, or one for each task that the old version had
-            learned. None: those of the `gate:` block of the YAML.
+            learned. None: those of `settings`.
+        settings: The `gate:` block; its guard text counts too. None: that of the YAML.
         source: The YAML that the user named, if any.
         noise: Load the new version and let it answer its rows again in other batches (`gorp.workspace.noise`). A task's
             margin is then at least one standard error of what changed. Without it, the counts in the evidence of the
@@ -81,22 +84,22 @@ def gate(
         `verdict`; `tasks`: task -> old and new score, drop and its 90 % interval in points, flips, p-values, verdict,
         and for `inconclusive` the number of rows that would decide; `flipped`: task -> the rows whose answer turned
         wrong, then those that turned right; `certainty`: task -> see `gorp.workspace.certainty`; `leaks`: task -> the
-        worst and median leak, see `leaks_between`; `noise`: None, or task -> rows, how many answers differ, how many
-        turned right or wrong, their standard error in points, and the margin without it; `margins`: those used; the
-        digests of both versions and of the answers; `notes`: sentences on what was used or left out; `path` of the
-        evidence.
+        worst and median leak, see `leaks_between`; `guard`: None, or see `gorp.workspace.guard_values.compare_guard`;
+        `noise`: None, or task -> rows, how many answers differ, how many turned right or wrong, their standard error in
+        points, and the margin without it; `margins`: those used; the digests of both versions and of the answers;
+        `notes`: sentences on what was used or left out; `path` of the evidence.
 
     Raises:
         ConfigError: If a version does not exist, a margin is impossible, or the `gate:` block is not valid.
-        CheckpointError: If a score or an answer is missing or damaged, or the two versions were scored on other rows.
+        CheckpointError: If a score or an answer is missing or damaged, or the two versions were scored on other rows;
+            likewise for the guard text, if it decides.
     """
     if isinstance(margin, int | float) and margin not in ALLOWED:
         raise ConfigError(f"--margin is {margin}; it must be {ALLOWED}.")
     store, new, old = _versions(workspace, version, against)
-    margins: Mapping[str, float]
-    if margin is None:
-        margins = present_gate(store, source).of(old.contains)
-    else:
+    settings = present_gate(store, source) if settings is None else settings
+    margins: Mapping[str, float] = settings.of(old.contains)
+    if margin is not None:
         margins = margin if isinstance(margin, Mapping) else dict.fromkeys(old.contains, float(margin))
     path = _path(store, new, old)
     counts, note = kept_noise(path, Scores(store.root / "eval"), new, old)
@@ -107,11 +110,12 @@ def gate(
         counts, note = count_noise(store, new, old.contains, **asked), None
     elif base is not None:
         raise ConfigError("--base is needed only to load the model, with --noise.")
-    evidence = evidence_of(store, new, old, margins, counts)
+    guard, missing = guard_facts(store.root / "eval", old.name, new.name, settings)
+    evidence = evidence_of(store, new, old, margins, counts, guard)
     if not dry_run:
         with Scores(store.root / "eval").writing():
             write_json(path, sealed({**evidence, "time": datetime.now(UTC).isoformat(timespec="seconds")}))
-    return {**evidence, "notes": [] if note is None else [note], "path": str(path)}
+    return {**evidence, "notes": [line for line in (note, missing) if line is not None], "path": str(path)}
 
 
 def evidence_path(workspace: Path, *, version: str | None = None, against: str | None = None) -> Path:
@@ -144,15 +148,25 @@ def evidence_of(
     old: Version,
     margins: Mapping[str, float],
     counts: Mapping[str, Mapping[str, int]] | None,
+    guard: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the evidence on a version from the files of the workspace and the counts of noise, if there are any."""
+    """Return the evidence on a version from the files of the workspace.
+
+    Args:
+        store: The workspace.
+        new: The new version.
+        old: The old version.
+        margins: Task -> δ in points.
+        counts: Of noise, if there are any.
+        guard: The comparison on the guard text, if there is one.
+    """
     from gorp.workspace.leaks import leaks_between  # imports torch
 
     noise = None if counts is None else {task: _noise(counts[task], margins[task]) for task in old.contains}
     if noise is not None:
         margins = {task: max(facts["margin"], facts["standard_error"]) for task, facts in noise.items()}
     return {
-        **compare(store, new.name, old, margins),
+        **compare(store, new.name, old, margins, guard),
         "noise": noise,
         "leaks": leaks_between(store.lineage(old), new),
         "new": {"version": new.name, "sha256": new.sha256},
@@ -170,7 +184,13 @@ def _noise(counts: Mapping[str, int], margin: float) -> dict[str, Any]:
     return {**{key: counts[key] for key in ("rows", "differing", "flipped")}, "standard_error": error, "margin": margin}
 
 
-def compare(store: Workspace, new: str, old: Version, margins: Mapping[str, float]) -> dict[str, Any]:
+def compare(
+    store: Workspace,
+    new: str,
+    old: Version,
+    margins: Mapping[str, float],
+    guard: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     """Return the evidence on a version without the digests of the two versions; the new one need not be published.
 
     Args:
@@ -178,6 +198,7 @@ def compare(store: Workspace, new: str, old: Version, margins: Mapping[str, floa
         new: Name of the new version.
         old: The old version.
         margins: Task -> δ in points, for every task that the old version had learned.
+        guard: The comparison on the guard text, if there is one.
 
     Raises:
         CheckpointError: If a score or an answer is missing or damaged, or the two versions were scored on other rows.
@@ -191,7 +212,7 @@ def compare(store: Workspace, new: str, old: Version, margins: Mapping[str, floa
         if rows and not any(a["correct"] for a, _ in rows):
             each[number] = "ship"  # no answer was right, so none can be lost
     return {
-        "verdict": together(each),
+        "verdict": together([*each, *([guard["verdict"]] if guard and guard["verdict"] else [])]),
         "margins": {task: margins[task] for task in tasks},
         "level": LEVEL,
         "tasks": {
@@ -200,6 +221,7 @@ def compare(store: Workspace, new: str, old: Version, margins: Mapping[str, floa
         },
         "flipped": {task: flipped(rows) for task, rows in answers.items()},
         "certainty": {task: certainty(rows) for task, rows in answers.items()},
+        "guard": guard,
         "answers": {
             f"{version}-{task}": scores.cells[version][task]["samples"] for task in tasks for version in (old.name, new)
         },
@@ -225,38 +247,3 @@ def _facts(flips: Flips, verdict: Verdict, margin: float, right: list[bool], *, 
         "rows_needed": rows_needed(flips, margin / 100, tasks=count) if verdict == "inconclusive" else None,
         "nothing_to_lose": not any(right),
     }
-
-
-def in_words(task: str, facts: Mapping[str, Any]) -> str:
-    """Return one sentence on the verdict of a task."""
-    if facts["verdict"] == "hold":
-        return f"{task}: lost {facts['drop']:.1f} points; more than the margin, and not by chance"
-    if facts["nothing_to_lose"]:
-        return f"{task}: the old version answered no row right, so there was nothing to lose"
-    if facts["verdict"] == "ship":
-        return f"{task}: not worse by more than the margin"
-    needed = facts["rows_needed"]
-    rows = "more rows would not decide at this drop" if needed is None else f"about {needed:,} rows would decide"
-    return f"{task}: {facts['rows']} rows are too few to tell; {rows}"
-
-
-def remarks(task: str, found: Mapping[str, Any]) -> list[str]:
-    """Return sentences on a task that do not follow from its verdict: noise, and right answers that became less likely.
-
-    Args:
-        task: Name of the task.
-        found: The result of `gate`.
-    """
-    lines, noise, nll = [], (found["noise"] or {}).get(task), found["certainty"][task]["nll"]
-    if noise is not None and noise["standard_error"] > noise["margin"]:
-        lines.append(
-            f"{noise['flipped']} of {noise['rows']} answers turn right or wrong in other batches, so the margin is "
-            f"{noise['standard_error']:.1f} points instead of {noise['margin']:g}"
-        )
-    if nll is not None and nll["interval"][0] > 0:
-        low, high = nll["interval"]
-        lines.append(
-            f"the right answers are less likely than before: {nll['difference']:+.2f} nats per token ({low:+.2f} to "
-            f"{high:+.2f}); this does not decide"
-        )
-    return lines

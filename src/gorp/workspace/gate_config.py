@@ -3,7 +3,7 @@
 The block influences neither weights nor scores, so it may change at any time.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +20,9 @@ MARGIN = 2.0
 """δ in points, unless the user gives another."""
 
 ALLOWED = Range(0, 100, open_low=True, open_high=True)
+
+LARGEST_RISE = 100
+"""Largest `guard_margin`, in nats per token; a model that knows nothing of 150,000 tokens is at 12."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +41,20 @@ class GateConfig:
     """What a version becomes of which the test rows do not decide."""
     enabled: bool = True
     """Whether `gorp train` judges versions."""
+    guard: str | None = None
+    """A file of general text that no task trains on; every version is scored on it. Absolute in a `RunConfig`."""
+    guard_margin: Annotated[float, Range(0, LARGEST_RISE)] | None = None
+    """Nats per token: a version whose loss on that text is shown to rise by more is held; None: it only informs."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "gate.")
+        if self.guard is not None and not self.guard.strip():
+            raise ConfigError("gate.guard is empty; wanted the path of a file of general text.")
+        if self.guard_margin is not None and self.guard is None:
+            raise ConfigError(
+                f"gate.guard_margin is {self.guard_margin}, but there is no `gate.guard`. Add `guard:` with a file of "
+                "general text, or remove the margin."
+            )
         for task, margin in self.margins.items():
             if margin not in ALLOWED:
                 raise ConfigError(f"gate.margins.{shown(task)} is {margin}; it must be {ALLOWED}.")
@@ -48,6 +62,16 @@ class GateConfig:
     def of(self, tasks: Iterable[str]) -> dict[str, float]:
         """Return the margin of each of `tasks`, in points."""
         return {task: self.margins.get(task, self.margin) for task in tasks}
+
+    @classmethod
+    def that_decided(cls, gate: Mapping[str, Any]) -> "GateConfig":
+        """Return the settings with which a version was judged, from the `gate` of its version.json."""
+        guard = gate.get("guard")
+        return cls(
+            margins=dict(gate["margins"]),
+            guard=None if guard is None else "as it was recorded",
+            guard_margin=None if guard is None else guard["margin"],
+        )
 
     def accepts(self, verdict: Verdict) -> bool:
         """Whether a version of this verdict becomes the current one."""

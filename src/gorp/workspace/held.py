@@ -59,11 +59,30 @@ def held_facts(version: Version) -> dict[str, Any]:
     """Return what `gorp status` has on a held version.
 
     Returns:
-        Its name as `version`; `verdict`; `against`, the version that it was trained from; `tasks`, those that decided.
+        Its name as `version`; `verdict`; `against`, the version that it was trained from; `tasks`, those that decided;
+        `guard`, whether the guard text did.
     """
     gate = version.record["gate"]
     tasks = [task for task, verdict in gate["tasks"].items() if verdict == gate["verdict"]]
-    return {"version": version.name, "verdict": gate["verdict"], "against": gate["against"], "tasks": tasks}
+    guard = (gate.get("guard") or {}).get("verdict") == "hold"
+    return {
+        "version": version.name,
+        "verdict": gate["verdict"],
+        "against": gate["against"],
+        "tasks": tasks,
+        "guard": guard,
+    }
+
+
+def why_held(facts: Mapping[str, Any]) -> str:
+    """Return what a held version lost, as a phrase.
+
+    Args:
+        facts: The result of `held_facts`.
+    """
+    lost = "lost points on" if facts["verdict"] == "hold" else "may have lost on"
+    parts = [f"{lost} {', '.join(facts['tasks'])}"] * bool(facts["tasks"])
+    return " and ".join(parts + ["predicts the guard text worse"] * facts["guard"])
 
 
 def held_in_words(task: str, facts: Mapping[str, Any], *, current: str) -> str:
@@ -74,8 +93,7 @@ def held_in_words(task: str, facts: Mapping[str, Any], *, current: str) -> str:
         facts: The result of `held_facts`.
         current: Name of the current version.
     """
-    version, tasks = facts["version"], ", ".join(facts["tasks"])
-    why = f"{version} lost points on {tasks}" if facts["verdict"] == "hold" else f"{version} may have lost on {tasks}"
+    version, why = facts["version"], f"{facts['version']} {why_held(facts)}"
     promote = f', or take it as it is: `gorp promote --version {version} --anyway "REASON"`'
     return (
         f"{task}: held, because {why}; the current version is {current}. `gorp train` passes it over. Change its rows "

@@ -8,6 +8,8 @@ from typing import Any
 from gorp.errors import CheckpointError
 from gorp.progress import Progress
 from gorp.workspace.gate import compare, gate
+from gorp.workspace.gate_config import GateConfig
+from gorp.workspace.guard_values import guard_facts
 from gorp.workspace.held import held_facts, held_in_words
 from gorp.workspace.prepare import Session
 from gorp.workspace.scores import Scores
@@ -16,8 +18,8 @@ from gorp.workspace.store import Version
 
 
 def is_judged(session: Session, parent: Version) -> bool:
-    """Whether a version that is trained from `parent` is judged; the first task has nothing to lose."""
-    return session.config.gate.enabled and not session.method.joint and bool(parent.contains)
+    """Whether a version that is trained from `parent` is judged; the first task has only the guard text to lose."""
+    return session.config.gate.enabled and not session.method.joint and bool(parent.contains or session.guard)
 
 
 def answer_again(session: Session, parent: Version, progress: Progress) -> None:
@@ -39,13 +41,15 @@ def judge(session: Session, name: str, parent: Version) -> dict[str, Any] | None
     if not is_judged(session, parent):
         return None
     settings, margins = session.config.gate, session.config.gate.of(parent.contains)
-    found = compare(session.workspace, name, parent, margins)
+    guard, _ = guard_facts(session.workspace.root / "eval", parent.name, name, settings)
+    found = compare(session.workspace, name, parent, margins, guard)
     return {
         "verdict": found["verdict"],
         "against": parent.name,
         "accepted": settings.accepts(found["verdict"]),
         "margins": margins,
         "tasks": {task: facts["verdict"] for task, facts in found["tasks"].items()},
+        "guard": guard and {key: guard[key] for key in ("verdict", "margin")},
     }
 
 
@@ -54,7 +58,7 @@ def show_verdict(session: Session, version: Version, progress: Progress) -> dict
     judged = version.record.get("gate")
     if judged is None:
         return None
-    found = gate(session.workspace.root, version=version.name, margin=judged["margins"])
+    found = gate(session.workspace.root, version=version.name, settings=GateConfig.that_decided(judged))
     progress.gate(found)
     if version.accepted:
         if judged["verdict"] == "inconclusive":

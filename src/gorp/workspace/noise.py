@@ -66,7 +66,7 @@ def count_noise(
         if not base.is_dir():
             raise ConfigError(f"--base {base}: there is no such folder. Give the folder of the base model.")
         config = replace(config, model=replace(config.model, path=os.path.abspath(base), revision=None))
-    session = prepare(config, store, progress, scored=tasks)
+    session = prepare(config, store, progress, scored=tasks, guarded=False)
     load_version(session, version)
     found = {}
     for task in session.tasks:

@@ -13,6 +13,8 @@ from gorp.errors import CheckpointError
 from gorp.evaluation import AccuracyMatrix
 from gorp.storage import file_sha256
 from gorp.workspace.gate import evidence_path, gate
+from gorp.workspace.gate_config import GateConfig
+from gorp.workspace.guard_values import guard_levels
 from gorp.workspace.scores import Scores
 from gorp.workspace.status import status
 from gorp.workspace.store import Version, Workspace
@@ -28,7 +30,9 @@ def overview(folder: Path, *, source: Path | None = None) -> dict[str, Any]:
     Returns:
         The keys of `status`, and: `subject`, the version that is judged, which is the current one or a newer one that
         the gate holds; `subject_matrix`, the scores of the versions up to it; `gate`, the evidence on it, see
-        `gorp.workspace.gate.gate`, None if it cannot be judged, and then `not_judged` says why; `questions`, of the
+        `gorp.workspace.gate.gate`, None if it cannot be judged, and then `not_judged` says why; `guard`: version -> its
+        loss `nll` on the guard text and the `rows`, for the versions up to the subject that were scored on the same
+        text as it; `questions`, of the
         answers that changed: task -> row -> prompt without the template; `layers`, of the current version: name,
         directions, capacity and released of each, in the order of the model; `budget`; `evidence`: digests, packages,
         device and seed, and the kept file of the gate; `commands`: what a command shows -> the command.
@@ -49,6 +53,7 @@ def overview(folder: Path, *, source: Path | None = None) -> dict[str, Any]:
         "subject_matrix": _matrix(store, subject, state),
         "gate": found,
         "not_judged": reason,
+        "guard": guard_levels(store.root / "eval", [version.name for version in store.lineage(subject)]),
         "questions": _questions(store, subject, found),
         "layers": _layers(current),
         "budget": (current.record["config"].get("method") or {}).get("budget"),
@@ -73,9 +78,10 @@ def _judged(store: Workspace, subject: Version, source: Path | None) -> tuple[di
     """Return the evidence on a version and None, or None and the reason."""
     if subject.record["parent"] is None:
         return None, "no task has been learned yet"
-    margins = (subject.record.get("gate") or {}).get("margins")  # those that decided, if it was judged before
+    judged = subject.record.get("gate")  # with the settings that decided, if it was judged before
+    settings = None if judged is None else GateConfig.that_decided(judged)
     try:
-        found = gate(store.root, version=subject.name, margin=margins, source=source, dry_run=True)
+        found = gate(store.root, version=subject.name, settings=settings, source=source, dry_run=True)
     except CheckpointError as error:
         return None, str(error)
     return {key: value for key, value in found.items() if key != "path"}, None

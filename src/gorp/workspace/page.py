@@ -7,7 +7,9 @@ from gorp.evaluation import AccuracyMatrix
 from gorp.report import Answer, Judged, JudgedTask, Layer, Page, Sample, Samples, Table, verdicts
 from gorp.report.page import MAX_SAMPLES
 from gorp.report.wording import duration, number, signed, size, some
-from gorp.workspace.gate import LEVEL, in_words
+from gorp.workspace.gate import LEVEL
+from gorp.workspace.gate_words import in_words
+from gorp.workspace.guard_values import guard_in_words, perplexity
 from gorp.workspace.held import held_in_words
 
 
@@ -24,6 +26,7 @@ def workspace_page(facts: Mapping[str, Any], name: str) -> Page:
         headline=headline(facts),
         about=_about(facts),
         judged=judged(facts),
+        guard=_guard(facts),
         figures=_figures(facts),
         runs={facts["method"]: [matrix]},
         samples=_changed(facts),
@@ -76,6 +79,8 @@ def judged(facts: Mapping[str, Any]) -> Judged | None:
             )
             for task, item in found["tasks"].items()
         ],
+        guard="" if found["guard"] is None else guard_in_words(found["guard"]),
+        guard_verdict=None if found["guard"] is None else found["guard"]["verdict"],
     )
 
 
@@ -84,6 +89,10 @@ def headline(facts: Mapping[str, Any]) -> str:
     found, version = facts["gate"], facts["subject"]
     if found is None:
         return f"{version} is not judged: {facts['not_judged']}"
+    guard = found["guard"] is not None and found["guard"]["verdict"] == "hold"
+    worse = f"predicts general text worse, by more than {found['guard']['margin']:g} nats per token" if guard else ""
+    if guard and not any(item["verdict"] == "hold" for item in found["tasks"].values()):
+        return f"{version} {worse}, and not by chance."
     if not found["tasks"]:
         return f"{version} has learned {facts['contains'][-1]}; there was no earlier task to lose."
     tasks: Mapping[str, Mapping[str, Any]] = found["tasks"]
@@ -92,7 +101,7 @@ def headline(facts: Mapping[str, Any]) -> str:
     margin = f"more than {min(margins):g} points" if len(margins) == 1 else "more than their margins"
     if found["verdict"] == "hold":
         lost = some([f"{number(tasks[task]['drop'])} points on {task}" for task in those])
-        return f"{version} lost {lost}, and not by chance."
+        return f"{version} lost {lost}{' and ' + worse if guard else ''}, and not by chance."
     if found["verdict"] == "ship":
         return f"{version} is shown not to have lost {margin} on {some(those)}."
     needed = [tasks[task]["rows_needed"] for task in those]
@@ -110,6 +119,15 @@ def _about(facts: Mapping[str, Any]) -> str:
     if facts["pending"]:
         words.append(f"Pending: {some(facts['pending'])}.")
     return " ".join(words)
+
+
+def _guard(facts: Mapping[str, Any]) -> Table | None:
+    """Return the loss on the guard text of each version up to the judged one; None if none was measured."""
+    lines = [
+        [version, f"{item['nll']:.3f}" if item["nll"] is not None else "–", perplexity(item["nll"]), str(item["rows"])]
+        for version, item in facts["guard"].items()
+    ]
+    return Table(headings=["version", "nats per token", "perplexity", "rows"], lines=lines) if lines else None
 
 
 def _figures(facts: Mapping[str, Any]) -> dict[str, str]:

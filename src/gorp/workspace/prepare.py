@@ -21,6 +21,7 @@ from gorp.rows.lengths import check_lengths
 from gorp.training import SavedTorchSettings, check_arguments, check_method, training_arguments
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, num_tasks
+from gorp.workspace.guard_text import GuardText, read_guard
 from gorp.workspace.held import held_once, held_versions, order_of_learning
 from gorp.workspace.learned import recall, train_file_sha256
 from gorp.workspace.store import Version, Workspace
@@ -43,6 +44,8 @@ class Session:
     """The versions from v0 to CURRENT; empty for a new workspace."""
     train_files: Mapping[str, str | None]
     """Task -> SHA-256 of its training file; None for a folder or a hub data set."""
+    guard: GuardText | None
+    """General text on which versions are scored too; None if there is none, or it is not wanted."""
     held: Mapping[str, Version]
     """Task that is not trained again -> the version that the gate holds, trained on the same rows."""
 
@@ -53,7 +56,12 @@ class Session:
 
 
 def prepare(
-    config: RunConfig, workspace: Workspace, progress: Progress, *, scored: Collection[str] | None = None
+    config: RunConfig,
+    workspace: Workspace,
+    progress: Progress,
+    *,
+    scored: Collection[str] | None = None,
+    guarded: bool = True,
 ) -> Session:
     """Load the tasks and the model, and check everything that can be checked. Nothing is written.
 
@@ -63,9 +71,11 @@ def prepare(
         progress: Receives a line for what is read and for every note on the data.
         scored: Only for scoring: the tasks to score. A task that is not learned yet and cannot be read is left out,
             unless it is the only one. None for training.
+        guarded: Whether to read the guard text.
 
     Raises:
-        DataError: For invalid rows, labels outside the set, or an answer longer than its budget.
+        DataError: For invalid rows, labels outside the set, an answer longer than its budget, or a guard text that
+            cannot be read.
         ConfigError: For arguments that Hugging Face refuses, settings that differ from those of the workspace, or a
             method that cannot learn another task.
         ModelError: For a model that cannot be used, or a target pattern that matches none of its layers.
@@ -89,6 +99,9 @@ def prepare(
     method = build_method(config.method, config.options, config.lora)
     check_method(method, config.training, num_tasks=num_tasks(config))
     optimizer, options = check_training(config, workspace, architecture, tasks)
+    guard = read_guard(config, tokenizer, encoder_decoder=encoder_decoder) if guarded else None
+    if guard is not None:
+        progress.say(guard.note)
     for task in tasks:
         asked: Any = {"encoder_decoder": encoder_decoder, "encoding": config.encoding, "config": config.eval}
         try:
@@ -123,6 +136,7 @@ def prepare(
         base=base,
         lineage=lineage,
         train_files=train_files,
+        guard=guard,
         held=held,
     )
 

@@ -58,7 +58,7 @@ def promote(
             store.root,
             version=target.name,
             against=current.name,
-            margin=settings.of(current.contains),
+            settings=settings,
             dry_run=dry_run,
         )
         accepted = settings.accepts(found["verdict"])

@@ -24,6 +24,7 @@ from gorp.storage import file_sha256, write_json
 from gorp.training import last_complete, train_task
 from gorp.workspace.accepted import keep_configuration
 from gorp.workspace.config import RunConfig, effective, num_tasks
+from gorp.workspace.guard import is_guarded, measure_guard
 from gorp.workspace.held import held_facts, held_in_words
 from gorp.workspace.judge import answer_again, is_judged, judge, show_verdict
 from gorp.workspace.leaks import earlier_leaks
@@ -227,6 +228,7 @@ def remarks(session: Session) -> list[str]:
 def sources(config: RunConfig) -> list[Path]:
     """Return the existing local files and folders that a configuration reads: the model and the rows."""
     named = [config.model.path, *(path for task in config.tasks for path in (task.train, task.eval) if path)]
+    named += [] if config.gate.guard is None else [config.gate.guard]
     return [Path(path) for path in named if Path(path).is_absolute() and Path(path).exists()]
 
 
@@ -235,14 +237,17 @@ def _measure_versions(session: Session, progress: Progress) -> None:
     store = session.workspace
     if not store.exists():
         scores = score_row(session, "v0", BASE_WEIGHTS, progress)
+        measure_guard(session, "v0", {}, progress)
         record = version_record(session, lineage=[], task=None, contains=[], scores=scores, training={})
         store.publish("v0", record)
         return
     lineage = store.lineage()
     for version in lineage:
-        if not is_scored(session, version):
+        digests = version.record["sha256"]
+        if not is_scored(session, version) or not is_guarded(session, version.name, digests):
             load_version(session, version)
-            score_row(session, version.name, learned_digest(session, version.record["sha256"]), progress)
+            score_row(session, version.name, learned_digest(session, digests), progress)
+            measure_guard(session, version.name, digests, progress)
     load_version(session, lineage[-1])
 
 
@@ -281,6 +286,7 @@ def _learn(session: Session, stage: Stage[Task], lineage: list[Version], restart
         keep(store, task)
     digests = {file: file_sha256(work.folder / file) for file in (DELTA, METHOD)}
     scores = score_row(session, name, learned_digest(session, digests), progress)
+    measure_guard(session, name, digests, progress)
     record = version_record(
         session,
         lineage=lineage,

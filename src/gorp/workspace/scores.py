@@ -86,15 +86,16 @@ class Scores:
                     path.unlink(missing_ok=True)
 
     def samples_of(self, versions: Collection[str]) -> list[Path]:
-        """Return the files of the answers of `versions`."""
+        """Return the files of what `versions` answered, and of their losses on the guard text."""
         found = sorted((self.folder / "samples").glob("v*-*.jsonl"))
-        return [path for path in found if path.name.partition("-")[0] in versions]
+        answers = [path for path in found if path.name.partition("-")[0] in versions]
+        return answers + [path for path in sorted((self.folder / "guard").glob("v*.json")) if path.stem in versions]
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Lock the folder while the block runs; other processes wait."""
         with briefly(self.folder / "scores.lock"):
-            for folder in (self.folder, self.folder / "samples"):
+            for folder in (self.folder, self.folder / "samples", self.folder / "guard"):
                 remove_leftovers(folder)
             yield
 

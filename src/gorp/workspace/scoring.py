@@ -140,9 +140,13 @@ def conditions_of(session: Session, task: Task) -> str:
         "comparison": comparison(task),
     }
     labels = list(task.labels or ())
+    return cell_key(precision_of(session), session.fingerprints[task.name], labels, asked, asdict(config.encoding))
+
+
+def precision_of(session: Session) -> list[str]:
+    """Return what decides the rounding of scores: dtype, kind of device, and how float32 products are computed."""
     model, backends = session.model, cast(Any, torch.backends)
-    precision = [str(model.dtype), model.device.type, backends.fp32_precision]
-    return cell_key(precision, session.fingerprints[task.name], labels, asked, asdict(config.encoding))
+    return [str(model.dtype), model.device.type, backends.fp32_precision]
 
 
 def _scores(session: Session) -> Scores:

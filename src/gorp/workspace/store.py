@@ -9,6 +9,7 @@
     versions/vN/version.json          written last, with the SHA-256 of the other files
     eval/scores.json                  every score with its conditions; matrix.csv is made from it
     eval/samples/vN-<task>.jsonl      every answer
+    eval/guard/vN.json                its loss on each text of the guard text
     run/<task>/checkpoint-*           checkpoints of an unfinished training
     config.json                       the configuration of the last `gorp train`, and the path of its YAML
     ledger.jsonl                      log of events, one per line, with the SHA-256 of every version.json

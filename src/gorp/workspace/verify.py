@@ -8,11 +8,12 @@ from typing import Any
 from gorp.errors import CheckpointError
 from gorp.storage import read_json
 from gorp.workspace.gate import evidence_of
+from gorp.workspace.guard_values import compare_guard
 from gorp.workspace.seal import SEAL, is_whole
 from gorp.workspace.store import Workspace
 
 
-INFORMING = {"certainty": (1e-6, 1e-9), "leaks": (1e-3, 1e-6), "noise": (0.0, 0.0)}
+INFORMING = {"certainty": (1e-6, 1e-9), "leaks": (1e-3, 1e-6), "noise": (0.0, 0.0), "guard": (1e-6, 1e-9)}
 """Parts of the evidence that do not decide the verdict or were added later -> relative and absolute tolerance of
 `verify`. A leak of 1e-7 is rounding of float32, which another machine does in another order."""
 
@@ -33,7 +34,10 @@ def verify(path: Path) -> dict[str, Any]:
     counts = kept.get("noise")
     if counts is not None:
         margins = {task: facts["margin"] for task, facts in counts.items()}
-    now = evidence_of(store, new, old, margins, counts)
+    guard = kept.get("guard")
+    if guard is not None:
+        guard = compare_guard(store.root / "eval", old.name, new.name, guard["margin"])
+    now = evidence_of(store, new, old, margins, counts, guard)
     unlike = {"gorp", "margins"} if "margin" in kept else {"gorp"}  # older evidence has one margin for all tasks
     unlike |= {key for key in INFORMING if key not in kept}  # and none of these
     for key, value in json.loads(json.dumps(now)).items():

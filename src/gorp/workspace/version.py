@@ -243,6 +243,11 @@ def _gate_problem(gate: Any, record: Mapping[str, Any], name: str) -> str | None
         return "`gate.tasks` has an invalid entry"
     if not all(isinstance(margin, int | float) and 0 < margin < 100 for margin in margins.values()):
         return "`gate.margins` has an invalid entry"
+    guard = gate.get("guard")
+    if guard is not None and (not isinstance(guard, dict) or guard.get("verdict") not in (None, "ship", "hold")):
+        return "`gate.guard` has the wrong type, or an invalid verdict"
+    if guard is not None and not isinstance(guard.get("margin", ""), int | float | None):
+        return "`gate.guard.margin` is missing or not a number"
     return None
 
 

@@ -1,0 +1,39 @@
+"""What the gate found, in sentences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def in_words(task: str, facts: Mapping[str, Any]) -> str:
+    """Return one sentence on the verdict of a task."""
+    if facts["verdict"] == "hold":
+        return f"{task}: lost {facts['drop']:.1f} points; more than the margin, and not by chance"
+    if facts["nothing_to_lose"]:
+        return f"{task}: the old version answered no row right, so there was nothing to lose"
+    if facts["verdict"] == "ship":
+        return f"{task}: not worse by more than the margin"
+    needed = facts["rows_needed"]
+    rows = "more rows would not decide at this drop" if needed is None else f"about {needed:,} rows would decide"
+    return f"{task}: {facts['rows']} rows are too few to tell; {rows}"
+
+
+def remarks(task: str, found: Mapping[str, Any]) -> list[str]:
+    """Return sentences on a task that do not follow from its verdict: noise, and right answers that became less likely.
+
+    Args:
+        task: Name of the task.
+        found: The result of `gate`.
+    """
+    lines, noise, nll = [], (found["noise"] or {}).get(task), found["certainty"][task]["nll"]
+    if noise is not None and noise["standard_error"] > noise["margin"]:
+        lines.append(
+            f"{noise['flipped']} of {noise['rows']} answers turn right or wrong in other batches, so the margin is "
+            f"{noise['standard_error']:.1f} points instead of {noise['margin']:g}"
+        )
+    if nll is not None and nll["interval"][0] > 0:
+        low, high = nll["interval"]
+        lines.append(
+            f"the right answers are less likely than before: {nll['difference']:+.2f} nats per token ({low:+.2f} to "
+            f"{high:+.2f}); this does not decide"
+        )
+    return lines

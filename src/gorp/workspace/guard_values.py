@@ -1,0 +1,206 @@
+"""What was measured on the guard text: a file for each version, and the comparison of two versions from these files.
+
+`eval/guard/<version>.json` has `key` and `conditions` as a score has them, the SHA-256 of the guard's file, and for
+each text its index, its predicted tokens and its loss in nats per token. It is sealed, so damage is found.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gorp.errors import CheckpointError
+from gorp.evaluation.calibration import paired_difference
+from gorp.storage import read_json, write_json
+from gorp.workspace.gate_config import GateConfig
+from gorp.workspace.ledger import SHA256
+from gorp.workspace.scores import Scores
+from gorp.workspace.seal import SEAL, is_whole, sealed
+
+
+LEVEL = 0.05
+"""Probability that a version whose loss rose by just the margin is held: the test is one-sided."""
+
+
+def guard_path(folder: Path, version: str) -> Path:
+    """Return the file of a version in the `eval` folder of a workspace."""
+    return folder / "guard" / f"{version}.json"
+
+
+def write_guard(folder: Path, version: str, values: Mapping[str, Any]) -> None:
+    """Write what was measured of a version.
+
+    Args:
+        folder: The `eval` folder.
+        version: Name of the version.
+        values: `key`, `conditions`, `sha256`, and `texts`, a list of `index`, `tokens` and `nll` (None: not finite).
+    """
+    with Scores(folder).writing():
+        write_json(guard_path(folder, version), sealed(values, "guard", version))
+
+
+def read_guard_values(folder: Path, version: str) -> dict[str, Any]:
+    """Return what was measured of a version.
+
+    Raises:
+        CheckpointError: If there is nothing, or the file is damaged.
+    """
+    path, again = guard_path(folder, version), f"`gorp eval --version {version}`"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder.parent}: {version} was not scored on the guard text. {again} scores it on the one of the YAML."
+        )
+    found = read_json(path)
+    if not isinstance(found, dict) or SEAL not in found or not is_whole(found, "guard", version) or not _valid(found):
+        raise CheckpointError(f"{path}: damaged or changed: not as gorp wrote it. {again} writes it again.")
+    return found
+
+
+def _valid(found: Mapping[str, Any]) -> bool:
+    texts = found.get("texts")
+    return (
+        all(isinstance(found.get(key), str) and SHA256.fullmatch(found[key]) for key in ("key", "conditions", "sha256"))
+        and isinstance(texts, list)
+        and bool(texts)
+        and all(isinstance(each, dict) and set(each) == {"index", "tokens", "nll"} for each in texts)
+    )
+
+
+def compare_guard(folder: Path, old: str, new: str, margin: float | None) -> dict[str, Any]:
+    """Compare two versions on the guard text.
+
+        loss(version) = Σᵢ nᵢ nllᵢ / Σᵢ nᵢ        over the texts i with nᵢ predicted tokens: nats per token
+
+    The version is held if the rise is shown to be larger than the margin: the lower end of its one-sided 95 % bootstrap
+    interval, for which texts are drawn, is above it. A version of which a text has no finite loss any more is held too.
+
+    Args:
+        folder: The `eval` folder.
+        old: Name of the older version.
+        new: Name of the newer version.
+        margin: In nats per token; None: the text only informs.
+
+    Returns:
+        `sha256` of the guard's file, `rows`, `tokens`, `old` and `new` loss, `difference`, its two-sided 95 %
+        `interval`, the end `lower` of the one-sided one, `margin`, `verdict` (None without a margin), and `values`, the
+        digest of what was measured of each version. Numbers that are not finite are None.
+
+    Raises:
+        CheckpointError: If a version was not scored on the text, the two were scored on other texts or with other
+            settings, or a file is damaged.
+    """
+    before, after = (read_guard_values(folder, version) for version in (old, new))
+    if before["conditions"] != after["conditions"]:
+        raise CheckpointError(
+            f"guard text: {old} and {new} were scored on other text, or with other settings. `gorp eval --version "
+            f"{old}` and `gorp eval --version {new}` score them as now."
+        )
+    tokens = [each["tokens"] for each in before["texts"]]
+    losses = [[each["nll"] for each in side["texts"]] for side in (before, after)]
+    found: dict[str, Any] = {
+        "sha256": before["sha256"],
+        "rows": len(tokens),
+        "tokens": sum(tokens),
+        **{name: _mean(side, tokens) for name, side in zip(("old", "new"), losses, strict=True)},
+        **dict.fromkeys(("difference", "interval", "lower")),
+        "margin": margin,
+        "verdict": None,
+        "values": {old: before[SEAL], new: after[SEAL]},
+    }
+    broken = found["new"] is None and found["old"] is not None
+    if found["new"] is not None and found["old"] is not None:
+        found["difference"], interval = paired_difference(*losses, weights=tokens)
+        found["interval"] = list(interval)
+        found["lower"] = paired_difference(*losses, weights=tokens, confidence=1 - 2 * LEVEL)[1][0]
+    if margin is not None:
+        held = broken or (found["lower"] is not None and found["lower"] > margin)
+        found["verdict"] = "hold" if held else "ship"
+    return found
+
+
+def guard_facts(folder: Path, old: str, new: str, settings: GateConfig) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the comparison of two versions on the guard text and None, or None and why there is none.
+
+    Args:
+        folder: The `eval` folder.
+        old: Name of the older version.
+        new: Name of the newer version.
+        settings: The `gate:` block; both results are None if it names no guard text.
+
+    Raises:
+        CheckpointError: If the text decides, and they cannot be compared on it.
+    """
+    if settings.guard is None:
+        return None, None
+    try:
+        return compare_guard(folder, old, new, settings.guard_margin), None
+    except CheckpointError as error:
+        if settings.guard_margin is not None:
+            raise
+        return None, str(error)
+
+
+def guard_levels(folder: Path, versions: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return `nll` and `rows` of those versions that were scored on the same text as the last one.
+
+    Args:
+        folder: The `eval` folder.
+        versions: Names of versions. Damaged files are left out.
+    """
+    found = dict[str, dict[str, Any]]()
+    for version in versions:
+        with suppress(CheckpointError):
+            found[version] = read_guard_values(folder, version)
+    last = found.get(versions[-1], {"conditions": None})
+    return {
+        version: {
+            "nll": _mean([each["nll"] for each in values["texts"]], [each["tokens"] for each in values["texts"]]),
+            "rows": len(values["texts"]),
+        }
+        for version, values in found.items()
+        if values["conditions"] == last["conditions"]
+    }
+
+
+def _mean(losses: list[float | None], tokens: list[int]) -> float | None:
+    known = [loss for loss in losses if loss is not None]
+    return float(np.average(known, weights=tokens)) if len(known) == len(tokens) else None
+
+
+def perplexity(nll: float | None) -> str:
+    """Return exp(nll), as it is written for people."""
+    if nll is None:
+        return "not finite"
+    return f"{math.exp(nll):,.1f}" if nll < 20 else "above 400,000,000"
+
+
+def level_in_words(found: Mapping[str, Any]) -> str:
+    """Return a phrase on the guard text: how much of it, both perplexities, and the change.
+
+    Args:
+        found: The result of `compare_guard`.
+    """
+    text = f"guard text ({found['rows']:,} rows, {found['tokens']:,} tokens)"
+    levels = f"perplexity {perplexity(found['old'])} -> {perplexity(found['new'])}"
+    if found["difference"] is None:
+        return f"{text}: {levels}, no finite loss to compare"
+    low, high = found["interval"]
+    return f"{text}: {levels}, {found['difference']:+.3f} nats per token (95 % interval {low:+.3f} to {high:+.3f})"
+
+
+def guard_in_words(found: Mapping[str, Any]) -> str:
+    """Return one sentence on the guard text: `level_in_words`, and whether it decides.
+
+    Args:
+        found: The result of `compare_guard`.
+    """
+    if found["margin"] is None:
+        decides = "this does not decide"
+    elif found["verdict"] == "hold":
+        decides = f"worse by more than the margin of {found['margin']:g}, and not by chance"
+    else:
+        decides = f"not shown to be worse by more than the margin of {found['margin']:g}"
+    return f"{level_in_words(found)}; {decides}"
