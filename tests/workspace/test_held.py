@@ -112,6 +112,7 @@ def test_a_version_that_ships_becomes_current_and_its_evidence_can_be_verified(p
         "accepted": True,
         "margins": {"one": 2.0, "two": 2.0},
         "tasks": {"one": "ship", "two": "ship"},
+        "guard": None,
     }
     for name in ("v2-v1", "v3-v2"):
         assert verify(project / f"run/eval/gate/{name}.json")["verdict"] == "ship"
@@ -130,7 +131,8 @@ def test_a_version_that_lost_is_kept_aside_and_the_run_stops(project, monkeypatc
     assert verify(project / "run/eval/gate/v2-v1.json")["verdict"] == "hold"
     assert said.found == [result.held] and "two: held, because v2 lost points on one" in said.lines[-1]
     state = status(project / "run")
-    assert state["held"] == {"two": {"version": "v2", "verdict": "hold", "against": "v1", "tasks": ["one"]}}
+    facts = {"version": "v2", "verdict": "hold", "against": "v1", "tasks": ["one"], "guard": False}
+    assert state["held"] == {"two": facts}
     assert (state["current"], state["pending"]) == ("v1", ["three"])
 
 

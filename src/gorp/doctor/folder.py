@@ -10,6 +10,7 @@ from gorp.errors import CheckpointError, GorpError
 from gorp.storage import read_json
 from gorp.workspace.garbage import bytes_of, find
 from gorp.workspace.guard_values import read_guard_values
+from gorp.workspace.held import held_in_use
 from gorp.workspace.lock import LOCK, holder_of
 from gorp.workspace.mark import check_place
 from gorp.workspace.scores import Scores
@@ -103,6 +104,9 @@ def _versions(store: Workspace) -> Iterator[Finding]:
         yield Finding("ok", "versions", f"{checked} whole; the current one is {lineage[-1].name}")
     for line in store.remarks():
         yield Finding("warning", "versions", line)
+    for version in store.versions() if whole else ():
+        if not version.accepted and (lines := held_in_use(store, version)):
+            yield Finding("ok", "versions", lines[-1])
 
 
 def _scores(store: Workspace) -> Iterator[Finding]:

@@ -22,8 +22,9 @@ def card(facts: Mapping[str, Any], matrix: AccuracyMatrix | None) -> str:
     """Return the model card as Markdown.
 
     Args:
-        facts: What is written to gorp-export.json: `form`, `version`, `base`, `tasks`, `method`, `dtype`, `leak`, and
-            for an adapter `rank` and its errors; or `versions`, the facts of several adapters.
+        facts: What is written to gorp-export.json: `form`, `version`, `base`, `tasks`, `method`, `dtype`, `leak`,
+            `held` (sentences on versions that the gate held), and for an adapter `rank` and its errors; or `versions`,
+            the facts of several adapters.
         matrix: Scores of the learned tasks; None if there are none.
     """
     parts = [_front(facts), *_what(facts), *_loading(facts)]
@@ -65,6 +66,8 @@ def _what(facts: Mapping[str, Any]) -> Iterator[str]:
     else:
         what = f"The merged weights of version {facts['version']}, in {facts['dtype']}"
     yield f"{what}. It was trained with gorp {learned}.\n"
+    for line in facts.get("held", ()):
+        yield f"**{escaped(line)}.**\n"
     revision = f", revision {escaped(facts['base']['revision'])}" if facts["base"].get("revision") else ""
     yield f"- Base model: {name}{revision}; SHA-256 of its weights {facts['base']['sha256'][:16]}…"
     yield "- Licence: fill in, here and in the first lines of this file\n"

@@ -27,6 +27,7 @@ from gorp.progress import Progress
 from gorp.storage import read_json
 from gorp.weights.base import BaseWeights
 from gorp.workspace.blocks import read_block
+from gorp.workspace.held import held_in_use
 from gorp.workspace.learned import is_kept, kept_path
 from gorp.workspace.loaded import base_model, deltas_of
 from gorp.workspace.store import Version, Workspace
@@ -100,6 +101,8 @@ class Answerer:
         store, progress = Workspace(workspace), progress or Progress()
         chosen = store.current() if version is None else store.version(version)
         _check_askable(chosen)
+        for line in held_in_use(store, chosen):
+            progress.say(line)
         name, record = _task(store, chosen, task)
         rows, labels, origin = _kept(store, record, name)
         found = base_model(chosen, base, source=source, trust_remote_code=trust_remote_code, progress=progress)

@@ -21,6 +21,7 @@ from gorp.methods import METHODS
 from gorp.models.load import skeleton
 from gorp.progress import Progress
 from gorp.storage import write_atomic
+from gorp.workspace.held import held_in_use
 from gorp.workspace.loaded import Base, base_model, deltas_of, questions
 from gorp.workspace.scores import Scores, learned_part
 from gorp.workspace.store import Version, Workspace
@@ -94,7 +95,9 @@ def export_version(
     for item in lineage:
         item.verify(version.record["base"]["sha256"])
     default = "float32" if to == "lora" else str(empty.dtype).removeprefix("torch.")
-    facts = _facts(version, found, to, dtype or default)
+    facts = _facts(version, found, to, dtype or default, held := held_in_use(store, version))
+    for line in held:
+        progress.say(line)
     facts["encoder_decoder"] = bool(empty.config.is_encoder_decoder)
     adapters: list[Adapter] = []
     for number, item in enumerate(lineage if to == "lora" else []):
@@ -119,7 +122,7 @@ def export_version(
             facts["versions"] = {}
             for adapter in adapters:
                 (folder / adapter.name).mkdir()
-                own = _facts(adapter.lineage[-1], found, to, facts["dtype"])
+                own = _facts(last := adapter.lineage[-1], found, to, facts["dtype"], held_in_use(store, last))
                 own["encoder_decoder"] = facts["encoder_decoder"]
                 measured = write_adapter_version(folder / adapter.name, live, adapter)
                 _finish(folder / adapter.name, own | measured, _matrix(store, adapter.lineage))
@@ -161,7 +164,7 @@ def _check_method(version: Version) -> None:
         )
 
 
-def _facts(version: Version, base: Base, form: str, dtype: str) -> dict[str, Any]:
+def _facts(version: Version, base: Base, form: str, dtype: str, held: list[str]) -> dict[str, Any]:
     """Return what is known before anything is written, as JSON values."""
     keys = ("train_rows", "train_fingerprint", "eval_rows", "eval_fingerprint", "metric")
     tasks = {name: version.record["tasks"].get(name, {}) for name in version.contains}
@@ -170,6 +173,7 @@ def _facts(version: Version, base: Base, form: str, dtype: str) -> dict[str, Any
         "form": form,
         "version": version.name,
         "version_sha256": version.sha256,
+        "held": held,
         "base": {"name": base.name, "revision": base.config.revision, "sha256": version.record["base"]["sha256"]},
         "dtype": dtype,
         "method": version.record["config"].get("method", {}),

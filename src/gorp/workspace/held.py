@@ -85,6 +85,25 @@ def why_held(facts: Mapping[str, Any]) -> str:
     return " and ".join(parts + ["predicts the guard text worse"] * facts["guard"])
 
 
+def held_in_use(store: Workspace, version: Version) -> list[str]:
+    """Return a sentence for each version, from v0 to `version`, that the gate held and nobody promoted.
+
+    A version is promoted as long as it is the current one or an ancestor of it. Protection folders have no gate.
+    """
+    promoted = {each.name for each in store.lineage()}
+    found = [each for each in store.lineage(version) if not each.accepted and each.name not in promoted]
+    return [_held_sentence(each, of=version.name) for each in found]
+
+
+def _held_sentence(version: Version, *, of: str) -> str:
+    facts = held_facts(version)
+    from_it = "" if version.name == of else f", and {of} was trained from it"
+    return (
+        f"{version.name} is held: with {version.record['task']} it {why_held(facts)}, so the gate says "
+        f"{facts['verdict'].upper()} against {facts['against']}; it was not promoted{from_it}"
+    )
+
+
 def held_in_words(task: str, facts: Mapping[str, Any], *, current: str) -> str:
     """Return a sentence on a held task: why, and what can be done.
 
