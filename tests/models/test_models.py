@@ -313,6 +313,16 @@ def test_half_a_model_is_refused(tmp_path):
     refused(tmp_path, "they would be random")
 
 
+def test_a_config_of_a_far_larger_model_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
+    """By default a Llama has 7 billion weights: a config.json in the wrong folder used all memory of the machine."""
+    save_model(tmp_path)
+    path = tmp_path / "config.json"
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 400}
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    refused(tmp_path, "config.json describes a model of 6,479,548,416 weights, but the files hold only 56,448")
+
+
 def test_a_damaged_file_is_refused(tmp_path):
     save_model(tmp_path)
     path = tmp_path / "model.safetensors"

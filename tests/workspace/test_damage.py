@@ -168,8 +168,53 @@ def test_a_copied_version_does_not_become_current(store):
 def test_what_is_gone_is_not_begun_anew(store, gone):
     shutil.rmtree(store.root / gone)
     assert store.exists()
-    with pytest.raises(CheckpointError, match=r"v0|v1|CURRENT"):
+    with pytest.raises(CheckpointError, match=r"versions/v[012]/version\.json: missing, although ledger\.jsonl has"):
         store.lineage()
+
+
+def test_a_version_that_is_gone_and_that_no_other_needs_is_reported(store):
+    """A version on a branch that was left, for example one that the gate held."""
+    store.move(store.version("v1"), event="rollback", before="v2")
+    assert status(store.root)["remarks"] == []
+    path = store.root / "versions/v2/version.json"
+    path.unlink()
+    line = f"{path}: missing, although ledger.jsonl has v2. Restore it from a copy."
+    assert status(store.root)["remarks"] == [line]
+    with pytest.raises(CheckpointError, match=r"v2/version\.json: missing"):
+        store.version("v2")
+
+
+def test_a_ledger_that_ends_before_the_current_version_is_reported(store):
+    assert store.history()[1] is None
+    path = store.root / "ledger.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3]))
+    assert "ledger.jsonl: has no line on v2, the version in CURRENT" in (store.history()[1] or "")
+
+
+def test_a_table_of_scores_that_is_gone_is_reported(store):
+    edit_record(store, metrics={"scores": {"one": {"score": 50.0}}})
+    path = store.root / "eval/scores.json"
+    path.unlink()
+    assert any(line.startswith(f"{path}: missing, so there are no scores") for line in status(store.root)["remarks"])
+    with pytest.raises(CheckpointError, match=r"eval/scores\.json: missing: v2 has no recorded answers on two"):
+        Scores(store.root / "eval").answers("v2", "two")
+
+
+def test_answers_that_are_gone_are_named_where_they_are_needed(store):
+    scores = Scores(store.root / "eval")
+    path = scores.samples("v2", "two")
+    path.unlink()
+    assert scores.removed() == [path] and scores.changed() == []
+    with pytest.raises(CheckpointError, match=r"samples/v2-two\.jsonl: missing: v2 has no recorded answers on two"):
+        scores.answers("v2", "two")
+
+
+def edit_record(store: Workspace, **facts) -> None:
+    """Publish one more version whose record has other facts."""
+    facts = {"config": CONFIG, "tasks": {name: {"notes": []} for name in TASKS}, **facts}
+    with store.writing():
+        publish(store, "v3", parent="v2", task="two", contains=list(TASKS), **facts)
 
 
 def test_a_ledger_that_is_gone_is_named(store):

@@ -1,6 +1,7 @@
 """The leak that a version records equals the one computed from its files: trained, served, per earlier task."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from typer.testing import CliRunner
 
 from gorp.cli import app
 from gorp.cli.console import fraction
-from gorp.workspace import load_config, run_sequence, status
+from gorp.errors import CheckpointError
+from gorp.workspace import Workspace, load_config, run_sequence, status
+from gorp.workspace.leaks import leaks_between
 from tests.workspace.project import make_project, task, write_config, write_rows
 
 
@@ -57,6 +60,18 @@ def test_the_script_computes_from_the_files_what_the_run_reported(finished):
             assert leaks["weights"] == told["weights"] == 14
             assert leaks["worst"] == pytest.approx(told["worst"], rel=1e-3, abs=1e-6)
             assert leaks["median"] == pytest.approx(told["median"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("file", ["v1/memory.safetensors", "v2/memory.safetensors", "v2/delta.safetensors"])
+def test_no_leak_is_computed_from_a_damaged_file(finished, tmp_path, file):
+    """Changed in its last byte, a number of a tensor, the file can still be read."""
+    shutil.copytree(finished / "work", tmp_path / "work")
+    path = tmp_path / "work/versions" / file
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    store = Workspace(tmp_path / "work")
+    with pytest.raises(CheckpointError, match=f"{file}: damaged or changed"):
+        leaks_between(store.lineage(store.version("v2")), store.version("v3"))
 
 
 def test_released_directions_raise_the_leak_against_the_first_task(finished):

@@ -1,13 +1,12 @@
 """`gorp demo`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gorp.cli.command import AsJson, errors, print_json, say, start
-from gorp.errors import ConfigError
+from gorp.cli.output import check_outputs
 
 
 def demo(
@@ -22,8 +21,7 @@ def demo(
 ) -> None:
     """Train a small model on four tasks in turn, with ordinary LoRA and with gorp; compare. Takes a few minutes."""
     with errors():
-        for file in filter(None, (out, picture)):
-            check_file(file)
+        check_outputs({"--out": out, "--picture": picture}, {"--out": ".html", "--picture": ".svg"})
         console, progress = start()
         import torch
 
@@ -52,12 +50,3 @@ def demo(
         typer.echo("")
         for method, result in results.items():
             say(f"{NAMES[method]}: {in_words(result.matrix)}")
-
-
-def check_file(path: Path) -> None:
-    """Raise `ConfigError` if `path` cannot be written, before the training starts."""
-    if path.is_dir():
-        raise ConfigError(f"{path}: this is a folder. Give the name of a file, e.g. {path / 'gorp-demo.html'}.")
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConfigError(f"{path}: {nearest} is not a folder that can be written to. Give another path.")

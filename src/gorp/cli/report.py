@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 from gorp.cli.command import AsJson, Place, errors, print_json, say
-from gorp.cli.demo import check_file
+from gorp.cli.output import check_outputs
+
+
+ENDINGS = {"--out": ".html", "--markdown": ".md", "--csv": ".csv"}
 
 
 def report(
@@ -25,8 +28,7 @@ def report(
         from gorp.workspace.place import place
 
         folder, source = place(workspace)
-        for file in filter(None, (out, markdown, csv)):
-            check_file(file)
+        check_outputs({"--out": out, "--markdown": markdown, "--csv": csv}, ENDINGS)
         facts = overview(folder, source=source)
         page = workspace_page(facts, folder.resolve().name)
         write_page(page, out)

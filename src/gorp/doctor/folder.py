@@ -114,6 +114,18 @@ def _scores(store: Workspace) -> Iterator[Finding]:
     for path in scores.changed():
         advice = "`gorp eval` writes it again."
         yield Finding("warning", "scores", f"{path}: was changed after it was written", advice)
+    for path in scores.removed():
+        advice = f"`gorp eval --version {path.name.partition('-')[0]}` writes it again."
+        yield Finding("warning", "scores", f"{path}: missing", advice)
+    for line in scores.lost(store.lineage()):
+        yield Finding("warning", "scores", line)
+    current = store.current()
+    learned = dict.fromkeys(task for version in store.versions() for task in version.contains)
+    for task in () if current.is_protection else learned:
+        path = store.root / "eval" / "rows" / f"{task}.json"
+        if not path.is_file():
+            advice = "Keep its file of eval rows (`eval:`); `gorp train` stores them again."
+            yield Finding("warning", "scores", f"{path}: missing", advice)
     for path in sorted((store.root / "eval" / "rows").glob("*.json")):
         kept = read_json(path)
         if not isinstance(kept, dict) or SEAL not in kept or not is_whole(kept, path.stem):
@@ -126,7 +138,7 @@ def _scores(store: Workspace) -> Iterator[Finding]:
     for path in damaged:
         advice = "Restore it from a copy, or give the task a file of eval rows (`eval:`)."
         yield Finding("problem", "scores", f"{path}: damaged or changed", advice)
-    if not damaged and not store.current().is_protection:
+    if not damaged and not current.is_protection:
         yield Finding("ok", "scores", f"{sum(map(len, scores.cells.values()))} scores and the kept rows are whole")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,34 @@ def check_quantization(folder: Path, architecture: Any) -> None:
         raise ModelError(
             f"{folder}: its weights are quantized ({kind}), and gorp can change only floating-point weights. Use the "
             "model that it was quantized from; `model.dtype: bfloat16` takes half the memory of float32."
+        )
+
+
+def check_size(folder: Path, described: int) -> None:
+    """Raise if config.json describes a model that is far larger than the files, before memory is taken for it.
+
+    Smaller differences are left to `check_loading`, which names a weight.
+
+    Args:
+        folder: The model's folder.
+        described: Number of parameters of the model that config.json describes.
+
+    Raises:
+        ModelError: If they are more than twice the numbers in the files.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    held = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+        except (OSError, SafetensorError):  # reported when it is loaded
+            return
+    if described > 2 * held:
+        raise ModelError(
+            f"{folder}: config.json describes a model of {described:,} weights, but the files hold only {held:,}. They "
+            "do not belong together; download or save the model again."
         )
 
 

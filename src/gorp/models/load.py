@@ -4,7 +4,7 @@ Weights are read only from safetensors. Code from a model's folder runs only wit
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,14 @@ from transformers.models.auto.modeling_auto import (
 
 from gorp.errors import ConfigError, ModelError, nearest
 from gorp.models.behaviour import ordinary_tokens, sees_later_tokens
-from gorp.models.files import check_description, check_folder, check_loading, check_quantization, read_config
+from gorp.models.files import (
+    check_description,
+    check_folder,
+    check_loading,
+    check_quantization,
+    check_size,
+    read_config,
+)
 
 
 SHIPPED = "gorp-tiny-t5"
@@ -159,6 +166,9 @@ def load_model(config: ModelConfig, device: str | torch.device) -> tuple[PreTrai
             "together; save the model's own tokenizer in the folder."
         )
     check_quantization(folder, architecture)
+    if not config.trust_remote_code:
+        described = skeleton(replace(config, path=str(folder), revision=None))
+        check_size(folder, sum(parameter.numel() for parameter in described.parameters()))
     try:
         model, loading = auto.from_pretrained(
             folder,

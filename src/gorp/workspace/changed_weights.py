@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gorp.errors import CheckpointError
 from gorp.protection.row_space import row_space
-from gorp.storage import file_sha256, read_tensors, tensor_names
+from gorp.storage import read_tensors, tensor_names
 from gorp.weights.delta import WeightDelta, leak
 from gorp.workspace.base_files import BaseFiles
 from gorp.workspace.leaks import delta_of, weights_of
@@ -35,26 +34,11 @@ def changed_weights(
     Raises:
         CheckpointError: If a file is missing, or was changed after it was written.
     """
-    check_files(old, new)
+    for version in (old, new):
+        version.check_files(DELTA, MEMORY)
     names = sorted({name for version in (old, new) for name in _weights(version)})
     protected = set(tensor_names(old.folder / MEMORY)) if MEMORY in old.record["sha256"] else set()
     return {name: _facts(name, old, new, gained, base, name in protected) for name in names}
-
-
-def check_files(*versions: Version) -> None:
-    """Check the digests of the files that are read here.
-
-    Raises:
-        CheckpointError: The message names the file.
-    """
-    for version in versions:
-        for file in (DELTA, MEMORY):
-            digest = version.record["sha256"].get(file)
-            if digest is not None and file_sha256(version.folder / file) != digest:
-                raise CheckpointError(
-                    f"{version.folder / file}: damaged or changed: its SHA-256 differs from the one in version.json. "
-                    "Restore it from a copy."
-                )
 
 
 def _weights(version: Version) -> list[str]:

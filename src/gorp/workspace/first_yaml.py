@@ -81,6 +81,12 @@ def init_config(model: str, files: Sequence[str], path: Path, *, dry_run: bool =
     """
     if path.exists() or path.is_symlink():
         raise _exists(path)
+    is_folder = model != SHIPPED and Path(model).is_dir()
+    if not is_folder and (model.startswith((".", "~", "/")) or model.count("/") > 1 or not model.strip()):
+        raise ConfigError(
+            f"{model or 'the model'}: no such folder, and no hub id either. Give the folder of a model, an id like "
+            f"OWNER/NAME, or {SHIPPED}."
+        )
     folder = path.resolve().parent
     pairs = _pairs(files)
     check_names([pair.name for pair in pairs])
@@ -90,7 +96,6 @@ def init_config(model: str, files: Sequence[str], path: Path, *, dry_run: bool =
         | ({} if pair.eval is None else {"eval": written_path(pair.eval, folder)})
         for pair in pairs
     ]
-    is_folder = model != SHIPPED and Path(model).is_dir()
     named = model if not is_folder else written_path(model, folder)
     text = TEXT.format(
         name=path.name,

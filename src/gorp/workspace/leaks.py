@@ -54,6 +54,7 @@ def leaks_between(lineage: Sequence[Version], new: Version) -> dict[str, Mapping
         lineage: The versions from v0 to the old one.
         new: The new version; it need not be trained from the old one.
     """
+    new.check_files(DELTA)
     paths = [version.folder / DELTA for version in (lineage[-1], new)]
     names = sorted({name for path in paths if path.is_file() for name in weights_of(path)})
 
@@ -117,8 +118,14 @@ def adapter_leaks(
 def _over_earlier(
     lineage: Sequence[Version], names: Iterable[str], measure: Callable[[str], Measure]
 ) -> dict[str, Mapping[str, float]]:
-    """Return for each task of `lineage` the number of weights, and the worst and median leak over them."""
-    earlier = [version for version in lineage if version.record["task"] and (version.folder / MEMORY).is_file()]
+    """Return for each task of `lineage` the number of weights, and the worst and median leak over them.
+
+    Raises:
+        CheckpointError: If a file of a version is missing or damaged.
+    """
+    for version in lineage:
+        version.check_files(DELTA, MEMORY)
+    earlier = [version for version in lineage if version.record["task"] and MEMORY in version.record["sha256"]]
     protected = {version.name: set(tensor_names(version.folder / MEMORY)) for version in earlier}
     found: dict[str, list[float]] = {version.name: [] for version in earlier}
     for name in names:

@@ -16,7 +16,7 @@ from gorp.evaluation import EvalConfig
 from gorp.models.files import base_digests
 from gorp.models.load import SHIPPED, ModelConfig, load_model, locate, skeleton
 from gorp.progress import Progress
-from gorp.storage import file_sha256, read_json, read_tensors
+from gorp.storage import read_json, read_tensors
 from gorp.weights.base import BaseWeights
 from gorp.weights.delta import WeightDelta, unpack_deltas
 from gorp.workspace.evaluate import present_configuration
@@ -165,10 +165,8 @@ def deltas_of(version: Version) -> dict[str, WeightDelta]:
     """
     if DELTA not in version.record["sha256"]:
         return {}
-    path = version.folder / DELTA
-    if file_sha256(path) != version.record["sha256"][DELTA]:
-        raise CheckpointError(f"{path}: damaged or changed: its SHA-256 differs from the one in version.json.")
-    deltas = unpack_deltas(read_tensors(path)[0])
+    version.check_files(DELTA)
+    deltas = unpack_deltas(read_tensors(version.folder / DELTA)[0])
     return {name: delta for name, delta in deltas.items() if delta.norm() > 0}
 
 

@@ -60,7 +60,7 @@ def check_place(root: Path, sources: Iterable[Path] = ()) -> None:
         )
     for link in _links(root):
         raise CheckpointError(
-            f"{link}: this is a link, but gorp writes only inside the workspace folder. Replace it by a real folder."
+            f"{link}: this is a link, but gorp writes only inside the workspace folder. Replace it by its target."
         )
 
 
@@ -176,10 +176,10 @@ def _json(path: Path) -> Any:
 
 
 def _links(root: Path) -> Iterator[Path]:
-    """Yield the links inside the folders that gorp writes to or empties."""
-    for name in FOLDERS:
+    """Yield the links in the workspace, and inside the folders that gorp writes to or empties."""
+    for name in sorted(os.listdir(root)) if root.is_dir() else ():
         if (root / name).is_symlink():
             yield root / name
-            continue
+    for name in FOLDERS:
         for folder, names, _ in os.walk(root / name):
             yield from (Path(folder) / item for item in names if (Path(folder) / item).is_symlink())

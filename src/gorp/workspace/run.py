@@ -211,7 +211,7 @@ def check_unfinished(session: Session) -> None:
 def remarks(session: Session) -> list[str]:
     """Return a sentence for everything in the workspace that is unusual but allowed."""
     store, names = session.workspace, {JOINT, *(task.name for task in session.tasks)}
-    lines = store.remarks() if session.lineage else []
+    lines = [*store.missing(), *store.remarks()] if session.lineage else []
     lines += [
         held_in_words(task, held_facts(version), current=session.lineage[-1].name)
         for task, version in session.held.items()

@@ -101,13 +101,29 @@ class Scores:
 
     def changed(self) -> list[Path]:
         """Return the files of answers that were changed after they were written; removed files are not included."""
-        paths = {
+        return [path for path, digest in self._digests().items() if path.is_file() and file_sha256(path) != digest]
+
+    def removed(self) -> list[Path]:
+        """Return the files of answers that were removed after they were written."""
+        return [path for path in self._digests() if not path.is_file()]
+
+    def lost(self, lineage: Sequence[Version]) -> list[str]:
+        """Return a sentence if scores.json is missing although the versions were scored, else nothing."""
+        if self._path.is_file() or not any(self._measured(version) for version in lineage):
+            return []
+        return [f"{self._path}: missing, so there are no scores. Restore it from a copy, or `gorp train` measures all"]
+
+    def _measured(self, version: Version) -> bool:
+        return not version.is_protection and bool(version.record.get("metrics", {}).get("scores"))
+
+    def _digests(self) -> dict[Path, str]:
+        """Return the files of all answers, each with its SHA-256."""
+        return {
             self.samples(version, task): cell["samples"]
             for version, row in self.cells.items()
             for task, cell in row.items()
             if "samples" in cell
         }
-        return [path for path, digest in paths.items() if path.is_file() and file_sha256(path) != digest]
 
     def samples(self, version: str, task: str) -> Path:
         """Return the file of the answers of `version` on `task`."""
@@ -122,9 +138,9 @@ class Scores:
         cell, path = self.cells.get(version, {}).get(task), self.samples(version, task)
         again = f"`gorp eval --version {version}`"
         if cell is None or not path.is_file():
-            raise CheckpointError(
-                f"{self.folder.parent}: {version} has no recorded answers on {task}. {again} answers them."
-            )
+            missing = next((f"{each}: missing: " for each in (self._path, path) if not each.is_file()), "")
+            where = missing or f"{self._path}: "
+            raise CheckpointError(f"{where}{version} has no recorded answers on {task}. {again} answers them.")
         if file_sha256(path) != cell.get("samples"):
             raise CheckpointError(
                 f"{path}: damaged or changed: its SHA-256 differs from the one in scores.json. {again} writes it again."

@@ -21,6 +21,9 @@ PROMISE = (
 )
 """Keys of a version's record on protected directions, from the method's facts; None where the method has none."""
 
+BEGUN = ("*/identity.json", "*/checkpoint-*")
+"""What is in the folder `run` of a workspace while a task's training has begun and is not finished."""
+
 SHOWN = ("parent", "task", "contains", "created", "gate", *PROMISE, "leak_earlier", "footprint_bytes", "seconds")
 """Keys of a version's record that `status` returns."""
 
@@ -77,11 +80,13 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         "pending": [task for task in tasks if task not in current.contains and task not in held],
         "held": {task: held_facts(version) for task, version in held.items()},
         "anyway": promoted_anyway(store, lineage),
-        "begun": sorted(path.parent.name for path in (store.root / "run").glob("*/identity.json")),
+        "begun": sorted({path.parent.name for kind in BEGUN for path in (store.root / "run").glob(kind)}),
         "matrix": matrix.to_dict(),
         "measures": {} if part is None else summary(part),
         "remarks": [
+            *store.missing(),
             *store.remarks(),
+            *scores.lost(lineage),
             *scores.left_out(lineage, columns),
             *(f"{path} was changed after it was written; `gorp eval` writes it again" for path in scores.changed()),
         ],

@@ -101,10 +101,13 @@ class Workspace(Verbs):
 
         Raises:
             ConfigError: If there is none; the message gives the nearest name.
+            CheckpointError: If its version.json is missing or damaged.
         """
         known = self._known()
         if name in known and self._is_complete(name):
             return self._read(name, known)
+        if name in known:
+            raise CheckpointError(self._gone(name))
         if when := self._ledger.removed().get(name):
             raise ConfigError(
                 f"{self.root}: version `{name}` was removed by `gorp gc` ({when}); its files are gone. `gorp log` says "
@@ -301,7 +304,19 @@ class Workspace(Verbs):
         events, problem = self._ledger.whole_events()
         if not events and problem is None and self.exists():
             problem = self._without_ledger()
-        return events, problem
+        return events, problem or self._ends_early(events)
+
+    def _ends_early(self, events: Iterable[Mapping[str, Any]]) -> str | None:
+        """Return what is wrong if the version in CURRENT was entered into the ledger after the last of `events`."""
+        path = self.root / "CURRENT"
+        name = next(iter(path.read_text(encoding="utf-8", errors="replace").split()), "") if path.is_file() else ""
+        if not VERSION_NAME.fullmatch(name) or any(event.get("version") == name for event in events):
+            return None
+        if not self._is_complete(name):
+            return None
+        return (
+            f"{self._ledger.path}: has no line on {name}, the version in CURRENT: lines are missing. Restore the file."
+        )
 
     def _known(self) -> dict[str, str | None]:
         """Return the versions that this workspace created and has: name -> SHA-256 of version.json."""
@@ -313,6 +328,14 @@ class Workspace(Verbs):
 
     def _without_ledger(self) -> str:
         return f"{self._ledger.path}: missing or empty, although there are versions. Restore it from a copy."
+
+    def missing(self) -> list[str]:
+        """Return a sentence for each version of the ledger that `gorp gc` did not remove and that is not there."""
+        return [self._gone(name) for name in self._known() if not self._is_complete(name)]
+
+    def _gone(self, name: str) -> str:
+        path = self.root / "versions" / name / RECORD
+        return f"{path}: missing, although ledger.jsonl has {name}. Restore it from a copy."
 
     def _is_complete(self, name: str) -> bool:
         return (self.root / "versions" / name / RECORD).is_file()

@@ -104,8 +104,17 @@ class Version:
                 f"{self.record['base']['sha256'][:12]}…, that of the configured model {base_sha256[:12]}…. Configure "
                 f"the original model ({self.record['base']['path']}), or use another workspace."
             )
-        for name, digest in self.record["sha256"].items():
-            if name in FILES and file_sha256(self.folder / name) != digest:
+        self.check_files(*FILES)
+
+    def check_files(self, *names: str) -> None:
+        """Check that those of the files `names` that the version has are unchanged.
+
+        Raises:
+            CheckpointError: If not; the message names the damaged or missing file.
+        """
+        for name in names:
+            digest = self.record["sha256"].get(name)
+            if digest is not None and file_sha256(self.folder / name) != digest:
                 raise CheckpointError(
                     f"{self.folder / name}: damaged or changed: its SHA-256 differs from the one in {RECORD}. Restore "
                     "it from a copy."

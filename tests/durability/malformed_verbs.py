@@ -1,0 +1,252 @@
+"""Wrong arguments, names, versions, places and workspaces for every command, and the words that each message must hold.
+
+The project has a workspace `run` with versions v0 to v3, of which v2 is the current one and v3 is held.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.durability.malformed import Case, Make
+
+
+def nothing(folder: Path) -> None:
+    """Change nothing: the arguments are wrong."""
+
+
+def call(words: str, *command: str, make: Make = nothing) -> Case:
+    """A command, in which RUN is the workspace, YAML its YAML and PROJECT the folder of both."""
+    places = {"RUN": "PROJECT/run", "YAML": "PROJECT/run.yaml"}
+    shown = " ".join(command)[:60]
+    how = "" if make is nothing else f", {make.__name__.replace('_', ' ')}"
+    return f"{shown}{how}", make, tuple(places.get(word, word) for word in command), words
+
+
+def a_foreign_folder(folder: Path) -> None:
+    (folder / "theirs").mkdir()
+    (folder / "theirs/thesis.txt").write_text("mine")
+    (folder / "theirs/ledger.jsonl").write_text('{"event": "something else"}\n')
+    (folder / "theirs/config.json").write_text("{}")
+
+
+def an_empty_folder(folder: Path) -> None:
+    (folder / "empty").mkdir()
+
+
+def a_later_format(folder: Path) -> None:
+    (folder / "run/gorp-workspace.json").write_text('{"format": 99}')
+
+
+def a_changed_ledger(folder: Path) -> None:
+    path = folder / "run/ledger.jsonl"
+    path.write_text(path.read_text().replace('"task": "one"', '"task": "two"', 1))
+
+
+def a_ledger_of_nonsense(folder: Path) -> None:
+    (folder / "run/ledger.jsonl").write_bytes(b"\xff\xfe\n[1]\n")
+
+
+def a_current_version_that_is_not_there(folder: Path) -> None:
+    (folder / "run/CURRENT").write_text("v77\n")
+
+
+def an_empty_current(folder: Path) -> None:
+    (folder / "run/CURRENT").write_text("")
+
+
+def a_current_with_a_path(folder: Path) -> None:
+    (folder / "run/CURRENT").write_text("../../etc\n")
+
+
+def a_link_in_the_workspace(folder: Path) -> None:
+    (folder / "run/eval/away").symlink_to(folder / "model")
+
+
+def a_link_as_ledger(folder: Path) -> None:
+    path = folder / "run/ledger.jsonl"
+    path.rename(folder / "elsewhere.jsonl")
+    path.symlink_to(folder / "elsewhere.jsonl")
+
+
+def a_version_that_is_a_list(folder: Path) -> None:
+    (folder / "run/versions/v2/version.json").write_text("[]")
+
+
+def scores_that_are_a_list(folder: Path) -> None:
+    (folder / "run/eval/scores.json").write_text("[]")
+
+
+def scores_of_text(folder: Path) -> None:
+    path = folder / "run/eval/scores.json"
+    scores = json.loads(path.read_text())
+    scores["v1"]["one"]["score"] = "much"
+    path.write_text(json.dumps(scores))
+
+
+def evidence_that_is_a_list(folder: Path) -> None:
+    (folder / "run/eval/gate/v2-v1.json").write_text("[]")
+
+
+def evidence_of_another_verdict(folder: Path) -> None:
+    path = folder / "run/eval/gate/v2-v1.json"
+    path.write_text(path.read_text().replace("inconclusive", "ship"))
+
+
+def a_configuration_of_text(folder: Path) -> None:
+    (folder / "run/config.json").write_text('"text"')
+
+
+def another_base_model(folder: Path) -> None:
+    shutil.copytree(folder / "model", folder / "other")
+    path = folder / "other/model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def a_yaml_of_another_run(folder: Path) -> None:
+    path = folder / "run.yaml"
+    path.write_text(path.read_text().replace("name: one", "name: eins"))
+
+
+def a_yaml_of_one_line(folder: Path) -> None:
+    (folder / "run.yaml").write_text(
+        "{model: {path: model}, method: {name: gorp}, tasks: [{name: one, train: one.jsonl}]}"
+    )
+
+
+def an_unwritten_line(folder: Path) -> None:
+    (folder / "new.jsonl").write_text('{"text": "x", "label": "true"}\n{"text": ')
+
+
+def good_rows(folder: Path) -> None:
+    shutil.copy(folder / "one.jsonl", folder / "new.jsonl")
+
+
+def an_export(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out/gorp-export.json").write_text("{}")
+    (folder / "out/thesis.txt").write_text("mine")
+
+
+READING = ("status", "eval", "gate", "promote", "rollback", "diff", "report", "log", "gc", "doctor")
+"""Commands that take a workspace and nothing else."""
+
+REPORT = ("report", "RUN", "--out")
+INTO = ("--config", "YAML")
+EXPORT = ("export", "RUN", "PROJECT/out")
+
+VERBS: list[Case] = [
+    *(call("nowhere not workspace status", verb, "PROJECT/nowhere") for verb in READING if verb != "doctor"),
+    *(call("empty not workspace", verb, "PROJECT/empty", make=an_empty_folder) for verb in READING if verb != "doctor"),
+    *(call("name empty folder", verb, "") for verb in READING),
+    *(call("one.jsonl file folder", verb, "PROJECT/one.jsonl") for verb in ("status", "log", "gate", "report")),
+    *(call("CURRENT v77", verb, "RUN", make=a_current_version_that_is_not_there) for verb in READING if verb != "log"),
+    *(call("CURRENT", verb, "RUN", make=an_empty_current) for verb in ("status", "train", "gate")[::2]),
+    *(call("ledger.jsonl, line 4: damaged", verb, "RUN", make=a_changed_ledger) for verb in READING),
+    *(call("ledger.jsonl, line 1: damaged", verb, "RUN", make=a_ledger_of_nonsense) for verb in READING),
+    *(call("version.json", verb, "RUN", make=a_version_that_is_a_list) for verb in READING[:7]),
+    *(call("scores.json damaged", verb, "RUN", make=scores_that_are_a_list) for verb in ("status", "gate", "diff")),
+    *(call("scores.json v1 one damaged", verb, "RUN", make=scores_of_text) for verb in ("status", "gate", "report")),
+    *(call("config.json damaged", verb, "RUN", make=a_configuration_of_text) for verb in ("status", "eval", "gate")),
+    call("CURRENT", "status", "RUN", make=a_current_with_a_path),
+    call("CONFIG.yaml nothing.yaml", "train", "PROJECT/nothing.yaml"),
+    call("model folder YAML", "train", "PROJECT/model"),
+    call("model not workspace --workspace", "train", "YAML", "--workspace", "PROJECT/model"),
+    call("contains input --workspace", "train", "YAML", "--workspace", "PROJECT"),
+    call("theirs not workspace thesis.txt", "train", "YAML", "--workspace", "PROJECT/theirs", make=a_foreign_folder),
+    call("empty folder", "train", "YAML", "--workspace", ""),
+    call("one.jsonl file --workspace", "train", "YAML", "--workspace", "PROJECT/one.jsonl"),
+    call("one.jsonl file --workspace", "train", "YAML", "--workspace", "PROJECT/one.jsonl/x"),
+    call("/proc/x", "train", "YAML", "--workspace", "/proc/x"),
+    call("/dev/full file", "train", "YAML", "--workspace", "/dev/full/x"),
+    call("format 99 newer", "train", "YAML", make=a_later_format),
+    call("format 99 newer", "doctor", "RUN", make=a_later_format),
+    call("away link", "train", "YAML", make=a_link_in_the_workspace),
+    call("ledger.jsonl link", "promote", "RUN", "--anyway", "x", make=a_link_as_ledger),
+    call("eins one", "train", "YAML", make=a_yaml_of_another_run),
+    call("version v9 v3", "eval", "YAML", "--version", "v9"),
+    call("version ../v1", "eval", "YAML", "--version", "../v1"),
+    call("task nope one", "eval", "YAML", "--task", "nope"),
+    call("task ../one", "eval", "YAML", "--task", "../one"),
+    call("prompt empty", "ask", "YAML", ""),
+    call("prompt empty", "ask", "YAML", " \n "),
+    call("version v9 v3", "ask", "YAML", "x", "--version", "v9"),
+    call("task nope two", "ask", "YAML", "x", "--task", "nope"),
+    call("max-new-tokens 0", "ask", "YAML", "x", "--max-new-tokens", "0"),
+    call("--max-new-tokens", "ask", "YAML", "x", "--max-new-tokens", "-5"),
+    call("max-new-tokens", "ask", "YAML", "x", "--max-new-tokens", str(10**9)),
+    call("max-new-tokens integer", "ask", "YAML", "x", "--max-new-tokens", "many"),
+    call("--base nowhere folder", "ask", "YAML", "x", "--base", "PROJECT/nowhere"),
+    call("other base model SHA-256", "ask", "YAML", "x", "--base", "PROJECT/other", make=another_base_model),
+    call("--margin 0 above", "gate", "YAML", "--margin", "0"),
+    call("--margin 100 below", "gate", "YAML", "--margin", "100"),
+    call("--margin nan", "gate", "YAML", "--margin", "nan"),
+    call("--margin number", "gate", "YAML", "--margin", "two"),
+    call("v0 base model", "gate", "YAML", "--version", "v0"),
+    call("version v9 v3", "gate", "YAML", "--against", "v9"),
+    call("v1-v0.json", "gate", "YAML", "--version", "v1", "--verify"),
+    call("--base --noise", "gate", "YAML", "--base", "PROJECT/model"),
+    call("v2-v1.json evidence", "gate", "YAML", "--verify", make=evidence_that_is_a_list),
+    call("v2-v1.json changed", "gate", "YAML", "--verify", make=evidence_of_another_verdict),
+    call("v0 rollback", "promote", "YAML", "--version", "v0"),
+    call("v2 current already", "promote", "YAML", "--version", "v2"),
+    call("version v9 v3", "promote", "YAML", "--version", "v9"),
+    call("--anyway empty reason", "promote", "YAML", "--anyway", " "),
+    call("--anyway 501 500", "promote", "YAML", "--anyway", "x" * 501),
+    call("--anyway UTF-8", "promote", "YAML", "--anyway", "x\udcff"),
+    call("v2 current", "rollback", "YAML", "v2"),
+    call("version v9 v3", "rollback", "YAML", "v9"),
+    call("v3 trained from v1", "rollback", "YAML", "v3"),
+    call("--base nowhere folder", "rollback", "YAML", "--base", "PROJECT/nowhere"),
+    call("v1 two different", "diff", "YAML", "v1", "v1"),
+    call("version v9 v3", "diff", "YAML", "v9"),
+    call("version main v3", "diff", "YAML", "v1", "main"),
+    call("model folder file --out", *REPORT, "PROJECT/model"),
+    call("CURRENT workspace --out", *REPORT, "PROJECT/run/CURRENT"),
+    call("ledger.jsonl workspace --csv", *REPORT, "PROJECT/r.html", "--csv", "PROJECT/run/ledger.jsonl"),
+    call("run/x.md workspace --markdown", *REPORT, "PROJECT/r.html", "--markdown", "PROJECT/run/x.md"),
+    call("one.jsonl --out .html", *REPORT, "PROJECT/one.jsonl"),
+    call("run.yaml --markdown .md", *REPORT, "PROJECT/r.html", "--markdown", "PROJECT/run.yaml"),
+    call("same file --out", *REPORT, "PROJECT/r.html", "--markdown", "PROJECT/r.html"),
+    call("one.jsonl", *REPORT, "PROJECT/one.jsonl/r.html"),
+    call("model other files another folder", "export", "RUN", "PROJECT/model"),
+    call("one.jsonl file folder", "export", "RUN", "PROJECT/one.jsonl"),
+    call("run inside workspace", "export", "RUN", "PROJECT/run/out"),
+    call("thesis.txt export", *EXPORT, "--force", make=an_export),
+    call("onnx merged lora", *EXPORT, "--to", "onnx"),
+    call("float16 bfloat16", *EXPORT, "--dtype", "float16"),
+    call("--rank 7 8", *EXPORT, "--to", "lora", "--rank", "7"),
+    call("--rank lora", *EXPORT, "--rank", "8"),
+    call("--each lora", *EXPORT, "--each"),
+    call("version v9 v3", *EXPORT, "--version", "v9"),
+    call("--push-to-hub OWNER/NAME", *EXPORT, "--push-to-hub", "no owner"),
+    call("--private --push-to-hub", *EXPORT, "--private"),
+    call("--base nowhere folder", *EXPORT, "--base", "PROJECT/nowhere"),
+    call("v0 no weight --to merged", *EXPORT, "--to", "lora", "--version", "v0"),
+    call("name empty folder", "export", "RUN", ""),
+    call("--tflops --gbps both", "estimate", "YAML", "--tflops", "5"),
+    call("tflops", "estimate", "YAML", "--tflops", "0", "--gbps", "5"),
+    call("tflops", "estimate", "YAML", "--tflops", "nan", "--gbps", "nan"),
+    call("nothing.yaml", "estimate", "PROJECT/nothing.yaml"),
+    call("--epochs 1", "demo", "--epochs", "0", "--out", "PROJECT/d.html"),
+    call("--train-rows 1", "demo", "--train-rows", "0", "--out", "PROJECT/d.html"),
+    call("model folder file", "demo", "--out", "PROJECT/model"),
+    call("seed integer", "demo", "--seed", "x", "--out", "PROJECT/d.html"),
+    call("run.yaml exists", "init", "PROJECT/model", "--out", "YAML"),
+    call("one.jsonl exists --out", "init", "PROJECT/model", "--out", "PROJECT/one.jsonl"),
+    call("nowhere no such folder hub id", "init", "PROJECT/nowhere", "--out", "PROJECT/b.yaml"),
+    call("none.jsonl no such file", "init", "PROJECT/model", "PROJECT/none.jsonl", "--out", "PROJECT/b.yaml"),
+    call("new.jsonl no such file", "add", "new", "PROJECT/new.jsonl", *INTO),
+    call("new.jsonl, line 2:", "add", "new", "PROJECT/new.jsonl", *INTO, make=an_unwritten_line),
+    call("two tasks `one` Rename", "add", "one", "PROJECT/new.jsonl", *INTO, make=good_rows),
+    call("../x name", "add", "../x", "PROJECT/new.jsonl", *INTO, make=good_rows),
+    call("task name `` letters", "add", "", "PROJECT/new.jsonl", *INTO, make=good_rows),
+    call("none.jsonl no file", "add", "n", "PROJECT/new.jsonl", "--eval", "none.jsonl", *INTO, make=good_rows),
+    call("nothing.yaml", "add", "n", "PROJECT/new.jsonl", "--config", "PROJECT/nothing.yaml", make=good_rows),
+    call("tasks line", "add", "n", "PROJECT/one.jsonl", "--config", "YAML", make=a_yaml_of_one_line),
+    call("nothing.yaml", "validate", "PROJECT/nothing.yaml"),
+    call("one.jsonl", "validate", "PROJECT/one.jsonl"),
+    call("eins one", "validate", "YAML", make=a_yaml_of_another_run),
+    call("frobnicate", "frobnicate"),
+    call("--frobnicate", "status", "--frobnicate"),
+]  # fmt: skip

@@ -1,0 +1,114 @@
+"""A workspace that has been through everything: a rollback, a held version, evidence, an unfinished training."""
+
+import os
+from pathlib import Path
+
+import pytest
+from transformers import TrainerCallback
+from typer.testing import CliRunner, Result
+
+from gorp.cli import app
+from gorp.progress import Progress
+from gorp.storage import file_sha256
+from gorp.workspace import Workspace, load_config, run_sequence
+from tests.workspace.project import make_project, task, write_config, write_rows
+
+
+NAMES = ("one", "two", "three", "four")
+GATE = {"margin": 2.0}
+
+
+class Stop(Exception):
+    """Raised where the process is to end."""
+
+
+class Stopping(Progress):
+    """Stops a training when it has done a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def training(self, name):
+        return _Stopped(self.step)
+
+
+class _Stopped(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise Stop
+
+
+def gorp(*arguments: object, **options: str) -> Result:
+    """Run a command in this process."""
+    return CliRunner(env=options).invoke(app, [str(argument) for argument in arguments])
+
+
+def must(*arguments: object) -> Result:
+    """Run a command that must succeed."""
+    done = gorp(*arguments)
+    assert done.exit_code == 0, (arguments, done.output, done.exception)
+    return done
+
+
+def configure(folder: Path, count: int, *, inconclusive: str = "ship") -> Path:
+    """Write the YAML with the first `count` tasks."""
+    return write_config(
+        folder, tasks=[task(name) for name in NAMES[:count]], gate={**GATE, "inconclusive": inconclusive}
+    )
+
+
+def make_workspace(folder: Path) -> Path:
+    """Return the project's folder; its workspace is `run`.
+
+    v1 (one) and v2 (two) were trained and rolled back to v1 and forward again; v3 (three) is held, because six rows
+    decide nothing and the gate holds then; task four was killed at its fifth step, with checkpoints at two and four.
+    """
+    make_project(folder)
+    for number, name in enumerate(NAMES[2:], 1):
+        write_rows(folder / f"{name}.jsonl", number + 1, 24)
+        write_rows(folder / f"{name}_eval.jsonl", number + 1, 6)
+    path = configure(folder, 2)
+    must("train", path)
+    must("rollback", path)
+    must("promote", path, "--anyway", "the rollback was a mistake")
+    assert gorp("train", configure(folder, 3, inconclusive="hold")).exit_code in (3, 4)
+    with pytest.raises(Stop):
+        run_sequence(load_config(configure(folder, 4)), folder / "run", progress=Stopping(5))
+    store = Workspace(folder / "run")
+    assert store.current().name == "v2" and not store.version("v3").accepted
+    assert len(list(store.run_folder("four").glob("checkpoint-*"))) == 2
+    assert gorp("gate", path).exit_code == 4
+    return folder
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return every file below a folder, sorted."""
+    return [Path(top, name) for top, _, names in sorted(os.walk(folder)) for name in sorted(names)]
+
+
+def contents_of(folder: Path) -> dict[Path, bytes]:
+    """Return the content of every file below a folder."""
+    return {path: path.read_bytes() for path in files_of(folder)}
+
+
+def tree_of(folder: Path) -> dict[str, str]:
+    """Return what is below a folder: path -> SHA-256 of a file, target of a link, or the kind of another entry."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            what = f"link to {os.readlink(path)}"
+        elif path.is_file():
+            what = file_sha256(path)
+        else:
+            what = "folder" if path.is_dir() else "other"
+        found[str(path.relative_to(folder))] = what
+    return found
