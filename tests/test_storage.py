@@ -3,12 +3,17 @@
 import errno
 import os
 import random
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+from gorp.disk import disk_errors
 from gorp.errors import CheckpointError
 from gorp.storage import (
     create_atomic,
@@ -122,6 +127,29 @@ def test_a_network_error_is_not_reported_as_a_disk_error(monkeypatch, tmp_path):
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(type(error)):
             write_atomic(tmp_path / "x", b"")
+
+
+@pytest.mark.parametrize("count", [1, 100_000])
+@pytest.mark.parametrize(("free", "message"), [(0, "No space left on device"), (2**30, "Input/output error")])
+def test_what_torch_cannot_write_is_reported_as_a_disk_error(monkeypatch, tmp_path, count, free, message):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    full = tmp_path / "optimizer.pt"
+    full.symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=rf"optimizer\.pt: {message} \(disk .*Free some space or allow"):
+        with disk_errors(full):
+            torch.save({"a": torch.zeros(count)}, full)
+    with pytest.raises(RuntimeError, match="another reason"), disk_errors(full):
+        raise RuntimeError("another reason")
+
+
+def test_what_safetensors_cannot_write_is_reported_as_a_disk_error(tmp_path):
+    (tmp_path / "file").touch()
+    for path, message in ((tmp_path / "none" / "x", "No such file"), (tmp_path / "file" / "x", "Not a directory")):
+        with pytest.raises(CheckpointError, match=rf"x: {message}.* \(disk .*Free some space or allow"):
+            with disk_errors(path):
+                save_file({"a": torch.zeros(9)}, path)
+    with pytest.raises(SafetensorError, match="another reason"), disk_errors(tmp_path):
+        raise SafetensorError("another reason")
 
 
 def test_leftover_files_of_killed_processes_are_removed(tmp_path):

@@ -62,10 +62,10 @@ SCRIPT = (
     Step(("init", "./model", "--out", "bot.yaml"), again=(2, r"bot\.yaml: exists, and is not overwritten")),
     Step(
         ("add", "one", "one.jsonl", "--eval", "one_eval.jsonl"),
-        again=(2, r"two tasks are called `one`"),
+        again=(2, r"there is a task `one`"),
         edit=(r"(?ms)^training:.*?(?=^tasks:)", SETTINGS),
     ),
-    Step(("add", "two", "two.jsonl", "--eval", "two_eval.jsonl"), again=(2, r"two tasks are called `two`")),
+    Step(("add", "two", "two.jsonl", "--eval", "two_eval.jsonl"), again=(2, r"there is a task `two`")),
     Step(("train", "bot.yaml"), code=4, again=(0, r"two: held, because v2 may have lost on one")),
     Step(("gate", "bot.yaml", "--version", "v2", "--against", "v1"), code=4),
     Step(
@@ -73,7 +73,7 @@ SCRIPT = (
         again=(2, r"v2 is the current version already"),
     ),
     Step(("rollback", "bot.yaml", "v1"), again=(2, r"v1 is the current version; it was trained from v0")),
-    Step(("add", "three", "three.jsonl", "--eval", "three_eval.jsonl"), again=(2, r"two tasks are called `three`")),
+    Step(("add", "three", "three.jsonl", "--eval", "three_eval.jsonl"), again=(2, r"there is a task `three`")),
     Step(("train", "bot.yaml"), edit=(r"margin: 2\b", "margin: 90")),
     Step(("rollback", "bot.yaml", "v1"), again=(2, r"v1 is the current version; it was trained from v0")),
     Step(("train", "bot.yaml")),

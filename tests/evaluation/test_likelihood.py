@@ -12,6 +12,8 @@ from gorp.evaluation import EvalConfig, generate_answers, likelihood, score_task
 from gorp.evaluation.generate import answer_prompts
 from tests.evaluation.test_rank_families import build as build_family
 from tests.evaluation.test_reading import BUILDS, PROMPTS, ids_by_hand, rows_of
+from tests.runs import tiny
+from tests.runs import tokenizer as tokenizer_of
 
 
 EXPECTED = ["very negative", "A", "Is the light red or blue?", "True", "neutral, and the market opened late", "False"]
@@ -149,3 +151,17 @@ def test_a_generated_row_has_both_numbers_and_a_broken_model_has_none():
         model.lm_head.weight.fill_(math.nan)
     broken = score_task(model, tokenizer, task("exact_match"), **asked).samples
     assert {(sample["nll"], sample["probability"]) for sample in broken} == {(None, None)}
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_the_last_bits_do_not_depend_on_whether_the_weights_were_trained_just_before(family):
+    """After training all weights are frozen, in a new process none is; torch has a kernel for each."""
+    model, tokenizer = tiny(family), tokenizer_of(family)
+    prompts = [f"The light {100 + i} is {('green', 'red', 'blue')[i % 3]}. Answer:" for i in range(9)]
+    found = []
+    for trainable in (True, False):
+        model.requires_grad_(trainable)
+        asked = {"encoding": Encoding(), "config": EvalConfig(max_new_tokens=4)}
+        found.append(answer_prompts(model, tokenizer, prompts, ["good"] * 9, **asked))
+        assert all(parameter.requires_grad is trainable for parameter in model.parameters())
+    assert found[0] == found[1]

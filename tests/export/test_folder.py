@@ -141,5 +141,5 @@ def test_places_that_cannot_be_an_export(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_too_small_is_reported_before_writing(tmp_path):
     check_space(tmp_path / "a" / "b", 1000)
-    with pytest.raises(ConfigError, match=r"MB free\. Free some space"):
+    with pytest.raises(CheckpointError, match=r"MB free\. Free some space"):
         check_space(tmp_path / "a" / "b", 10**18)

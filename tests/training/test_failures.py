@@ -19,7 +19,6 @@ def fail(error: BaseException) -> None:
         (MemoryError(), "memory ran out at step 3 of 8 of task `oct`"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "dataloader_num_workers"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "a checkpoint could not be written .*Free"),
     ],
 )
 def test_a_known_cause_says_where_and_what_to_do(error, message):

@@ -165,7 +165,12 @@ def test_problems_are_listed_with_lines_and_nothing_is_written(project, case):
 
 @pytest.mark.parametrize(
     ("name", "file", "message"),
-    [("one", "one.jsonl", "two tasks are called"), ("a b", "one.jsonl", "only letters"), ("three", "", "empty")],
+    [
+        ("one", "one.jsonl", "there is a task `one` already"),
+        ("ONE", "one.jsonl", "two tasks are called"),
+        ("a b", "one.jsonl", "only letters"),
+        ("three", "", "empty"),
+    ],
 )
 def test_a_task_that_no_configuration_can_have_is_refused(project, name, file, message, monkeypatch):
     monkeypatch.chdir(project.parent)

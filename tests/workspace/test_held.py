@@ -293,6 +293,7 @@ def test_a_run_that_ended_after_the_hold_was_entered_goes_on_with_the_next_task(
     assert train(project, progress=said).held is None
     assert any("two: held, because v2 lost points on one" in line for line in said.lines)
     assert Workspace(project / "run").current().record["parent"] == "v1"
+    assert verify(project / "run/eval/gate/v2-v1.json")["verdict"] == "hold"
 
 
 def stop(*_, **__):

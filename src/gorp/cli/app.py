@@ -4,7 +4,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 3 held by the gate
 interrupted (Ctrl-C) and 143 terminated (SIGTERM). After 130 or 143 the same command continues the run.
 """
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +25,18 @@ from gorp.cli.rollback import rollback
 from gorp.cli.train import estimate, train
 
 
-app = typer.Typer(
+class App(typer.Typer):
+    """The command line, which may be interrupted before a command has begun."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Run the command that the arguments name."""
+        try:
+            return super().__call__(*args, **options)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+app = App(
     help="Fine-tune a language model on one task after another, and measure after each what it still knows of the "
     "earlier ones.",
     no_args_is_help=True,

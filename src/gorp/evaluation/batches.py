@@ -60,13 +60,22 @@ def answer_limit(encoding: Encoding, config: EvalConfig) -> int:
 
 @contextmanager
 def evaluating(model: Module) -> Iterator[None]:
-    """Turn off dropout and gradients inside the context; restore the mode of every submodule afterwards."""
+    """Turn off dropout and gradients inside the context; restore the mode of every submodule afterwards.
+
+    Parameters do not require gradients inside, whatever was trained before: torch multiplies by a weight that does with
+    another kernel, also without a graph, and the last bits of the answers would differ.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
         with torch.no_grad():
             yield
     finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         for module, training in modes:
             module.training = training
 

@@ -69,13 +69,13 @@ def check_out(out: Path, *, force: bool, sources: Mapping[str, Path]) -> None:
 
 
 def check_space(out: Path, size: int) -> None:
-    """Raise ConfigError if the disk of `out` has less than `size` bytes free."""
+    """Raise CheckpointError if the disk of `out` has less than `size` bytes free."""
     place = Path(os.path.abspath(out)).parent
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < size:
-        raise ConfigError(
+        raise CheckpointError(
             f"{out}: the export takes {size / 1e6:,.0f} MB, but {place} has {free / 1e6:,.0f} MB free. Free some "
             "space, or give a folder on another disk."
         )

@@ -1,7 +1,7 @@
 """Report on a finished task (leak, capacity, released directions), and warnings before the next task."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import ceil
+from math import ceil, fsum
 from statistics import median
 from typing import Any
 
@@ -115,13 +115,13 @@ def full_and_nearly_full(memory: SubspaceMemory, full: Sequence[str], trained: i
     if full:
         lines.append(
             f"S is the whole space for {len(full)} of {trained} weights, and a task can change nothing there: "
-            f"{_first_names(full)}"
+            f"{_first_names(sorted(full))}"
         )
     near = [] if finished < 1 else [name for name in memory if _short_of_room(memory, name, finished)]
     whole = [name for name in near if memory.cap(name) == memory.dimension(name)]
     capped = [name for name in near if name not in whole]
     if capped:
-        fullest = max(capped, key=lambda name: memory.size(name) / memory.cap(name))
+        fullest = max(sorted(capped), key=lambda name: memory.size(name) / memory.cap(name))
         lines.append(
             f"the budget may be reached in the next task in {len(capped)} of {len(memory)} weights (the fullest holds "
             f"{memory.size(fullest)} directions of {memory.cap(fullest)}): the weakest directions of earlier tasks are "
@@ -159,12 +159,12 @@ def _worst_and_median(key: str, values: Mapping[str, float]) -> dict[str, float 
 
 def _capacities(key: str, memory: SubspaceMemory, names: Sequence[str]) -> dict[str, float | None]:
     shares = [memory.capacity(name) for name in names]
-    return {f"{key}_mean": sum(shares) / len(shares) if shares else None, f"{key}_max": max(shares, default=None)}
+    return {f"{key}_mean": fsum(shares) / len(shares) if shares else None, f"{key}_max": max(shares, default=None)}
 
 
 def _totals(lost: Mapping[str, Tensor]) -> tuple[int, float]:
     """Return the number of directions and their total energy."""
-    return sum(map(len, lost.values())), sum(energies.sum().item() for energies in lost.values())
+    return sum(map(len, lost.values())), fsum(energies.sum().item() for energies in lost.values())
 
 
 def _first_names(names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ def explained(task: str, step: Callable[[], tuple[int, int]]) -> Iterator[None]:
         step: Returns the number of the running step and the number of all steps.
 
     Raises:
-        TrainingError: If memory or the disk is full, or a process that loads rows was killed.
+        TrainingError: If memory is full, or a process that loads rows was killed.
     """
     try:
         yield
@@ -48,8 +48,6 @@ def _cause(error: Exception) -> tuple[str, str] | None:
         )
     if "DataLoader worker" in text:
         return "a process that loads rows ended", "Lower training.dataloader_num_workers; 0 loads in this process."
-    if "PytorchStreamWriter" in text:  # torch's error if the disk is full
-        return "a checkpoint could not be written", "Free space on the disk, then run the same command again."
     return None
 
 

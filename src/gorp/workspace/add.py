@@ -65,6 +65,11 @@ def add_task(
     named |= {} if evaluation is None else {"eval": _written(evaluation, folder)}
     entry = named | {key: value for key, value in optional.items() if value is not None}
     before = _parsed(block, path).tasks if block.get("tasks") else ()
+    if there := [spec for spec in before if spec.name == name]:
+        raise ConfigError(
+            f"{path}: there is a task `{name}` already, with the rows of {there[0].train}. Nothing was changed. Give "
+            "the new task another name, or edit its line in the file."
+        )
     written = insert_task(text, entry, str(path))
     config = _parsed(parse_yaml(written, path), path)
     assert config.tasks[:-1] == before

@@ -73,7 +73,7 @@ def export_version(
 
     Raises:
         ConfigError: For impossible arguments, a folder that may not be written, or weights that an adapter cannot have.
-        CheckpointError: If the version is damaged, or the base model has changed.
+        CheckpointError: If the version is damaged, the base model has changed, or the disk is full.
         ExportError: If the folder as read back is not equal to the version, or cannot be uploaded.
     """
     progress = progress or Progress()

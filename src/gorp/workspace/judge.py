@@ -3,18 +3,19 @@
 The verdict stands in version.json, so that a version whose process was killed after the rename is settled rightly.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from gorp.errors import CheckpointError
 from gorp.progress import Progress
-from gorp.workspace.gate import compare, gate
+from gorp.workspace.gate import compare, evidence_path, gate
 from gorp.workspace.gate_config import GateConfig
 from gorp.workspace.guard_values import guard_facts
 from gorp.workspace.held import held_facts, held_in_words
 from gorp.workspace.prepare import Session
 from gorp.workspace.scores import Scores
 from gorp.workspace.scoring import learned_digest, score_row
-from gorp.workspace.store import Version
+from gorp.workspace.store import Version, Workspace
 
 
 def is_judged(session: Session, parent: Version) -> bool:
@@ -66,3 +67,17 @@ def show_verdict(session: Session, version: Version, progress: Progress) -> dict
         return None
     progress.say(held_in_words(version.record["task"], held_facts(version), current=judged["against"]))
     return found
+
+
+def keep_missing_evidence(workspace: Workspace) -> None:
+    """Keep the evidence on the newest version, if the process that published it was killed before it could.
+
+    Without it `gorp gate --verify` and `gorp report` would lack what the verdict rests on. If the answers are no longer
+    comparable, nothing is kept.
+    """
+    version = workspace.versions()[-1]
+    judged = version.record.get("gate")
+    if judged is None or evidence_path(workspace.root, version=version.name).exists():
+        return
+    with suppress(CheckpointError):
+        gate(workspace.root, version=version.name, margin=judged["margins"])

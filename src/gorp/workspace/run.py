@@ -26,7 +26,7 @@ from gorp.workspace.accepted import keep_configuration
 from gorp.workspace.config import RunConfig, effective, num_tasks
 from gorp.workspace.guard import is_guarded, measure_guard
 from gorp.workspace.held import held_facts, held_in_words
-from gorp.workspace.judge import answer_again, is_judged, judge, show_verdict
+from gorp.workspace.judge import answer_again, is_judged, judge, keep_missing_evidence, show_verdict
 from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.learned import keep
 from gorp.workspace.mark import check_place
@@ -112,6 +112,7 @@ def _run_pending(session: Session, restart: bool, progress: Progress) -> RunResu
     for version in store.late:  # published by a process that was killed before it could show the verdict
         if (held := show_verdict(session, version, progress)) is not None:
             return RunResult(matrix=write_matrix(session, lineage), held=held)
+    keep_missing_evidence(store)
     pending = _stages(session, lineage[-1].contains, restart)
     if pending and is_judged(session, lineage[-1]):
         answer_again(session, lineage[-1], progress)
