@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ import pytest
 from gorp import sequence
 from gorp.errors import CheckpointError, ConfigError
 from gorp.storage import read_json, write_json
-from gorp.workspace import Workspace, garbage, load_config, run_sequence
+from gorp.workspace import Workspace, garbage, load_config, lock, run_sequence
 from gorp.workspace.gate import gate
 from gorp.workspace.gc import collect
 from gorp.workspace.rollback import rollback
-from gorp.workspace.scores import Scores
+from gorp.workspace.scores import SCORES_LOCK, Scores
 from gorp.workspace.status import status
 from gorp.workspace.verify import verify
 from tests.command import gorp
@@ -279,6 +280,18 @@ def test_a_killed_process_leaves_its_lock_and_the_next_one_finishes(project, tmp
     assert done.returncode == 9
     check_whole(project / "run")
     finished_once(project / "run", tmp_path / "whole/run")
+
+
+def test_locks_that_a_killed_process_left_are_removed_when_nothing_else_is(project):
+    collect(project / "run")
+    before = tree_hash(project / "run")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    holder = {"host": socket.gethostname(), "boot": lock._boot(), "pid": ended.pid, "started": "0", "since": "2026"}
+    (project / "run" / lock.LOCK).write_text(json.dumps(holder))
+    (project / "run/eval" / SCORES_LOCK).touch()
+    assert collect(project / "run")["removed"] == []
+    assert tree_hash(project / "run") == before
 
 
 def test_the_log_has_a_line_for_each_event_and_names_a_damaged_one(project):

@@ -12,8 +12,9 @@ from gorp.disk import LEFTOVER
 from gorp.errors import ConfigError
 from gorp.storage import remove_leftovers
 from gorp.workspace.garbage import EVAL, JOINT, Item, find
+from gorp.workspace.lock import holder_of
 from gorp.workspace.mark import GONE, check_place
-from gorp.workspace.scores import Scores
+from gorp.workspace.scores import SCORES_LOCK, Scores
 from gorp.workspace.status import status
 from gorp.workspace.store import Workspace
 
@@ -41,13 +42,19 @@ def collect(
     check_place(store.root)
     left = _left_tasks(store, source) if unlisted else ()
     items = find(store, unlisted=left)
-    if items and not dry_run:
+    if not dry_run and (items or _has_stale_locks(store)):
         swept = [item for item in items if _is_swept(item)]  # the lock removes these
         with store.writing():
             items = [*find(store, unlisted=left), *swept]
             _remove(store, items)
     total = sum(item.bytes for item in items)
     return {"removed": [item.to_dict() for item in items], "bytes": total, "dry_run": dry_run}
+
+
+def _has_stale_locks(store: Workspace) -> bool:
+    """Whether a killed process has left the file of a lock; whoever takes the lock next removes it."""
+    holder = holder_of(store.root)
+    return (holder is not None and not holder[1]) or (holder is None and (store.root / "eval" / SCORES_LOCK).exists())
 
 
 def _is_swept(item: Item) -> bool:

@@ -80,4 +80,4 @@ def keep_missing_evidence(workspace: Workspace) -> None:
     if judged is None or evidence_path(workspace.root, version=version.name).exists():
         return
     with suppress(CheckpointError):
-        gate(workspace.root, version=version.name, margin=judged["margins"])
+        gate(workspace.root, version=version.name, settings=GateConfig.that_decided(judged))

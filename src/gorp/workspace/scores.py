@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 KEYS = ("score", "rows", "metric", "key", "conditions", "samples")
 """Keys of a score's entry, besides its digest; gorp 0.1.0 wrote neither the last two nor a digest."""
 
+SCORES_LOCK = "scores.lock"
+"""File in `eval` that is locked while something in that folder is written."""
+
 
 class Scores:
     """`eval/scores.json`: version -> task -> score, rows, metric, key, conditions, SHA-256 of the samples, digest.
@@ -94,7 +97,7 @@ class Scores:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Lock the folder while the block runs; other processes wait."""
-        with briefly(self.folder / "scores.lock"):
+        with briefly(self.folder / SCORES_LOCK):
             for folder in (self.folder, self.folder / "samples", self.folder / "guard"):
                 remove_leftovers(folder)
             yield
