@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,10 +18,12 @@ from gorp.disk import disk_errors
 from gorp.errors import CheckpointError
 from gorp.storage import (
     create_atomic,
+    private_mode,
     read_json,
     read_tensors,
     remove_leftovers,
     remove_leftovers_of,
+    restrict,
     write_atomic,
     write_json,
     write_tensors,
@@ -197,3 +200,45 @@ def test_a_new_file_never_takes_the_place_of_another(tmp_path, monkeypatch, link
     assert create_atomic(tmp_path / "x", b"new", b"er") and (tmp_path / "x").read_bytes() == b"newer"
     assert not create_atomic(tmp_path / "x", b"other") and (tmp_path / "x").read_bytes() == b"newer"
     assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.fixture
+def usual_umask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize(
+    ("root", "folder", "file"), [(0o700, 0o700, 0o600), (0o750, 0o750, 0o640), (0o755, 0o755, 0o644)]
+)
+def test_what_is_written_has_at_most_the_permissions_of_its_folder(tmp_path, usual_umask, root, folder, file):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r").chmod(root)
+    write_json(tmp_path / "r/a/b/c.json", 1)
+    assert [mode(tmp_path / "r/a"), mode(tmp_path / "r/a/b"), mode(tmp_path / "r/a/b/c.json")] == [folder, folder, file]
+
+
+def test_the_umask_takes_more(tmp_path, usual_umask):
+    os.umask(0o077)
+    write_json(tmp_path / "a/b.json", 1)
+    assert (mode(tmp_path / "a"), mode(tmp_path / "a/b.json")) == (0o700, 0o600)
+
+
+def test_files_of_a_library_are_restricted_like_those_of_gorp(tmp_path, usual_umask):
+    tmp_path.chmod(0o700)
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/c").write_text("x")
+    restrict(tmp_path / "a")
+    assert [mode(path) for path in (tmp_path / "a", tmp_path / "a/b", tmp_path / "a/b/c")] == [0o700, 0o700, 0o600]
+
+
+def test_a_page_keeps_the_permissions_that_somebody_gave_it(tmp_path):
+    assert private_mode(tmp_path / "new.html") == 0o600
+    (tmp_path / "old.html").write_text("x")
+    (tmp_path / "old.html").chmod(0o644)
+    assert private_mode(tmp_path / "old.html") == 0o644

@@ -21,6 +21,7 @@ from gorp.errors import CheckpointError, ConfigError, nearest
 from gorp.layers.lora import LoraSettings
 from gorp.methods.base import Method
 from gorp.ranges import may_change
+from gorp.storage import make_folder
 from gorp.workspace.accepted import portable_path
 from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.mark import check_place
@@ -225,7 +226,7 @@ class ProtectionFolder:
                 self.lineage = [self.store.publish("v0", self._record(base, parent=None, task=None, contains=[]))]
             name = self.store.next_name()
             folder = self.store.prepared(name)
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_state(folder, method, base.sha256)
             facts = method.facts()
             record = self._record(base, parent=self.lineage[-1].name, task=task, contains=[*self.learned, task])

@@ -22,7 +22,7 @@ def report(
     """Write one page about a workspace: the verdict, all scores, answers that changed, capacity, costs, evidence."""
     with errors():
         from gorp.report import page_markdown, scores_csv, write_page
-        from gorp.storage import write_atomic
+        from gorp.storage import private_mode, write_atomic
         from gorp.workspace.overview import overview
         from gorp.workspace.page import judged, matrix_of, workspace_page
         from gorp.workspace.place import place
@@ -31,11 +31,11 @@ def report(
         check_outputs({"--out": out, "--markdown": markdown, "--csv": csv}, ENDINGS)
         facts = overview(folder, source=source)
         page = workspace_page(facts, folder.resolve().name)
-        write_page(page, out)
+        write_page(page, out, mode=private_mode(out))
         if markdown is not None:
-            write_atomic(markdown, page_markdown(page).encode())
+            write_atomic(markdown, page_markdown(page).encode(), mode=private_mode(markdown))
         if csv is not None:
-            write_atomic(csv, scores_csv(matrix_of(facts), judged(facts)).encode())
+            write_atomic(csv, scores_csv(matrix_of(facts), judged(facts)).encode(), mode=private_mode(csv))
     if as_json:
         print_json(facts)
         return

@@ -27,9 +27,9 @@ LONGEST = 2000
 """Most characters of a prompt or an answer on the page."""
 
 
-def write_page(page: Page, path: Path) -> None:
-    """Write the page to `path` atomically."""
-    write_atomic(path, render_page(page).encode())
+def write_page(page: Page, path: Path, *, mode: int | None = None) -> None:
+    """Write the page to `path` atomically, with the permissions `mode` (None for those of a new file)."""
+    write_atomic(path, render_page(page).encode(), mode=mode)
 
 
 def render_page(page: Page) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 
 from gorp.errors import CheckpointError
 from gorp.methods.base import Method
-from gorp.storage import file_sha256, read_json, read_tensors, sync_folder, write_json, write_tensors
+from gorp.storage import file_sha256, read_json, read_tensors, restrict, sync_folder, write_json, write_tensors
 
 
 COMPLETE = "complete.json"
@@ -40,6 +40,7 @@ def mark_complete(folder: Path, *, ranks: int = 1) -> None:
         folder: A checkpoint in which all other files are written.
         ranks: Number of processes that wrote it; each wrote its random state.
     """
+    restrict(folder)  # the Trainer does not know that it writes into a private folder
     files = _files(folder)
     for path in files.values():
         with open(path, "rb") as file:

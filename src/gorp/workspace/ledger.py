@@ -19,6 +19,7 @@ from typing import Any
 
 from gorp.disk import disk_errors
 from gorp.errors import CheckpointError
+from gorp.storage import file_mode, make_folder
 from gorp.workspace.seal import digest
 
 
@@ -90,8 +91,9 @@ class Ledger:
             chain = digest(chain, earlier)
         line = json.dumps({**body, "chain": digest(chain, body)}, ensure_ascii=False) + "\n"
         with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+            make_folder(self.path.parent)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            descriptor = os.open(self.path, flags, file_mode(self.path.parent))
             with open(descriptor, "a+b") as file:
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)

@@ -21,6 +21,7 @@ from typing import Any
 
 from gorp.disk import disk_errors
 from gorp.errors import CheckpointError
+from gorp.storage import file_mode, make_folder
 
 
 LOCK = "gorp.lock"
@@ -113,7 +114,7 @@ def briefly(path: Path) -> Iterator[None]:
         CheckpointError: If the disk cannot be written.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor, _ = _acquire(path, wait=True)
     try:
         yield
@@ -150,7 +151,7 @@ def alone(path: Path) -> Iterator[None]:
 def _acquire(path: Path, *, wait: bool = False) -> tuple[int, str]:
     """Open and lock the file; return its descriptor and `granted`, `held` (by another process) or `none` (no locks)."""
     while True:
-        descriptor, answer = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "granted"
+        descriptor, answer = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, file_mode(path.parent)), "granted"
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:

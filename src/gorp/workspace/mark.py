@@ -14,7 +14,7 @@ from typing import Any
 
 from gorp.disk import LEFTOVER, disk_errors
 from gorp.errors import CheckpointError, ConfigError
-from gorp.storage import read_json, remove_leftovers, write_json
+from gorp.storage import make_folder, read_json, remove_leftovers, write_json
 from gorp.workspace.lock import LOCK, Held, locked
 
 
@@ -97,7 +97,8 @@ def writing(root: Path, sources: Iterable[Path] = ()) -> Iterator[Held]:
     check_place(root, sources)
     made = [path for path in (root, *root.parents) if not path.exists()]
     with disk_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root.parent)
+        root.mkdir(mode=0o700, exist_ok=True)  # it holds data; see `gorp.storage`
     try:
         with locked(root) as held:
             check_place(root, sources)  # again, because the folder may have changed before the lock was granted

@@ -27,7 +27,7 @@ from typing import Any
 
 from gorp.disk import disk_errors
 from gorp.errors import CheckpointError, ConfigError, nearest
-from gorp.storage import file_sha256, sync_folder, write_atomic, write_json
+from gorp.storage import file_sha256, make_folder, sync_folder, write_atomic, write_json
 from gorp.workspace.accepted import kept_configuration
 from gorp.workspace.ledger import VERSION_NAME, Ledger
 from gorp.workspace.lock import Held
@@ -225,7 +225,7 @@ class Workspace(Verbs):
         """
         folder, target = self.prepared(name), self.root / "versions" / name
         with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             for path in folder.iterdir():
                 if path.name not in FILES:
                     path.unlink()
