@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gorp.cli.console import fraction, short_date, show_status
+from gorp.cli.console import fraction, short_date
+from gorp.cli.status_tables import show_status
 from tests.report.matrices import matrix
 
 
@@ -146,7 +147,8 @@ def test_a_date_is_written_with_few_characters():
 
 
 def test_a_held_task_has_what_can_be_done_and_promotion_only_where_it_is_possible():
-    facts = {"version": "v4", "verdict": "hold", "against": "v3", "tasks": ["october", "[red]november[/red]"]}
+    tasks = ["october", "[red]november[/red]"]
+    facts = {"version": "v4", "verdict": "hold", "against": "v3", "tasks": tasks, "guard": False}
     text = " ".join(shown(state(3) | {"held": {"january": facts}, "anyway": {"v2": "asked for"}}).split())
     assert "january: held, because v4 lost points on october, [red]november[/red]; the current version is v3" in text
     assert 'gorp promote --version v4 --anyway "REASON"' in text

@@ -30,7 +30,9 @@ def main() -> None:
 
     import gorp.cli.app
     import gorp.cli.console
+    import gorp.cli.gate_tables
     import gorp.cli.live
+    import gorp.cli.status_tables
     import gorp.export.lowrank
     import gorp.report
     import gorp.workspace.ask

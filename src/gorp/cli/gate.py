@@ -39,7 +39,8 @@ def gate(
 ) -> None:
     """Say for each earlier task whether a version still answers it: ship, hold (exit 3) or inconclusive (exit 4)."""
     with errors():
-        from gorp.cli.console import console, show_gate
+        from gorp.cli.console import console
+        from gorp.cli.gate_tables import show_gate
         from gorp.workspace.gate import evidence_path
         from gorp.workspace.gate import gate as judge
         from gorp.workspace.place import place

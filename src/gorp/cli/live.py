@@ -12,7 +12,8 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 from transformers import TrainerCallback
 
-from gorp.cli.console import add_row, empty_table, show_gate
+from gorp.cli.console import add_row, empty_table
+from gorp.cli.gate_tables import show_gate
 from gorp.evaluation import AccuracyMatrix
 from gorp.layers.targets import Treatment
 from gorp.printable import printable

@@ -24,8 +24,9 @@ def status(
     WORKSPACE may also be a folder of gorp.Protection.
     """
     with errors():
-        from gorp.cli.console import console, show_status
+        from gorp.cli.console import console
         from gorp.cli.protected import show_protection
+        from gorp.cli.status_tables import show_status
         from gorp.workspace.place import place
         from gorp.workspace.status import status as read_status
 

@@ -35,7 +35,8 @@ def promote(
         if as_json:
             print_json(found)
         else:
-            from gorp.cli.console import console, show_gate
+            from gorp.cli.console import console
+            from gorp.cli.gate_tables import show_gate
 
             show_gate(console(), found["gate"])
             new, old = found["version"], found["from"]

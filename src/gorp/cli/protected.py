@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from gorp.cli.console import WORDS, add_row, empty_table, say_on, show_versions
+from gorp.cli.console import add_row, empty_table, say_on
+from gorp.cli.status_tables import WORDS, show_versions
 
 
 def show_protection(console: Console, state: Mapping[str, Any], *, explain: bool = False) -> None:

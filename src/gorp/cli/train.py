@@ -62,7 +62,7 @@ def train(
         if as_json:
             print_json(state)
         else:
-            from gorp.cli.console import show_verdict
+            from gorp.cli.status_tables import show_verdict
 
             already_shown = console.is_terminal and progress.console.is_terminal  # by `progress`, just above
             show_verdict(console, state, tasks=not already_shown)
