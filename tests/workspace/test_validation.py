@@ -36,6 +36,14 @@ def test_all_problems_of_the_yaml_are_listed(tmp_path):
     assert all(problem.startswith(str(tmp_path / "run.yaml")) for problem in found["problems"])
 
 
+def test_margins_of_single_tasks_are_checked_with_the_names_of_the_yaml(tmp_path):
+    assert validate(make_project(tmp_path, gate={"margins": {"one": 5}}))["problems"] == []
+    changes = {"gate": {"margins": {"oen": 5}}, "eval": {"batch_size": 0}, "tasks": [task("one"), task("two", limit=3)]}
+    problems = "\n".join(validate(make_project(tmp_path, **changes))["problems"])
+    for part in ("no task `oen` in `tasks:`; there are one, two", "batch_size", "tasks[1].limit"):
+        assert part in problems
+
+
 def test_what_is_wrong_between_blocks_is_found_when_each_is_right(tmp_path):
     [problem] = validate(make_project(tmp_path, tasks=[task("one"), task("ONE")]))["problems"]
     assert "two tasks are called `one` and `ONE`" in problem

@@ -52,7 +52,7 @@ def show_gate(console: Console, found: Mapping[str, Any], *, explain: bool = Fal
     if found["tasks"]:
         console.print(gate_table(found))
     else:
-        say_on(console, f"{old} had learned no task, so there was nothing to lose")
+        say_on(console, f"{old} had learned no task, so there was none to lose")
     for task, facts in found["tasks"].items():
         say_on(console, in_words(task, facts))
         rows = found["flipped"][task]

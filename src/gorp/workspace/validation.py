@@ -8,6 +8,8 @@ from gorp.errors import ConfigError, GorpError
 from gorp.progress import Progress
 from gorp.workspace.check_rows import check_rows
 from gorp.workspace.config import load_config, parse_config
+from gorp.workspace.gate_config import read_gate
+from gorp.workspace.present import task_names
 from gorp.workspace.run import plan
 from gorp.workspace.store import Workspace
 from gorp.workspace.yaml_file import read_yaml
@@ -77,17 +79,34 @@ def config_problems(block: Mapping[str, Any], folder: Path) -> Iterator[str]:
     found = 0
     together = {key: block[key] for key in ("method", "lora") if key in block}
     tasks = block.get("tasks")
-    each = [{key: value} for key, value in block.items() if key not in ("method", "lora", "tasks")] + [together]
+    alone = [key for key in block if key not in ("method", "lora", "tasks", "gate")]
+    each = [{key: block[key]} for key in alone] + [together]
     for part in each:
         if (problem := _problem({**LEAST, **part}, folder)) is not None:
             found += 1
             yield problem
+    if (problem := _gate_problem(block)) is not None:
+        found += 1
+        yield problem
     for index, entry in enumerate(tasks if isinstance(tasks, list) else ()):
         if (problem := _problem({**LEAST, "tasks": [entry]}, folder)) is not None:
             found += 1
             yield problem.replace("tasks[0]", f"tasks[{index}]", 1)
     if not found and (problem := _problem(block, folder)) is not None:
         yield problem
+
+
+def _gate_problem(block: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the `gate:` block, which may name tasks; nothing if their names are not known."""
+    try:
+        names = task_names(block)
+    except ConfigError:
+        return None
+    try:
+        read_gate(block.get("gate"), names)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _problem(block: Mapping[str, Any], folder: Path) -> str | None:
