@@ -7,6 +7,7 @@ that its answers end as those of a trained model. Then the rows are answered in 
 
     obvious    model.generate over the rows in their order, `--batch` at a time, padded on the left
     gorp       gorp.evaluation.generate_answers with the same batch size
+    with NLL   the same, and the log-likelihoods of the right and of the given answers, as in `gorp train`
 
 and the answers are compared. Forms: `question` is the text followed by a short question; `instruction` has the question
 and the list of answers before the text, as in instruction data sets, so that all rows begin with the same tokens.
@@ -24,6 +25,7 @@ from records import arguments, conditions, described, settle, write_record
 
 from gorp.data import Encoding, Task, encode_prompts, pad_left
 from gorp.evaluation import EvalConfig, generate_answers
+from gorp.evaluation.generate import answer_prompts
 from gorp.layers.lora import LoraSettings
 from gorp.methods.sequential_lora import SequentialLora
 from gorp.models.load import ModelConfig, load_model
@@ -72,7 +74,8 @@ def measure(task: Task, args: argparse.Namespace) -> dict[str, Any]:
             lambda: train_task(model, tokenizer, method, task.train, encoding=ENCODING, **where)  # pyright: ignore
         )
     assert task.eval is not None
-    prompts, config = list(task.eval["prompt"]), EvalConfig(batch_size=args.batch, max_new_tokens=NEW_TOKENS)
+    prompts, right = list(task.eval["prompt"]), list(task.eval["completion"])
+    config = EvalConfig(batch_size=args.batch, max_new_tokens=NEW_TOKENS)
     answers: dict[str, list[str]] = {}
     with method.serving(model) as served:
         actions = {
@@ -80,15 +83,19 @@ def measure(task: Task, args: argparse.Namespace) -> dict[str, Any]:
             "gorp": lambda: answers.update(
                 gorp=generate_answers(served, tokenizer, prompts, encoding=ENCODING, config=config)
             ),
+            "with NLL": lambda: answer_prompts(served, tokenizer, prompts, right, encoding=ENCODING, config=config),
         }
         generate_answers(served, tokenizer, prompts[:2], encoding=ENCODING, config=config)  # warm-up
         seconds = timer.interleaved(actions, args.rounds)
     lengths = [len(ids) for ids in encode_prompts(prompts, tokenizer, encoder_decoder=False, encoding=ENCODING)]
+    added = [more / plain for more, plain in zip(seconds["with NLL"], seconds["gorp"], strict=True)]
     ratios = [slow / fast for slow, fast in zip(seconds["obvious"], seconds["gorp"], strict=True)]
     return {
         "prompt_tokens": spread([float(length) for length in lengths]),
         "rows_per_second": {name: len(prompts) / min(times) for name, times in seconds.items()},
         "ratio": spread(ratios),
+        "ratio_of_nll": spread(added),
+        "right": sum(answer == each.strip() for answer, each in zip(answers["gorp"], right, strict=True)),
         "answers_that_differ": sum(a != b for a, b in zip(answers["obvious"], answers["gorp"], strict=True)),
         "trained_rows_per_second": len(task.train or ()) / trained,
         "seconds": seconds | {"training": [trained]},
@@ -110,16 +117,20 @@ def main() -> None:
     about = {key: value for key, value in described(args).items() if key not in ("shape", "layers", "tokens")}
     about |= {"data": "DATA", "model": Path(args.model).name}
     cases: dict[str, Any] = {}
-    print("| task | form | prompt, tokens | obvious, rows/s | gorp, rows/s | ratio (range) | trained rows/s | differ |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| task | form | prompt, tokens | obvious, rows/s | gorp, rows/s | ratio (range) | with NLL (range) "
+        "| trained rows/s | differ |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in args.tasks:
         for form in args.forms:
             task = in_form(read(name, args.data, train=args.train, scored=args.rows), form)
             of = cases[f"{name}, {form}"] = measure(task, args)
-            rates, ratio = of["rows_per_second"], of["ratio"]
+            rates, ratio, nll = of["rows_per_second"], of["ratio"], of["ratio_of_nll"]
             print(
                 f"| {name} | {form} | {of['prompt_tokens']['median']:.0f} | {rates['obvious']:.2f} | "
                 f"{rates['gorp']:.2f} | {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) | "
+                f"{nll['median']:.2f} ({nll['min']:.2f} to {nll['max']:.2f}) | "
                 f"{of['trained_rows_per_second']:.2f} | {of['answers_that_differ']} |",
                 flush=True,
             )
