@@ -17,5 +17,6 @@ def test_a_resumed_task_has_the_same_facts_although_its_weights_come_in_another_
             memory.extend(name, rows[name])
             report.leak[name] = 1e-7 * rows[name].shape[1]
         assert memory.left_out
-        facts.append((report.facts(memory, list(order)), full_and_nearly_full(memory, order[:3], 4, finished=1)))
+        full = [name for name in order if name != "layer3"]
+        facts.append((report.facts(memory, list(order)), full_and_nearly_full(memory, full, 4, finished=1)))
     assert all(each == facts[0] for each in facts)
