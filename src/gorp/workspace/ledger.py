@@ -37,6 +37,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._kept: tuple[bytes, list[tuple[dict[str, Any], bool]]] = b"", []
+        """The content that was checked last, and its events: a command asks for them hundreds of times."""
 
     def events(self) -> list[dict[str, Any]]:
         """Return all events without their chains; an incomplete last line is ignored.
@@ -50,7 +52,7 @@ class Ledger:
         """Return the events before the first damaged line, and what is wrong with it; None if no line is damaged."""
         events: list[dict[str, Any]] = []
         try:
-            for event, _ in self._lines():
+            for event, _ in self._lines(self._content()):
                 events.append(event)
         except CheckpointError as error:
             return events, str(error)
@@ -103,18 +105,24 @@ class Ledger:
 
     def _read(self) -> list[tuple[dict[str, Any], bool]]:
         """Return the events without their chains, each with whether it had one."""
-        return list(self._lines())
+        content = self._content()
+        if content != self._kept[0]:
+            self._kept = content, list(self._lines(content))
+        return [(dict(event), chained) for event, chained in self._kept[1]]
 
-    def _lines(self) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Yield what `_read` returns; raise CheckpointError at the first damaged line."""
+    def _content(self) -> bytes:
+        """Return the bytes of the file; none if it does not exist."""
         try:
-            lines = self.path.read_bytes().split(b"\n")[:-1]
+            return self.path.read_bytes()
         except FileNotFoundError:
-            return
+            return b""
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read ({error.strerror}).") from None
+
+    def _lines(self, content: bytes) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yield what `_read` returns; raise CheckpointError at the first damaged line."""
         chain, chained = "", False
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):
             place = f"{self.path}, line {number}: damaged"
             try:
                 event = json.loads(line)

@@ -56,6 +56,8 @@ class Workspace(Verbs):
         self.late: list[Version] = []
         """Versions of a killed process that this object entered into the ledger when it began to write."""
         self._ledger = Ledger(self.root / "ledger.jsonl")
+        self._versions: dict[str, Version] = {}
+        """The versions that were read and checked; one whose version.json changed since is read again."""
 
     @contextmanager
     def writing(self, sources: Iterable[Path] = ()) -> Iterator[None]:
@@ -275,9 +277,10 @@ class Workspace(Verbs):
                 return []
             return [read_version(self.root / "versions" / name, sha256)]
         name = f"v{max(map(_number, entered), default=-1) + 1}"
+        if self._ledger.is_chained() or not self._is_complete(name):
+            return []
         complete = {path.parent.name for path in (self.root / "versions").glob(f"v*/{RECORD}")}
-        later = complete - {*entered, name}
-        if self._ledger.is_chained() or later or not self._is_complete(name):
+        if complete - {*entered, name}:
             return []
         version = read_version(self.root / "versions" / name, None)  # gorp 0.1.0 wrote no `prepared` events
         newest = list(entered)[-1] if entered else None
@@ -341,7 +344,10 @@ class Workspace(Verbs):
         return (self.root / "versions" / name / RECORD).is_file()
 
     def _read(self, name: str, known: Mapping[str, str | None]) -> Version:
-        return read_version(self.root / "versions" / name, known[name])
+        kept, folder = self._versions.get(name), self.root / "versions" / name
+        if kept is None or known[name] != kept.sha256 or file_sha256(folder / RECORD) != kept.sha256:
+            kept = self._versions[name] = read_version(folder, known[name])
+        return kept
 
 
 def _number(name: str) -> int:
