@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from gorp.cli import app
 from gorp.demo import DemoResult
 from gorp.storage import file_sha256, read_tensors, write_json, write_tensors
+from gorp.termination import Terminated
 from tests.command import gorp
 from tests.report.matrices import SECOND, matrix
 from tests.workspace.project import make_project, save_model, task, tree_hash, weights, without_digests, write_config
@@ -393,6 +395,23 @@ def wait_until(condition, process: subprocess.Popen) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
         time.sleep(0.002)
+
+
+@pytest.mark.parametrize("command", ["log", "diff", "gate", "report"])
+def test_an_interruption_while_the_result_is_printed_is_said_too(finished, tmp_path, monkeypatch, command):
+    path, *_ = finished
+    monkeypatch.chdir(tmp_path)
+    printed, echo = [], typer.echo
+
+    def interrupted(*args, **options):
+        if not printed:
+            printed.append(args)
+            raise Terminated
+        echo(*args, **options)
+
+    monkeypatch.setattr(typer, "echo", interrupted)
+    done = gorp(command, path)
+    assert (done.exit_code, done.stderr) == (143, "gorp: terminated.\n"), done.stdout
 
 
 @pytest.mark.slow

@@ -33,23 +33,23 @@ def diff(
 
         folder, source = place(workspace)
         found = compare(folder, old, new, source=source)
-    if as_json:
-        print_json(found)
-        return
-    out = console()
-    say(_heading(found))
-    if found["tasks"]:
-        out.print(_tasks(found))
-    for problem in dict.fromkeys(facts["problem"] for facts in found["tasks"].values() if facts["problem"]):
-        tasks = [task for task, facts in found["tasks"].items() if facts["problem"] == problem]
-        say(f"{', '.join(tasks)}: answers not compared: {problem}")
-    if found["guard"] is not None:
-        from gorp.workspace.guard_values import level_in_words
+        if as_json:
+            print_json(found)
+            return
+        out = console()
+        say(_heading(found))
+        if found["tasks"]:
+            out.print(_tasks(found))
+        for problem in dict.fromkeys(facts["problem"] for facts in found["tasks"].values() if facts["problem"]):
+            tasks = [task for task, facts in found["tasks"].items() if facts["problem"] == problem]
+            say(f"{', '.join(tasks)}: answers not compared: {problem}")
+        if found["guard"] is not None:
+            from gorp.workspace.guard_values import level_in_words
 
-        say(level_in_words(found["guard"]))
-    say("")
-    _show_weights(out, found)
-    _show_settings(found)
+            say(level_in_words(found["guard"]))
+        say("")
+        _show_weights(out, found)
+        _show_settings(found)
 
 
 def _heading(found: Mapping[str, Any]) -> str:

@@ -35,11 +35,11 @@ def doctor(
             if not as_json:
                 says = f"{finding.level:8} {finding.what}: {finding.says.rstrip('.')}"
                 say_on(output, f"{says}. {finding.advice}" if finding.advice else says, style=STYLES[finding.level])
-    problems = sum(finding.level == "problem" for finding in findings)
-    if as_json:
-        print_json({"findings": [finding.to_dict() for finding in findings], "problems": problems})
-    if problems:
-        raise typer.Exit(1)
+        problems = sum(finding.level == "problem" for finding in findings)
+        if as_json:
+            print_json({"findings": [finding.to_dict() for finding in findings], "problems": problems})
+        if problems:
+            raise typer.Exit(1)
 
 
 def _findings(root: Path | None, source: Path | None) -> "Iterator[Finding]":

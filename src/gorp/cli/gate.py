@@ -64,11 +64,11 @@ def gate(
                 dry_run=dry_run,
                 progress=start()[1] if noise else None,
             )
-    if as_json:
-        print_json(found)
+        if as_json:
+            print_json(found)
+            raise typer.Exit(EXIT[found["verdict"]])
+        show_gate(console(), found, explain=explain)
+        kept = "verified: the files give the same verdict and the same numbers" if verify else "evidence"
+        if not dry_run:
+            say(f"{kept}: {found['path']}")
         raise typer.Exit(EXIT[found["verdict"]])
-    show_gate(console(), found, explain=explain)
-    kept = "verified: the files give the same verdict and the same numbers" if verify else "evidence"
-    if not dry_run:
-        say(f"{kept}: {found['path']}")
-    raise typer.Exit(EXIT[found["verdict"]])

@@ -24,14 +24,14 @@ def log(workspace: Place = Path("."), as_json: AsJson = False) -> None:
 
         folder, _ = place(workspace)
         events, problem = Workspace(folder).history()
-    if as_json:
-        print_json({"workspace": str(folder), "events": events, "problem": problem})
-    else:
-        for line in _lines(events):
-            say(line)
-    if problem:
-        say(f"gorp: {problem}", err=True)
-        raise typer.Exit(1)
+        if as_json:
+            print_json({"workspace": str(folder), "events": events, "problem": problem})
+        else:
+            for line in _lines(events):
+                say(line)
+        if problem:
+            say(f"gorp: {problem}", err=True)
+            raise typer.Exit(1)
 
 
 def gc(

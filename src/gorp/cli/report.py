@@ -36,10 +36,10 @@ def report(
             write_atomic(markdown, page_markdown(page).encode(), mode=private_mode(markdown))
         if csv is not None:
             write_atomic(csv, scores_csv(matrix_of(facts), judged(facts)).encode(), mode=private_mode(csv))
-    if as_json:
-        print_json(facts)
-        return
-    verdict = f"{page.judged.verdict.upper()}: " if page.judged else ""
-    say(f"{verdict}{page.headline}")
-    for file in filter(None, (out, markdown, csv)):
-        say(f"wrote {file}")
+        if as_json:
+            print_json(facts)
+            return
+        verdict = f"{page.judged.verdict.upper()}: " if page.judged else ""
+        say(f"{verdict}{page.headline}")
+        for file in filter(None, (out, markdown, csv)):
+            say(f"wrote {file}")
