@@ -6,6 +6,7 @@ import re
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f"
 _DIRECTION = "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
 _NO_TEXT = "\ud800-\udfff\ufffe\uffff"
+_CREDENTIALS = re.compile(r"(:/{1,2})[^/\s@`'\"]+@")  # `Path` leaves one slash
 _UNPRINTABLE = re.compile(f"[{_CONTROL}{_DIRECTION}{_NO_TEXT}]")
 
 
@@ -15,6 +16,11 @@ def printable(text: str) -> str:
     These are control characters except tab and newline, direction marks, other line ends, and lone surrogates.
     """
     return _UNPRINTABLE.sub("�", text)
+
+
+def without_credentials(text: str) -> str:
+    """Return `text` with `…` for the user and the password or token of every URL in it."""
+    return _CREDENTIALS.sub(r"\1…@", text)
 
 
 def json_printable(text: str) -> str:

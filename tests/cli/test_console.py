@@ -9,6 +9,7 @@ from rich.console import Console
 
 from gorp.cli.console import fraction, short_date
 from gorp.cli.status_tables import show_status
+from gorp.printable import without_credentials
 from tests.report.matrices import matrix
 
 
@@ -154,3 +155,16 @@ def test_a_held_task_has_what_can_be_done_and_promotion_only_where_it_is_possibl
     assert 'gorp promote --version v4 --anyway "REASON"' in text
     assert "v2 was promoted although the gate did not accept it: asked for" in text
     assert "gorp promote" not in shown(state(3) | {"held": {"january": facts | {"against": "v2"}}})
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:hf_x@huggingface.co/a: gone", "https://…@huggingface.co/a: gone"),
+        ("/work/https:/hf_x@huggingface.co", "/work/https:/…@huggingface.co"),
+        ("https://huggingface.co/a@b, me@example.org", "https://huggingface.co/a@b, me@example.org"),
+        ("no URL: a@b", "no URL: a@b"),
+    ],
+)
+def test_a_token_in_a_url_is_not_printed(text, shown):
+    assert without_credentials(text) == shown
