@@ -24,11 +24,11 @@ from gorp.evaluation.likelihood import log_likelihoods
 from gorp.models.positions import positions_of
 
 
-LONGEST = 256
+LONGEST = 128
 """Most tokens of a text that are read, from its beginning, without those that the tokenizer adds."""
 
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 32, 512
-"""Most texts and tokens of a batch: the logits of every token are in memory, 300 MB with 150,000 entries each."""
+"""Most texts and tokens of a batch: the logits of every token are in memory, with 150,000 entries each 300 MB a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
