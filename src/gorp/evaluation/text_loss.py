@@ -28,7 +28,7 @@ LONGEST = 128
 """Most tokens of a text that are read, from its beginning, without those that the tokenizer adds."""
 
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 32, 512
-"""Most texts and tokens of a batch: the logits of every token are in memory, with 150,000 entries each 300 MB a copy."""
+"""Most texts and tokens of a batch: all their logits are in memory, with 150,000 entries each 300 MB a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
