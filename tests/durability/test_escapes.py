@@ -87,7 +87,8 @@ VERBS = (
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_nothing_raw_reaches_a_terminal(project, tmp_path, verb):
+def test_nothing_raw_reaches_a_terminal(project, tmp_path, verb, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a relative path of a command, `--workspace` for one, leads here
     name, *options = verb.split()
     payload = "".join(PAYLOADS[:7])
     words = [word.replace("PAYLOAD", payload).replace("QUESTION", f"green {payload}") for word in options]
