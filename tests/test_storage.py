@@ -202,6 +202,21 @@ def test_a_new_file_never_takes_the_place_of_another(tmp_path, monkeypatch, link
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_of_two_that_create_a_file_the_later_one_finds_it_although_its_own_temporary_file_is_gone(
+    tmp_path, monkeypatch
+):
+    link = os.link
+
+    def late(source, target):
+        Path(target).write_text("the first")  # another process was faster, and has removed what looked left over
+        remove_leftovers_of(Path(target))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    assert not create_atomic(tmp_path / "x", b"the second")
+    assert (tmp_path / "x").read_text() == "the first" and os.listdir(tmp_path) == ["x"]
+
+
 @pytest.fixture
 def usual_umask():
     before = os.umask(0o022)
@@ -235,6 +250,14 @@ def test_files_of_a_library_are_restricted_like_those_of_gorp(tmp_path, usual_um
     (tmp_path / "a/b/c").write_text("x")
     restrict(tmp_path / "a")
     assert [mode(path) for path in (tmp_path / "a", tmp_path / "a/b", tmp_path / "a/b/c")] == [0o700, 0o700, 0o600]
+
+
+def test_a_folder_that_a_group_shares_keeps_the_bit_that_passes_the_group_on(tmp_path):
+    tmp_path.chmod(0o750)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a").chmod(0o2777)
+    restrict(tmp_path / "a")
+    assert (tmp_path / "a").stat().st_mode & 0o7777 == 0o2750
 
 
 def test_a_page_keeps_the_permissions_that_somebody_gave_it(tmp_path):

@@ -4,7 +4,8 @@ Tensors are stored as safetensors, everything else as JSON; pickle is never used
 bytes. torch is imported when the first tensor is read or written, so commands that only read JSON start fast.
 
 What is written inside a folder can be read by those who can read the folder, and by nobody else: files and folders get
-at most its permissions. A workspace is made for its owner alone, and so stays private; `chmod` of its folder shares it.
+at most its permissions. A workspace is made for its owner alone, and so stays private; `chmod -R g+rX` of its folder
+shares it, and what is written later follows.
 """
 
 import errno
@@ -56,13 +57,11 @@ def create_atomic(path: Path, *parts: bytes | memoryview) -> bool:
     with disk_errors(path), _temporary(path, parts, None) as temporary:
         try:
             os.link(temporary, path)  # a rename would replace a file that another process has written meanwhile
-        except FileExistsError:
-            return False
         except OSError as error:
+            if os.path.lexists(path):  # also if the process that wrote it has removed this temporary file
+                return False
             if error.errno not in WITHOUT_LINKS:
                 raise
-            if path.exists():
-                return False
             os.replace(temporary, path)
     return True
 
@@ -117,9 +116,9 @@ def restrict(folder: Path) -> None:
     """Take from what is below `folder`, and from itself, the permissions that the folder around it does not have."""
     allowed = folder.parent.stat().st_mode
     for path in (folder, *folder.rglob("*")):
-        mode = path.lstat().st_mode & 0o777
+        mode = path.lstat().st_mode
         if mode & ~allowed & 0o777 and not path.is_symlink():
-            path.chmod(mode & allowed)
+            path.chmod(mode & 0o7777 & (allowed | 0o7000))  # a set-group-ID bit stays
 
 
 def sync_folder(folder: Path) -> None:

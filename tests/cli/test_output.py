@@ -1,4 +1,4 @@
-"""Where a page may be written: never over another file, never into a workspace."""
+"""Where a page may be written: never over a file of another kind, never into a workspace."""
 
 import pytest
 

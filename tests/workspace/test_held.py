@@ -380,3 +380,13 @@ def test_learned_tasks_fit_wherever_held_ones_stand_and_no_other_may_come_before
     if len(steady) > 1:
         swapped = [steady[1] if n == steady[0] else steady[0] if n == steady[1] else n for n in listed]
         assert not fits(swapped, learned, held)
+
+
+def test_a_task_is_not_trained_again_by_mistake_if_the_record_of_its_held_version_is_gone(held):
+    (held / "run/versions/v2/version.json").unlink()
+    before = tree_hash(held / "run")
+    with pytest.raises(CheckpointError, match=r"versions/v2: missing.*held this version of `two`.*--restart"):
+        train(held)
+    assert tree_hash(held / "run") == before
+    assert train(held, restart=True).held is None
+    assert Workspace(held / "run").current().contains == ["one", "two", "three"]

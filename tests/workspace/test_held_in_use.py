@@ -16,7 +16,10 @@ from gorp.workspace.promote import promote
 from tests.workspace.test_held import Said, begun, holding  # noqa: F401  fixtures
 
 
-SENTENCE = "v2 is held: with two it lost points on one, so the gate says HOLD against v1; it was not promoted"
+SENTENCE = (
+    "v2 is held: with two it lost points on one, so the gate says HOLD against v1; it is not part of the current "
+    "version"
+)
 
 
 @pytest.fixture

@@ -124,6 +124,15 @@ def test_a_link_in_the_place_of_a_folder_leads_nowhere(tmp_path, place):
     assert tree_hash(victim) == before
 
 
+def test_the_lock_of_an_editor_is_no_link_of_the_workspace(tmp_path):
+    store = Workspace(tmp_path / "work")
+    with store.writing():
+        publish(store, "v0")
+    (store.root / ".#CURRENT").symlink_to("me@here.1234")
+    with store.writing():
+        pass
+
+
 @pytest.mark.parametrize("place", ["run/../../victim", "run", "eval", "..", "versions/../run", "run/a/b"])
 def test_nothing_but_a_folder_of_run_or_versions_is_removed(tmp_path, place):
     foreign(tmp_path / "victim", "thesis.txt")

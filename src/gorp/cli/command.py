@@ -13,7 +13,7 @@ import typer
 
 from gorp.disk import disk_message
 from gorp.errors import ConfigError, GorpError
-from gorp.printable import json_printable, printable, without_credentials
+from gorp.printable import json_printable, printable
 from gorp.termination import EXIT_CODE as TERMINATED
 from gorp.termination import Terminated, sigterm_raises
 
@@ -99,7 +99,7 @@ def errors(*, interrupted: str = "") -> Iterator[None]:
 
 def say(line: str, *, err: bool = False) -> None:
     """Print a line; control characters in it (from names, models or data) and credentials in URLs are replaced."""
-    typer.echo(without_credentials(printable(line)), err=err)
+    typer.echo(printable(line), err=err)
 
 
 def print_json(value: Any) -> None:

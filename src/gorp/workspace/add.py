@@ -140,8 +140,13 @@ def _replace(path: Path, old: str, new: str) -> None:
         ConfigError: If the file was changed since it was read.
     """
     target = path.resolve()  # a link stays a link
-    with disk_errors(target), alone(target):
-        if read_text(target) != old:
-            raise ConfigError(f"{path}: was changed while the rows were read. Run the same command again.")
-        remove_leftovers_of(target)
-        write_atomic(target, new.encode(), mode=stat.S_IMODE(target.stat().st_mode))
+    changed = ConfigError(f"{path}: was changed while the rows were read. Run the same command again.")
+    with disk_errors(target):
+        try:
+            with alone(target):
+                if read_text(target) != old:
+                    raise changed
+                remove_leftovers_of(target)
+                write_atomic(target, new.encode(), mode=stat.S_IMODE(target.stat().st_mode))
+        except FileNotFoundError:
+            raise changed from None

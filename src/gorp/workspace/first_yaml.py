@@ -110,8 +110,9 @@ def init_config(model: str, files: Sequence[str], path: Path, *, dry_run: bool =
     if entries:
         parse_config(block, folder)
     if not dry_run:
-        remove_leftovers_of(path)
-        if not create_atomic(path, text.encode()):
+        created = create_atomic(path, text.encode())
+        remove_leftovers_of(path)  # there is a file now, so another `gorp init` that still writes only finds that
+        if not created:
             raise _exists(path)
     return {"config": str(path), "written": not dry_run, "tasks": tasks, "text": text}
 

@@ -24,6 +24,22 @@ def held_versions(store: Workspace, lineage: Sequence[Version]) -> dict[str, lis
     return {task: versions for task, versions in found.items() if task not in lineage[-1].contains}
 
 
+def maybe_held(store: Workspace, lineage: Sequence[Version]) -> dict[str, str]:
+    """Return versions of which nobody can tell any more whether the gate held them: name -> task.
+
+    They were trained from `lineage`, their task is not learned, and their version.json is gone.
+    """
+    names, gone = {version.name for version in lineage}, store.gone()
+    return {
+        event["version"]: event["task"]
+        for event in store.ledger()
+        if event["event"] == "version"
+        and event["version"] in gone
+        and event.get("parent") in names
+        and event.get("task") not in (None, *lineage[-1].contains)
+    }
+
+
 def held_once(store: Workspace) -> set[str]:
     """Return the tasks of all versions that the gate did not accept."""
     return {version.record["task"] for version in store.versions() if not version.accepted}
@@ -86,12 +102,12 @@ def why_held(facts: Mapping[str, Any]) -> str:
 
 
 def held_in_use(store: Workspace, version: Version) -> list[str]:
-    """Return a sentence for each version, from v0 to `version`, that the gate held and nobody promoted.
+    """Return a sentence for each version, from v0 to `version`, that the gate held and that is not in use.
 
-    A version is promoted as long as it is the current one or an ancestor of it. Protection folders have no gate.
+    The current version and its ancestors are in use: somebody promoted them. Protection folders have no gate.
     """
-    promoted = {each.name for each in store.lineage()}
-    found = [each for each in store.lineage(version) if not each.accepted and each.name not in promoted]
+    in_use = {each.name for each in store.lineage()}
+    found = [each for each in store.lineage(version) if not each.accepted and each.name not in in_use]
     return [_held_sentence(each, of=version.name) for each in found]
 
 
@@ -100,7 +116,7 @@ def _held_sentence(version: Version, *, of: str) -> str:
     from_it = "" if version.name == of else f", and {of} was trained from it"
     return (
         f"{version.name} is held: with {version.record['task']} it {why_held(facts)}, so the gate says "
-        f"{facts['verdict'].upper()} against {facts['against']}; it was not promoted{from_it}"
+        f"{facts['verdict'].upper()} against {facts['against']}; it is not part of the current version{from_it}"
     )
 
 

@@ -179,7 +179,7 @@ def _json(path: Path) -> Any:
 def _links(root: Path) -> Iterator[Path]:
     """Yield the links in the workspace, and inside the folders that gorp writes to or empties."""
     for name in sorted(os.listdir(root)) if root.is_dir() else ():
-        if (root / name).is_symlink():
+        if (root / name).is_symlink() and not name.startswith("."):  # an editor's, such as `.#CURRENT`
             yield root / name
     for name in FOLDERS:
         for folder, names, _ in os.walk(root / name):

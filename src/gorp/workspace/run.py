@@ -25,7 +25,7 @@ from gorp.training import last_complete, train_task
 from gorp.workspace.accepted import keep_configuration
 from gorp.workspace.config import RunConfig, effective, num_tasks
 from gorp.workspace.guard import is_guarded, measure_guard
-from gorp.workspace.held import held_facts, held_in_words
+from gorp.workspace.held import held_facts, held_in_words, maybe_held
 from gorp.workspace.judge import answer_again, is_judged, judge, keep_missing_evidence, show_verdict
 from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.learned import keep
@@ -189,14 +189,22 @@ def _notes(session: Session) -> list[str]:
 
 
 def check_unfinished(session: Session) -> None:
-    """Check that an unfinished training can be continued.
+    """Check that the next training is the right one, and that an unfinished one can be continued.
 
     Raises:
-        CheckpointError: If it was started under other settings or with other rows, or if another task now comes before
-            it; the message names what differs and what to do.
+        CheckpointError: If a version is gone that may hold a pending task. If an unfinished training was started under
+            other settings or with other rows, or if another task now comes before it; the message names what differs
+            and what to do.
     """
     lineage = session.lineage
     pending = _stages(session, lineage[-1].contains if lineage else [], restart=False)
+    wanted = {task.name for stage in pending for task in stage.tasks}
+    for version, task in (maybe_held(session.workspace, lineage) if lineage else {}).items():
+        if task in wanted:
+            raise CheckpointError(
+                f"{session.workspace.root / 'versions' / version}: missing, and the gate may have held this version of "
+                f"`{task}`. Restore it from a copy, or train the task again: `gorp train` with --restart."
+            )
     for stage in pending[:1]:
         _unfinished(session, stage, lineage).check()
     for stage in pending[1:]:

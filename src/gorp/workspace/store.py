@@ -334,7 +334,11 @@ class Workspace(Verbs):
 
     def missing(self) -> list[str]:
         """Return a sentence for each version of the ledger that `gorp gc` did not remove and that is not there."""
-        return [self._gone(name) for name in self._known() if not self._is_complete(name)]
+        return [self._gone(name) for name in self.gone()]
+
+    def gone(self) -> list[str]:
+        """Return the names of those versions."""
+        return [name for name in self._known() if not self._is_complete(name)]
 
     def _gone(self, name: str) -> str:
         path = self.root / "versions" / name / RECORD
