@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,12 @@ def test_a_whole_workspace_has_no_problem_and_nothing_is_written(project):
     assert len(lines) <= 24 and tree_hash(project) == before
     told = json.loads(gorp("doctor", project / "run", "--json").stdout)
     assert told["problems"] == 0 and {item["level"] for item in told["findings"]} == {"ok"}
+
+
+def test_it_is_loaded_without_scipy_because_it_is_for_a_broken_installation():
+    code = "import sys; sys.modules['scipy'] = None; import gorp.doctor.folder; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def flip(path):
