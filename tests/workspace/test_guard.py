@@ -5,26 +5,26 @@ import shutil
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from gorp.cli import app
 from gorp.doctor import check_workspace
 from gorp.errors import CheckpointError, ConfigError, DataError
 from gorp.evaluation.text_loss import TextLoss, text_losses
 from gorp.report import page_markdown, render_page
+from gorp.storage import file_sha256
 from gorp.workspace import Workspace, load_config, plan, run_sequence, status, validate
 from gorp.workspace import guard as guard_module
 from gorp.workspace import prepare as prepare_module
 from gorp.workspace.diff import diff
 from gorp.workspace.evaluate import evaluate_version
 from gorp.workspace.gate import gate
-from gorp.workspace.guard_text import LEAST
-from gorp.workspace.guard_values import compare_guard, guard_path, read_guard_values, write_guard
+from gorp.workspace.guard_values import LEAST, compare_guard, guard_path, read_guard_values, write_guard
 from gorp.workspace.overview import overview
 from gorp.workspace.page import headline, workspace_page
+from gorp.workspace.promote import promote
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import SEAL, sealed
 from gorp.workspace.verify import verify
+from tests.command import gorp
 from tests.workspace.planted import KEPT, plant
 from tests.workspace.project import make_project, task, write_config, write_rows
 from tests.workspace.test_held import QUICK, Said
@@ -58,10 +58,6 @@ def run(finished, tmp_path):
     return tmp_path / "p/run"
 
 
-def gorp(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def planted(run, rise, *, rows=40, tokens=50, spread=0.1):
     """Record losses: the newer version's are higher by `rise`, and by `spread` more or less from text to text."""
     for version, more in (("v1", 0.0), ("v2", rise)):
@@ -69,7 +65,12 @@ def planted(run, rise, *, rows=40, tokens=50, spread=0.1):
             {"index": i, "tokens": tokens, "nll": 2.0 + i / rows + (more + spread * (-1) ** i if more else 0.0)}
             for i in range(rows)
         ]
-        facts = {"key": "a" * 64, "conditions": "b" * 64, "sha256": "c" * 64, "texts": texts}
+        facts = {
+            "key": "a" * 64,
+            "conditions": "b" * 64,
+            "sha256": file_sha256(run.parent / "general.txt"),
+            "texts": texts,
+        }
         write_guard(run / "eval", version, facts)
 
 
@@ -183,6 +184,38 @@ def test_a_version_that_was_not_scored_on_it_cannot_be_judged_by_it(run):
     assert gate(run)["guard"]["verdict"] in ("ship", "hold")
 
 
+def test_fewer_texts_than_may_decide_do_not_decide_though_they_were_scored_to_inform(run):
+    planted(run, 0.5, rows=LEAST - 1)
+    assert gate(run)["guard"]["rows"] == LEAST - 1
+    set_gate(run, **GUARD, guard_margin=0.2)
+    words = f"scored on {LEAST - 1} texts; wanted at least {LEAST}.*Remove the margin"
+    with pytest.raises(CheckpointError, match=words):
+        gate(run)
+    assert overview(run)["gate"]["guard"]["rows"] == LEAST - 1  # it was judged when there was no margin
+    Workspace(run).move(Workspace(run).version("v1"), event="rollback", before="v2")
+    with pytest.raises(CheckpointError, match=words):
+        promote(run)
+    planted(run, 0.5, rows=LEAST)
+    assert gate(run, version="v2")["guard"]["verdict"] == "hold"
+
+
+def test_a_guard_file_that_changed_or_is_gone_is_named_beside_the_numbers_of_the_old_one(run):
+    planted(run, 0.5)
+    path = run.parent / "general.txt"
+    before = file_sha256(path)
+    assert gate(run)["notes"] == []
+    write_guard_text(run.parent, TEXTS[:21])
+    for margin in ({}, {"guard_margin": 9}):
+        set_gate(run, **GUARD, **margin)
+        (note,) = gate(run)["notes"]
+        assert note.startswith(f"guard text: the numbers are of the text with the SHA-256 {before[:12]}…; {path} has")
+    assert "has changed since" in " ".join(gorp("gate", run).stdout.split())
+    path.unlink()
+    assert gate(run)["notes"][0].endswith(f"{path} cannot be read")
+    (run.parent / "run.yaml").unlink()  # the configuration of the last run names it, relative to the YAML
+    assert gate(run)["notes"][0].endswith(f"{path} cannot be read")
+
+
 def test_another_text_is_scored_by_all_versions_and_the_losses_moved_to_another_version_are_damaged(run, monkeypatch):
     plant(monkeypatch, lambda version, name: KEPT)
     write_guard_text(run.parent, TEXTS[:21])
@@ -281,6 +314,21 @@ def test_the_report_has_the_loss_of_each_version_and_one_sentence(run):
     set_gate(run, **GUARD, guard_margin=0.2)
     held = workspace_page(overview(run), "run")
     assert held.judged is not None and held.judged.verdict == "ship"  # as it was judged when it was trained
+
+
+def test_the_report_compares_versions_on_a_text_that_was_named_after_they_were_trained(tmp_path, monkeypatch):
+    path = make_project(tmp_path, gate={"enabled": True}, **QUICK)
+    plant(monkeypatch, lambda version, name: KEPT)
+    run_sequence(load_config(path), tmp_path / "run")
+    assert overview(tmp_path / "run")["gate"]["guard"] is None
+    write_guard_text(tmp_path)
+    planted(tmp_path / "run", 0.5)
+    write_config(tmp_path, gate=GUARD | {"guard_margin": 0.2}, **QUICK)
+    found = overview(tmp_path / "run")["gate"]
+    assert found["guard"]["difference"] == pytest.approx(0.5)
+    assert (found["verdict"], found["guard"]["margin"], found["guard"]["verdict"]) == ("ship", None, None)
+    write_config(tmp_path, gate={"guard_margin": 0.2}, **QUICK)  # not valid: as without a guard text
+    assert overview(tmp_path / "run")["gate"]["guard"] is None
 
 
 def test_a_headline_names_what_decided(run):

@@ -30,8 +30,8 @@ from gorp.storage import write_json
 from gorp.workspace.certainty import certainty
 from gorp.workspace.flips import flipped, paired
 from gorp.workspace.gate_config import ALLOWED, GateConfig, present_gate
-from gorp.workspace.guard_values import guard_facts
-from gorp.workspace.kept_noise import kept_noise
+from gorp.workspace.guard_values import guard_facts, other_text
+from gorp.workspace.kept_noise import COUNTS, kept_noise
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import sealed
 from gorp.workspace.store import Version, Workspace
@@ -55,6 +55,7 @@ def gate(
     against: str | None = None,
     margin: float | Mapping[str, float] | None = None,
     settings: GateConfig | None = None,
+    judged: Mapping[str, Any] | None = None,
     source: Path | None = None,
     noise: bool = False,
     base: Path | None = None,
@@ -71,6 +72,7 @@ def gate(
         margin: δ, in points: a drop up to this is allowed. One number, or one for each task that the old version had
             learned. None: those of `settings`.
         settings: The `gate:` block; its guard text counts too. None: that of the YAML.
+        judged: The `gate` of the new version's version.json: its margins are used again, and no other settings.
         source: The YAML that the user named, if any.
         noise: Load the new version and let it answer its rows again in other batches (`gorp.workspace.noise`). A task's
             margin is then at least one standard error of what changed. Without it, the counts in the evidence of the
@@ -97,12 +99,16 @@ def gate(
     if isinstance(margin, int | float) and margin not in ALLOWED:
         raise ConfigError(f"--margin is {margin}; it must be {ALLOWED}.")
     store, new, old = _versions(workspace, version, against)
-    settings = present_gate(store, source) if settings is None else settings
-    margins: Mapping[str, float] = settings.of(old.contains)
+    if judged is None:
+        settings = present_gate(store, source) if settings is None else settings
+        margins, file = settings.of(old.contains), settings.guard
+        guarded = {"wanted": file is not None, "margin": settings.guard_margin}
+    else:
+        margins, file, decided = judged["margins"], None, judged.get("guard")
+        guarded = {"wanted": decided is not None, "margin": decided and decided["margin"]}
     if margin is not None:
         margins = margin if isinstance(margin, Mapping) else dict.fromkeys(old.contains, float(margin))
     path = _path(store, new, old)
-    counts, note = kept_noise(path, Scores(store.root / "eval"), new, old)
     if noise:
         from gorp.workspace.noise import count_noise
 
@@ -110,12 +116,15 @@ def gate(
         counts, note = count_noise(store, new, old.contains, **asked), None
     elif base is not None:
         raise ConfigError("--base is needed only to load the model, with --noise.")
-    guard, missing = guard_facts(store.root / "eval", old.name, new.name, settings)
+    else:
+        counts, note = kept_noise(path, Scores(store.root / "eval"), new, old)
+    guard, missing = guard_facts(store.root / "eval", old.name, new.name, **guarded)
+    other = other_text(file, guard["sha256"]) if guard and file else None
     evidence = evidence_of(store, new, old, margins, counts, guard)
     if not dry_run:
         with Scores(store.root / "eval").writing():
             write_json(path, sealed({**evidence, "time": datetime.now(UTC).isoformat(timespec="seconds")}))
-    return {**evidence, "notes": [line for line in (note, missing) if line is not None], "path": str(path)}
+    return {**evidence, "notes": [line for line in (note, missing, other) if line is not None], "path": str(path)}
 
 
 def evidence_path(workspace: Path, *, version: str | None = None, against: str | None = None) -> Path:
@@ -181,7 +190,7 @@ def _noise(counts: Mapping[str, int], margin: float) -> dict[str, Any]:
     √k / n        the standard deviation of (b - c) / n if k = b + c of n rows flip, each way equally likely
     """
     error = min(LARGEST_ERROR, 100 * sqrt(counts["flipped"]) / counts["rows"]) if counts["rows"] else 0.0
-    return {**{key: counts[key] for key in ("rows", "differing", "flipped")}, "standard_error": error, "margin": margin}
+    return {**{key: counts[key] for key in COUNTS}, "standard_error": error, "margin": margin}
 
 
 def compare(

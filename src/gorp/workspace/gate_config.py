@@ -3,8 +3,9 @@
 The block influences neither weights nor scores, so it may change at any time.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,7 +43,7 @@ class GateConfig:
     enabled: bool = True
     """Whether `gorp train` judges versions."""
     guard: str | None = None
-    """A file of general text that no task trains on; every version is scored on it. Absolute in a `RunConfig`."""
+    """A file of general text that no task trains on; every version is scored on it. Absolute once it is read."""
     guard_margin: Annotated[float, Range(0, LARGEST_RISE)] | None = None
     """Nats per token: a version whose loss on that text is shown to rise by more is held; None: it only informs."""
 
@@ -62,16 +63,6 @@ class GateConfig:
     def of(self, tasks: Iterable[str]) -> dict[str, float]:
         """Return the margin of each of `tasks`, in points."""
         return {task: self.margins.get(task, self.margin) for task in tasks}
-
-    @classmethod
-    def that_decided(cls, gate: Mapping[str, Any]) -> "GateConfig":
-        """Return the settings with which a version was judged, from the `gate` of its version.json."""
-        guard = gate.get("guard")
-        return cls(
-            margins=dict(gate["margins"]),
-            guard=None if guard is None else "as it was recorded",
-            guard_margin=None if guard is None else guard["margin"],
-        )
 
     def accepts(self, verdict: Verdict) -> bool:
         """Whether a version of this verdict becomes the current one."""
@@ -109,8 +100,13 @@ def present_gate(store: Workspace, given: Path | None = None) -> GateConfig:
         ConfigError: If the block in the YAML is not valid.
         CheckpointError: If the workspace is damaged.
     """
-    accepted, _ = store.accepted()
-    _, block, _ = present_yaml(store, given)
+    accepted, recorded = store.accepted()
+    path, block, _ = present_yaml(store, given)
     if block is not None:
-        return read_gate(block.get("gate"), task_names(block))
-    return read_gate(accepted.get("gate"), [str(task["name"]) for task in accepted["tasks"]])
+        found = read_gate(block.get("gate"), task_names(block))
+    else:
+        found, path = read_gate(accepted.get("gate"), [str(task["name"]) for task in accepted["tasks"]]), recorded
+    if found.guard is None:
+        return found
+    folder = Path(os.path.realpath(store.root)).parent if path is None else path.parent
+    return replace(found, guard=os.path.abspath(folder / os.path.expanduser(found.guard)))

@@ -11,13 +11,11 @@ from gorp.evaluation.text_loss import LONGEST, predicted_parts
 from gorp.methods import METHODS
 from gorp.storage import file_sha256
 from gorp.workspace.config import RunConfig
+from gorp.workspace.guard_values import LEAST
 
 
 MOST = 200
 """Most texts that are read, from the beginning of the file."""
-
-LEAST = 20
-"""Fewest texts that may decide: a bootstrap of fewer gives too narrow intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ each text its index, its predicted tokens and its loss in nats per token. It is 
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +14,7 @@ from typing import Any
 import numpy as np
 
 from gorp.errors import CheckpointError
-from gorp.evaluation.calibration import paired_difference
-from gorp.storage import read_json, write_json
-from gorp.workspace.gate_config import GateConfig
+from gorp.storage import file_sha256, read_json, write_json
 from gorp.workspace.ledger import SHA256
 from gorp.workspace.scores import Scores
 from gorp.workspace.seal import SEAL, is_whole, sealed
@@ -23,6 +22,9 @@ from gorp.workspace.seal import SEAL, is_whole, sealed
 
 LEVEL = 0.05
 """Probability that a version whose loss rose by just the margin is held: the test is one-sided."""
+
+LEAST = 20
+"""Fewest texts that may decide: a bootstrap of fewer gives too narrow intervals."""
 
 
 def guard_path(folder: Path, version: str) -> Path:
@@ -90,8 +92,10 @@ def compare_guard(folder: Path, old: str, new: str, margin: float | None) -> dic
 
     Raises:
         CheckpointError: If a version was not scored on the text, the two were scored on other texts or with other
-            settings, or a file is damaged.
+            settings, there are fewer than `LEAST` texts and a margin, or a file is damaged.
     """
+    from gorp.evaluation.calibration import paired_difference  # imports scipy, which `gorp doctor` must not need
+
     before, after = (read_guard_values(folder, version) for version in (old, new))
     if before["conditions"] != after["conditions"]:
         raise CheckpointError(
@@ -99,6 +103,12 @@ def compare_guard(folder: Path, old: str, new: str, margin: float | None) -> dic
             f"{old}` and `gorp eval --version {new}` score them as now."
         )
     tokens = [each["tokens"] for each in before["texts"]]
+    if margin is not None and len(tokens) < LEAST:
+        raise CheckpointError(
+            f"gate.guard_margin: {old} and {new} were scored on {len(tokens)} texts; wanted at least {LEAST}, because "
+            "fewer show nothing with certainty. Remove the margin, or add texts and run `gorp train`, which scores "
+            "the versions again."
+        )
     losses = [[each["nll"] for each in side["texts"]] for side in (before, after)]
     found: dict[str, Any] = {
         "sha256": before["sha256"],
@@ -121,26 +131,46 @@ def compare_guard(folder: Path, old: str, new: str, margin: float | None) -> dic
     return found
 
 
-def guard_facts(folder: Path, old: str, new: str, settings: GateConfig) -> tuple[dict[str, Any] | None, str | None]:
+def guard_facts(
+    folder: Path, old: str, new: str, *, wanted: bool, margin: float | None
+) -> tuple[dict[str, Any] | None, str | None]:
     """Return the comparison of two versions on the guard text and None, or None and why there is none.
 
     Args:
         folder: The `eval` folder.
         old: Name of the older version.
         new: Name of the newer version.
-        settings: The `gate:` block; both results are None if it names no guard text.
+        wanted: Whether there is a guard text; without one both results are None.
+        margin: In nats per token; None: the text only informs.
 
     Raises:
         CheckpointError: If the text decides, and they cannot be compared on it.
     """
-    if settings.guard is None:
+    if not wanted:
         return None, None
     try:
-        return compare_guard(folder, old, new, settings.guard_margin), None
+        return compare_guard(folder, old, new, margin), None
     except CheckpointError as error:
-        if settings.guard_margin is not None:
+        if margin is not None:
             raise
         return None, str(error)
+
+
+def other_text(path: str, sha256: str) -> str | None:
+    """Return a sentence if a file is no longer the guard text that was scored, else None.
+
+    Args:
+        path: The file that the YAML names.
+        sha256: Of the text that was scored.
+    """
+    try:
+        now = file_sha256(Path(path)) if os.path.isfile(path) else None
+    except OSError:
+        now = None
+    if now == sha256:
+        return None
+    became = "cannot be read" if now is None else "has changed since; `gorp train` scores the versions on it as it is"
+    return f"guard text: the numbers are of the text with the SHA-256 {sha256[:12]}…; {path} {became}"
 
 
 def guard_levels(folder: Path, versions: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,6 @@ from typing import Any
 from gorp.errors import CheckpointError
 from gorp.progress import Progress
 from gorp.workspace.gate import compare, evidence_path, gate
-from gorp.workspace.gate_config import GateConfig
 from gorp.workspace.guard_values import guard_facts
 from gorp.workspace.held import held_facts, held_in_words
 from gorp.workspace.prepare import Session
@@ -42,7 +41,8 @@ def judge(session: Session, name: str, parent: Version) -> dict[str, Any] | None
     if not is_judged(session, parent):
         return None
     settings, margins = session.config.gate, session.config.gate.of(parent.contains)
-    guard, _ = guard_facts(session.workspace.root / "eval", parent.name, name, settings)
+    guarded = {"wanted": settings.guard is not None, "margin": settings.guard_margin}
+    guard, _ = guard_facts(session.workspace.root / "eval", parent.name, name, **guarded)
     found = compare(session.workspace, name, parent, margins, guard)
     return {
         "verdict": found["verdict"],
@@ -59,7 +59,7 @@ def show_verdict(session: Session, version: Version, progress: Progress) -> dict
     judged = version.record.get("gate")
     if judged is None:
         return None
-    found = gate(session.workspace.root, version=version.name, settings=GateConfig.that_decided(judged))
+    found = gate(session.workspace.root, version=version.name, judged=judged)
     progress.gate(found)
     if version.accepted:
         if judged["verdict"] == "inconclusive":
@@ -80,4 +80,4 @@ def keep_missing_evidence(workspace: Workspace) -> None:
     if judged is None or evidence_path(workspace.root, version=version.name).exists():
         return
     with suppress(CheckpointError):
-        gate(workspace.root, version=version.name, settings=GateConfig.that_decided(judged))
+        gate(workspace.root, version=version.name, judged=judged)

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gorp.errors import CheckpointError
+from gorp.errors import CheckpointError, ConfigError
 from gorp.evaluation import AccuracyMatrix
 from gorp.storage import file_sha256
 from gorp.workspace.gate import evidence_path, gate
-from gorp.workspace.gate_config import GateConfig
+from gorp.workspace.gate_config import present_gate
 from gorp.workspace.guard_values import guard_levels
 from gorp.workspace.scores import Scores
 from gorp.workspace.status import status
@@ -79,12 +79,21 @@ def _judged(store: Workspace, subject: Version, source: Path | None) -> tuple[di
     if subject.record["parent"] is None:
         return None, "no task has been learned yet"
     judged = subject.record.get("gate")  # with the settings that decided, if it was judged before
-    settings = None if judged is None else GateConfig.that_decided(judged)
+    if judged is not None and judged.get("guard") is None and _guarded(store, source):
+        judged = judged | {"guard": {"margin": None}}  # named later, so it did not decide
     try:
-        found = gate(store.root, version=subject.name, settings=settings, source=source, dry_run=True)
+        found = gate(store.root, version=subject.name, judged=judged, source=source, dry_run=True)
     except CheckpointError as error:
         return None, str(error)
     return {key: value for key, value in found.items() if key != "path"}, None
+
+
+def _guarded(store: Workspace, source: Path | None) -> bool:
+    """Whether the YAML names a guard text now."""
+    try:
+        return present_gate(store, source).guard is not None
+    except ConfigError:  # `gorp train` and `gorp gate` say so
+        return False
 
 
 def _questions(store: Workspace, subject: Version, found: Mapping[str, Any] | None) -> dict[str, dict[int, str]]:
