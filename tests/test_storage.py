@@ -16,14 +16,13 @@ from safetensors.torch import save_file
 
 from gorp.disk import disk_errors
 from gorp.errors import CheckpointError
+from gorp.permissions import private_mode, restrict
 from gorp.storage import (
     create_atomic,
-    private_mode,
     read_json,
     read_tensors,
     remove_leftovers,
     remove_leftovers_of,
-    restrict,
     write_atomic,
     write_json,
     write_tensors,

@@ -20,8 +20,8 @@ from gorp.attach.pairs import settings_record
 from gorp.errors import CheckpointError, ConfigError, nearest
 from gorp.layers.lora import LoraSettings
 from gorp.methods.base import Method
+from gorp.permissions import make_folder
 from gorp.ranges import may_change
-from gorp.storage import make_folder
 from gorp.workspace.accepted import portable_path
 from gorp.workspace.leaks import earlier_leaks
 from gorp.workspace.mark import check_place

@@ -21,8 +21,9 @@ def report(
 ) -> None:
     """Write one page about a workspace: the verdict, all scores, answers that changed, capacity, costs, evidence."""
     with errors():
+        from gorp.permissions import private_mode
         from gorp.report import page_markdown, scores_csv, write_page
-        from gorp.storage import private_mode, write_atomic
+        from gorp.storage import write_atomic
         from gorp.workspace.overview import overview
         from gorp.workspace.page import judged, matrix_of, workspace_page
         from gorp.workspace.place import place

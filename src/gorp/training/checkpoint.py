@@ -19,7 +19,8 @@ from torch import nn
 
 from gorp.errors import CheckpointError
 from gorp.methods.base import Method
-from gorp.storage import file_sha256, read_json, read_tensors, restrict, sync_folder, write_json, write_tensors
+from gorp.permissions import restrict
+from gorp.storage import file_sha256, read_json, read_tensors, sync_folder, write_json, write_tensors
 
 
 COMPLETE = "complete.json"

@@ -25,6 +25,7 @@ scoring.py       score versions on tasks
 leaks.py         the leak of a task against what each earlier task protected
 record.py        the content of version.json
 unfinished.py    a training that was interrupted
+pending.py       what a run is going to do, checked and said before it
 run.py           train the pending tasks, score, write versions
 evaluate.py      score a version again
 gate_config.py   the `gate:` block of the YAML
@@ -63,7 +64,8 @@ if TYPE_CHECKING:
     from gorp.workspace.config import RunConfig, effective, load_config, parse_config
     from gorp.workspace.evaluate import evaluate_version
     from gorp.workspace.first_yaml import init_config
-    from gorp.workspace.run import plan, run_sequence
+    from gorp.workspace.pending import plan
+    from gorp.workspace.run import run_sequence
     from gorp.workspace.validation import validate
 
 
@@ -87,7 +89,7 @@ _MODULES = dict.fromkeys(("RunConfig", "effective", "load_config", "parse_config
     "evaluate_version": "evaluate",
     "add_task": "add",
     "init_config": "first_yaml",
-    "plan": "run",
+    "plan": "pending",
     "run_sequence": "run",
     "validate": "validation",
 }

@@ -19,7 +19,7 @@ from typing import Any
 
 from gorp.disk import disk_errors
 from gorp.errors import CheckpointError
-from gorp.storage import file_mode, make_folder
+from gorp.permissions import file_mode, make_folder
 from gorp.workspace.seal import digest
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from gorp.disk import LEFTOVER, disk_errors
 from gorp.errors import CheckpointError, ConfigError
-from gorp.storage import make_folder, read_json, remove_leftovers, write_json
+from gorp.permissions import make_folder
+from gorp.storage import read_json, remove_leftovers, write_json
 from gorp.workspace.lock import LOCK, Held, locked
 
 

@@ -27,7 +27,8 @@ from typing import Any
 
 from gorp.disk import disk_errors
 from gorp.errors import CheckpointError, ConfigError, nearest
-from gorp.storage import file_sha256, make_folder, sync_folder, write_atomic, write_json
+from gorp.permissions import make_folder
+from gorp.storage import file_sha256, sync_folder, write_atomic, write_json
 from gorp.workspace.accepted import kept_configuration
 from gorp.workspace.ledger import VERSION_NAME, Ledger
 from gorp.workspace.lock import Held

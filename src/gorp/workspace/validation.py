@@ -9,8 +9,8 @@ from gorp.progress import Progress
 from gorp.workspace.check_rows import check_rows
 from gorp.workspace.config import load_config, parse_config
 from gorp.workspace.gate_config import read_gate
+from gorp.workspace.pending import plan
 from gorp.workspace.present import task_names
-from gorp.workspace.run import plan
 from gorp.workspace.store import Workspace
 from gorp.workspace.yaml_file import read_yaml
 
