@@ -1,16 +1,21 @@
 """List the file operations of this process inside a folder, or kill the process before one of them.
 
-Python reports most of them to an audit hook before they happen; `os.fsync` is wrapped. Operations that change nothing
-are left out: a folder made where it is already, a file removed where there is none. Before operation n + 1 is also
-after operation n, so a kill before each one is a kill at every state that the files pass through, but for what is
-written into an open file.
+Python reports most of them to an audit hook before they happen; `os.fsync`, and what writes a file without Python's
+`open` (`torch.save`, safetensors), are wrapped. Operations that change nothing are left out: a folder made where it is
+already, a file removed where there is none. Before operation n + 1 is also after operation n, so a kill before each one
+is a kill at every state that the files pass through, but for what is written into an open file or within one call of
+the wrapped functions.
 """
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import safetensors.torch
+import torch
 
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -35,19 +40,28 @@ def watch(folder: Path, *, log: str | None = None, kill_before: int | None = Non
         if seen[0] == kill_before:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def hook(event: str, values: tuple[Any, ...]) -> None:
-        name = _changed(event, values)
+    def changed(event: str, name: str | None) -> None:
         if name is not None and (name == root or name.startswith(root + os.sep)):
             count(event, name)
 
-    def fsync(descriptor: int) -> None:
-        name = os.path.realpath(f"/proc/self/fd/{descriptor}")
-        if name.startswith(root):
-            count("os.fsync", name)
-        original(descriptor)
+    def wrap(module: Any, function: str, name_of: Callable[[Any], str | None], *, place: int) -> None:
+        original = getattr(module, function)
 
-    original, os.fsync = os.fsync, fsync
-    sys.addaudithook(hook)
+        def counted(*values: Any, **options: Any) -> Any:
+            changed(f"{module.__name__}.{function}", name_of(values[place]))
+            return original(*values, **options)
+
+        setattr(module, function, counted)
+
+    wrap(os, "fsync", lambda descriptor: os.path.realpath(f"/proc/self/fd/{descriptor}"), place=0)
+    wrap(torch, "save", _written, place=1)
+    wrap(safetensors.torch, "serialize_file", _written, place=1)
+    sys.addaudithook(lambda event, values: changed(event, _changed(event, values)))
+
+
+def _written(target: Any) -> str | None:
+    """Return the absolute path of a file that is written by name; None for an open file, whose `open` has counted."""
+    return os.path.realpath(target) if isinstance(target, str | os.PathLike) else None
 
 
 def _changed(event: str, values: tuple[Any, ...]) -> str | None:

@@ -37,8 +37,13 @@ eval:
 gate:
   inconclusive: hold
   margin: 2
+  guard: general.txt
+  guard_margin: 100
 """
-"""What is edited into the YAML of `gorp init`; nine test rows cannot show that a loss is below two points."""
+"""What is edited into the YAML of `gorp init`; nine test rows cannot show that a loss is below two points.
+
+The guard text decides too, and its margin is so large that it holds nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,12 @@ SCRIPT = (
 
 
 def make_project(folder: Path) -> None:
-    """Write the model and the rows of three tasks into `folder`."""
+    """Write the model, the guard text and the rows of three tasks into `folder`."""
     tokenizer = llama_tokenizer()
     tiny_llama(tokenizer, initializer_range=0.2).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    texts = (f"The early market number {number} opened late, and the world of sports is good." for number in range(20))
+    (folder / "general.txt").write_text("\n\n".join(texts) + "\n")
     for name, words in WORDS.items():
         for part, count, first in (("", 24, 0), ("_eval", 9, 100)):
             rows = [

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from gorp.cli import app
-from tests.durability.workspace import files_of, gorp, must
+from tests.command import gorp
+from tests.durability.workspace import files_of, must
 from tests.report.browser import CHROMIUM, browser_tab
 from tests.workspace.project import save_model, task, write_config
 

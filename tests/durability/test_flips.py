@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.durability.workspace import contents_of, files_of, gorp, make_workspace
+from tests.command import gorp
+from tests.durability.workspace import contents_of, files_of, make_workspace
 from tests.workspace.project import weights
 
 

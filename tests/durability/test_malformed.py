@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
+from tests.command import gorp
 from tests.durability.malformed import MODELS, ROWS, YAML, Case
 from tests.durability.malformed_verbs import VERBS
 from tests.durability.malformed_yaml import YAMLS
-from tests.durability.workspace import files_of, gorp, make_workspace, tree_of
-from tests.workspace.project import save_model
+from tests.durability.workspace import files_of, make_workspace
+from tests.workspace.project import save_model, tree_hash
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -44,7 +45,7 @@ def check(project, case: Case) -> None:
     """Make the input, run the command, and check message and files."""
     _, make, command, words = case
     make(project)
-    before = tree_of(project)
+    before = tree_hash(project)
     done = gorp(*(str(word).replace("PROJECT", str(project)) for word in command))
     assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
     assert done.exit_code in (1, 2), done.output
@@ -53,7 +54,7 @@ def check(project, case: Case) -> None:
     missing = [word for word in words.split() if word not in message.replace(" ", "")]
     assert not missing, f"no {missing} in: {message[-800:]}"
     assert len(message) < 3000, "a message that nobody reads"
-    assert tree_of(project) == before
+    assert tree_hash(project) == before
 
 
 @pytest.mark.parametrize("case", [*YAMLS, *ROWS, *MODELS], ids=lambda case: case[0])

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from tests.durability.workspace import NAMES, gorp, make_workspace, tree_of
+from tests.command import gorp
+from tests.durability.workspace import NAMES, make_workspace
+from tests.workspace.project import tree_hash
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -58,14 +60,14 @@ def test_a_project_at_another_place_works(project, how):
     new = project.parent / "elsewhere/deeper/new"
     new.parent.mkdir(parents=True)
     project.rename(new) if how == "moved" else shutil.copytree(project, new)
-    before = tree_of(project)
+    before = tree_hash(project)
     for command in VERBS.values():
         WATCH.folder, WATCH.opened = str(project), []
         done = gorp(*words(command, new))
         WATCH.folder = ""
         assert done.exit_code in (0, 4), (command, done.output)
         assert WATCH.opened == [] and f"{project}/" not in done.output
-    assert tree_of(project) == before
+    assert tree_hash(project) == before
 
 
 def test_a_workspace_alone_works_where_the_model_is_named(project):
@@ -77,7 +79,7 @@ def test_a_workspace_alone_works_where_the_model_is_named(project):
     for name in NAMES:
         (project / f"{name}.jsonl").unlink()
     (project / "run.yaml").unlink()
-    before = tree_of(project)
+    before = tree_hash(project)
     for name in ("status", "log", "diff", "gate", "report", "promote", "gc"):
         done = gorp(*words(VERBS[name], new))
         assert done.exit_code in (0, 4), (name, done.output)
@@ -86,4 +88,4 @@ def test_a_workspace_alone_works_where_the_model_is_named(project):
         assert done.exit_code in (1, 2) and "model" in done.output, (name, done.output)
         done = gorp(*words(VERBS[name], new), "--base", project.parent / "model")
         assert done.exit_code == 0, (name, done.output)
-    assert tree_of(project) == before
+    assert tree_hash(project) == before

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from tests.durability.workspace import configure, gorp, make_workspace, must
+from tests.command import gorp
+from tests.durability.workspace import configure, make_workspace, must
 
 
 pytestmark = pytest.mark.slow

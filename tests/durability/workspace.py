@@ -5,17 +5,25 @@ from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
-from typer.testing import CliRunner, Result
+from click.testing import Result
 
-from gorp.cli import app
 from gorp.progress import Progress
-from gorp.storage import file_sha256
 from gorp.workspace import Workspace, load_config, run_sequence
+from tests.command import gorp
 from tests.workspace.project import make_project, task, write_config, write_rows
 
 
 NAMES = ("one", "two", "three", "four")
-GATE = {"margin": 2.0}
+GATE = {"margin": 2.0, "guard": "general.txt"}
+"""The guard text informs: it has no margin."""
+
+GENERAL = """\
+The early market opened late, and the world of sports is good.
+
+A green light is not a red light, and business is never late.
+
+The world is early today, and the news of sports is true.
+"""
 
 
 class Stop(Exception):
@@ -47,11 +55,6 @@ class _Stopped(TrainerCallback):
             raise Stop
 
 
-def gorp(*arguments: object, **options: str) -> Result:
-    """Run a command in this process."""
-    return CliRunner(env=options).invoke(app, [str(argument) for argument in arguments])
-
-
 def must(*arguments: object) -> Result:
     """Run a command that must succeed."""
     done = gorp(*arguments)
@@ -73,6 +76,7 @@ def make_workspace(folder: Path) -> Path:
     decide nothing and the gate holds then; task four was killed at its fifth step, with checkpoints at two and four.
     """
     make_project(folder)
+    (folder / "general.txt").write_text(GENERAL)
     for number, name in enumerate(NAMES[2:], 1):
         write_rows(folder / f"{name}.jsonl", number + 1, 24)
         write_rows(folder / f"{name}_eval.jsonl", number + 1, 6)
@@ -98,17 +102,3 @@ def files_of(folder: Path) -> list[Path]:
 def contents_of(folder: Path) -> dict[Path, bytes]:
     """Return the content of every file below a folder."""
     return {path: path.read_bytes() for path in files_of(folder)}
-
-
-def tree_of(folder: Path) -> dict[str, str]:
-    """Return what is below a folder: path -> SHA-256 of a file, target of a link, or the kind of another entry."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            what = f"link to {os.readlink(path)}"
-        elif path.is_file():
-            what = file_sha256(path)
-        else:
-            what = "folder" if path.is_dir() else "other"
-        found[str(path.relative_to(folder))] = what
-    return found

@@ -1,6 +1,5 @@
 """A tiny project on disk: a saved model, two tasks, a YAML; and what is there afterwards."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import yaml
 from safetensors.torch import save
 
-from gorp.storage import read_tensors
+from gorp.storage import file_sha256, read_tensors
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
 
@@ -66,13 +65,18 @@ def write_rows(path: Path, task_number: int, count: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def tree_hash(folder: Path) -> str:
-    """Return one digest over all names and file contents below `folder`."""
-    digest = hashlib.sha256()
+def tree_hash(folder: Path) -> dict[str, str]:
+    """Return what is below a folder: path -> SHA-256 of a file, target of a link, or the kind of another entry."""
+    found = {}
     for path in sorted(folder.rglob("*")):
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
-    return digest.hexdigest()
+        if path.is_symlink():
+            what = f"link to {path.readlink()}"
+        elif path.is_file():
+            what = file_sha256(path)
+        else:
+            what = "folder" if path.is_dir() else "other"
+        found[str(path.relative_to(folder))] = what
+    return found
 
 
 def weights(workspace: Path, version: str) -> dict[str, tuple[dict[str, bytes], dict[str, Any]]]:
