@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from transformers import TrainerCallback
 from click.testing import Result
+from transformers import TrainerCallback
 
 from gorp.progress import Progress
 from gorp.workspace import Workspace, load_config, run_sequence
