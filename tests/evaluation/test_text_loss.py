@@ -1,15 +1,18 @@
 """The loss of running text, against one plain pass over each text alone, and a value computed by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import BartConfig, BartForConditionalGeneration
 
 from gorp.evaluation import text_loss
 from gorp.evaluation.calibration import paired_difference
-from gorp.evaluation.text_loss import predicted_parts, text_losses
+from gorp.evaluation.text_loss import LONGEST, predicted_parts, text_losses, tokens_read
 from tests.evaluation.test_reading import BUILDS
+from tests.tokenizers_small import t5_tokenizer
 
 
 TEXTS = [
@@ -68,6 +71,25 @@ def test_of_a_long_text_the_first_tokens_count_and_a_text_of_one_token_has_no_lo
     assert len(predicted) == (3 if encoder_decoder else 6 - (not added))
     single = predicted_parts(TEXTS, tokenizer, encoder_decoder=encoder_decoder, longest=1)
     assert len(single) == (0 if encoder_decoder or not added else len(TEXTS))
+
+
+def test_of_a_model_with_few_positions_each_side_of_a_text_is_as_long_as_they_allow():
+    tokenizer = t5_tokenizer()
+    of_sides = {"ffn_dim": 16, "layers": 1, "attention_heads": 2}
+    settings: dict[str, Any] = {f"{side}_{key}": of for side in ("encoder", "decoder") for key, of in of_sides.items()}
+    settings |= {"vocab_size": len(tokenizer), "d_model": 16, "max_position_embeddings": 12}
+    config = BartConfig(**settings, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    config.decoder_start_token_id = tokenizer.eos_token_id
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(config).eval()
+    assert tokens_read(model, tokenizer) == 22  # the encoder reads 11 and the end, the decoder predicts 11
+    ids = tokenizer(TEXTS[3], add_special_tokens=False)["input_ids"]
+    given = torch.tensor([[*ids[:11], tokenizer.eos_token_id]])
+    with torch.no_grad():
+        loss = float(model(input_ids=given, labels=torch.tensor([ids[11:22]])).loss)
+    (found,) = text_losses(model, tokenizer, TEXTS[3:])
+    assert found.tokens == 11 and found.nll == pytest.approx(loss, rel=1e-4)
+    assert tokens_read(BUILDS["t5"]()[0], tokenizer) == LONGEST  # relative positions have no limit
 
 
 def test_names_of_special_tokens_in_a_text_are_text():

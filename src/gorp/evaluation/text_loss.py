@@ -25,7 +25,7 @@ from gorp.models.positions import positions_of
 
 
 LONGEST = 128
-"""Most tokens of a text that are read, from its beginning, without those that the tokenizer adds."""
+"""Most tokens of a text that are read, from its beginning, without those that the tokenizer adds; see `tokens_read`."""
 
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 32, 512
 """Most texts and tokens of a batch: all their logits are in memory, with 150,000 entries each 300 MB a copy."""
@@ -73,6 +73,23 @@ def predicted_parts(
     return found
 
 
+def tokens_read(model: Module, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the most tokens of a text that are read: `LONGEST`, or as many as the model has positions for.
+
+    Args:
+        model: A transformers model, or a PEFT model around one.
+        tokenizer: The model's tokenizer.
+    """
+    limits, (before, after) = positions_of(model), added_tokens(tokenizer)
+    rooms = [LONGEST]
+    if not is_encoder_decoder(model):
+        rooms += [limits.prompt - len(before)] if limits.prompt else []
+    else:  # the longer half is read by the encoder, the other by the decoder
+        rooms += [2 * (limits.prompt - len(before) - len(after))] if limits.prompt else []
+        rooms += [2 * limits.answer + 1] if limits.answer else []
+    return min(rooms)
+
+
 def text_losses(
     model: Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, progress: Progress | None = None
 ) -> list[TextLoss]:
@@ -84,15 +101,11 @@ def text_losses(
     Args:
         model: A transformers model, or a PEFT model around one.
         tokenizer: The model's tokenizer.
-        texts: Any number of texts; of a long one the first `LONGEST` tokens count, or as many as the model has
-            positions for.
+        texts: Any number of texts; of a long one the first `tokens_read` tokens count.
         progress: Called with (texts done, all texts) after every batch.
     """
-    encoder_decoder, limits = is_encoder_decoder(model), positions_of(model)
-    rooms = [limit - sum(map(len, added_tokens(tokenizer))) for limit in (limits.prompt, limits.answer) if limit]
-    parts = predicted_parts(
-        texts, tokenizer, encoder_decoder=encoder_decoder, longest=min(LONGEST, *rooms) if rooms else LONGEST
-    )
+    longest = tokens_read(model, tokenizer)
+    parts = predicted_parts(texts, tokenizer, encoder_decoder=is_encoder_decoder(model), longest=longest)
     indices, losses = list(parts), dict[int, TextLoss]()
     whole = [parts[index][0] + parts[index][1] for index in indices]
     asked = {"padded": can_be_padded(model, tokenizer), "most_tokens": TOKENS_AT_ONCE}

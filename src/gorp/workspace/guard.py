@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from gorp.errors import CheckpointError
-from gorp.evaluation.text_loss import LONGEST, text_losses
+from gorp.evaluation.text_loss import text_losses, tokens_read
 from gorp.progress import Progress
 from gorp.workspace.guard_values import read_guard_values, write_guard
 from gorp.workspace.prepare import Session
@@ -56,7 +56,8 @@ def is_guarded(session: Session, version: str, digests: Mapping[str, str]) -> bo
 def _conditions(session: Session) -> str:
     """Return a digest of the text, how much of it is read, and the precision."""
     assert session.guard is not None
-    return cell_key(precision_of(session), session.guard.sha256, len(session.guard.texts), LONGEST)
+    longest = tokens_read(session.model, session.tokenizer)
+    return cell_key(precision_of(session), session.guard.sha256, len(session.guard.texts), longest)
 
 
 def _key(session: Session, digests: Mapping[str, str]) -> str:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
 
 from gorp.data.plain_text import read_texts
 from gorp.errors import ConfigError, DataError
-from gorp.evaluation.text_loss import LONGEST, predicted_parts
+from gorp.evaluation.batches import is_encoder_decoder
+from gorp.evaluation.text_loss import predicted_parts, tokens_read
 from gorp.methods import METHODS
 from gorp.storage import file_sha256
 from gorp.workspace.config import RunConfig
@@ -26,8 +28,8 @@ class GuardText:
     """At most `MOST`."""
     sha256: str
     """Of the file."""
-    note: str
-    """What was read, in a sentence."""
+    name: str
+    """Of the file."""
 
 
 def read_guard(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, encoder_decoder: bool) -> GuardText | None:
@@ -57,7 +59,16 @@ def read_guard(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, encoder
             f"gate.guard_margin: {path} has {len(parts)} texts; wanted at least {LEAST}, because fewer show nothing "
             "with certainty. Add texts, or remove the margin."
         )
+    return GuardText(texts=tuple(texts), sha256=sha256, name=path.name)
+
+
+def guard_note(guard: GuardText, model: Module, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a sentence on what a model is given of a guard text."""
+    longest = tokens_read(model, tokenizer)
+    parts = predicted_parts(guard.texts, tokenizer, encoder_decoder=is_encoder_decoder(model), longest=longest)
     tokens = sum(len(predicted) for _, predicted in parts.values())
-    first = f", the first {MOST}" if len(texts) == MOST else ""
-    note = f"guard text: {len(parts)} texts of {path.name}{first}, {tokens:,} tokens (at most {LONGEST} of each)"
-    return GuardText(texts=tuple(texts), sha256=sha256, note=note)
+    first = f", the first {MOST}" if len(guard.texts) == MOST else ""
+    return (
+        f"guard text: {len(parts)} texts of {guard.name}{first}, {tokens:,} tokens to predict (at most {longest} of "
+        "each are read)"
+    )

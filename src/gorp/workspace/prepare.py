@@ -21,7 +21,7 @@ from gorp.rows.lengths import check_lengths
 from gorp.training import SavedTorchSettings, check_arguments, check_method, training_arguments
 from gorp.workspace.changes import check_settings
 from gorp.workspace.config import RunConfig, num_tasks
-from gorp.workspace.guard_text import GuardText, read_guard
+from gorp.workspace.guard_text import GuardText, guard_note, read_guard
 from gorp.workspace.held import held_once, held_versions, order_of_learning
 from gorp.workspace.learned import recall, train_file_sha256
 from gorp.workspace.store import Version, Workspace
@@ -100,8 +100,6 @@ def prepare(
     check_method(method, config.training, num_tasks=num_tasks(config))
     optimizer, options = check_training(config, workspace, architecture, tasks)
     guard = read_guard(config, tokenizer, encoder_decoder=encoder_decoder) if guarded else None
-    if guard is not None:
-        progress.say(guard.note)
     for task in tasks:
         asked: Any = {"encoder_decoder": encoder_decoder, "encoding": config.encoding, "config": config.eval}
         try:
@@ -117,6 +115,8 @@ def prepare(
         version.verify(sha256)
         version.check_base(base)
     model, _ = load_model(local, device_for(config))
+    if guard is not None:
+        progress.say(guard_note(guard, model, tokenizer))
     for note in check_lengths(tasks, tokenizer, model, encoding=config.encoding, evaluation=config.eval):
         progress.say(note)
     method.setup(model)
