@@ -92,6 +92,8 @@ def test_each_version_has_the_loss_of_each_text_and_the_evidence_their_differenc
     assert low <= facts["lower"] <= facts["difference"] <= high
     assert (facts["margin"], facts["verdict"]) == (None, None)
     assert verify(run / "eval/gate/v2-v1.json")["guard"] == facts
+    since_the_base_model = gate(run, against="v0", dry_run=True)["guard"]
+    assert since_the_base_model["old"] == pytest.approx(np.average(nll["v0"], weights=tokens))
 
 
 def test_the_recorded_loss_is_that_of_the_served_version(run):

@@ -21,7 +21,11 @@ from gorp.workspace.seal import SEAL, is_whole, sealed
 
 
 LEVEL = 0.05
-"""Probability that a version whose loss rose by just the margin is held: the test is one-sided."""
+"""About the probability that a version whose loss rose by just the margin is held, for differences without heavy tails.
+
+The test is one-sided. Over 4000 draws of 20, 50 and 200 equally long texts it held 5.9, 5.5 and 5.2 % with normal
+differences, and 18.1, 13.4 and 8.8 % with strongly left-skewed ones (minus a log-normal with sigma = 1).
+"""
 
 LEAST = 20
 """Fewest texts that may decide: a bootstrap of fewer gives too narrow intervals."""
