@@ -4,15 +4,14 @@ import json
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
-from gorp.cli import app
 from gorp.doctor import check_workspace
 from gorp.workspace import Workspace
 from gorp.workspace.ask import Answerer
 from gorp.workspace.export import export_version
 from gorp.workspace.held import held_in_use
 from gorp.workspace.promote import promote
+from tests.command import gorp
 from tests.workspace.test_held import Said, begun, holding  # noqa: F401  fixtures
 
 
@@ -37,7 +36,7 @@ def test_an_export_of_a_held_version_says_so_on_stderr_and_in_its_card(run, tmp_
     assert f"**{SENTENCE}.**" in (out / "v2/README.md").read_text()
     assert "held" not in (out / "v1/README.md").read_text()
     assert json.loads((out / "gorp-export.json").read_text())["held"] == [SENTENCE]
-    done = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "again"), "--version", "v2", "--dry-run"])
+    done = gorp("export", run, tmp_path / "again", "--version", "v2", "--dry-run")
     assert SENTENCE in done.stderr and SENTENCE not in done.stdout
 
 

@@ -44,7 +44,7 @@ def diff(
             tasks = [task for task, facts in found["tasks"].items() if facts["problem"] == problem]
             say(f"{', '.join(tasks)}: answers not compared: {problem}")
         if found["guard"] is not None:
-            from gorp.workspace.guard_values import level_in_words
+            from gorp.workspace.gate_words import level_in_words
 
             say(level_in_words(found["guard"]))
         say("")

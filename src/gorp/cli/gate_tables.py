@@ -15,7 +15,7 @@ from gorp.report.wording import number
 FLIPPED = 5
 """Most answers that changed that are printed for each task; the evidence has all of them."""
 
-GATE_WORDS = {
+COLUMNS = {
     "NLL": (
         "negative log-likelihood of the right answer, in nats per token; lower is better. It moves before answers "
         "change. It does not decide"
@@ -44,8 +44,7 @@ def show_gate(console: Console, found: Mapping[str, Any], *, explain: bool = Fal
         found: The result of `gorp.workspace.gate.gate`.
         explain: Also print what does not decide the verdict.
     """
-    from gorp.workspace.gate_words import in_words, remarks
-    from gorp.workspace.guard_values import guard_in_words  # imports scipy
+    from gorp.workspace.gate_words import guard_in_words, in_words, remarks
 
     new, old = found["new"]["version"], found["old"]["version"]
     say_on(console, f"{new} against {old}: {found['verdict'].upper()}")
@@ -72,7 +71,7 @@ def show_gate(console: Console, found: Mapping[str, Any], *, explain: bool = Fal
     if explain and found["tasks"]:
         say_on(console, "")
         console.print(certainty_table(found))
-        for name, meaning in GATE_WORDS.items():
+        for name, meaning in COLUMNS.items():
             say_on(console, f"{name}: {meaning}")
 
 

@@ -46,38 +46,35 @@ def paired_difference(
     new: Sequence[float],
     *,
     weights: Sequence[float] | None = None,
-    confidence: float = 0.95,
-) -> tuple[float, tuple[float, float]]:
-    """Return the mean of new - old over the same rows, and its bootstrap interval (percentiles, fixed seed).
+    quantiles: Sequence[float] = (0.025, 0.975),
+) -> tuple[float, tuple[float, ...]]:
+    """Return the mean of new - old over the same rows, and quantiles of its bootstrap distribution (fixed seed).
 
     Rows are drawn with their pair, so what makes a row hard for both models does not widen the interval. With one row
-    the interval is the difference itself.
+    every quantile is the difference itself.
 
     Args:
         old: One value for each row, at least one.
         new: The same rows.
         weights: Of the rows in the mean, for example their tokens; a row is drawn with its weight. None: all are equal.
-        confidence: Of the interval.
+        quantiles: In [0, 1]; the default ones are the ends of a 95 % interval.
     """
     differences = np.asarray(new, dtype=float) - np.asarray(old, dtype=float)
-    mean = float(np.average(differences, weights=weights))
+    shares = np.ones_like(differences) if weights is None else np.asarray(weights, dtype=float)
+    mean = float(_weighted_mean(differences, shares))
     if len(differences) == 1 or np.ptp(differences) == 0:
-        return mean, (mean, mean)
-    drawn, statistic = ((differences,), np.mean)
-    if weights is not None:
-        drawn, statistic = ((differences, np.asarray(weights, dtype=float)), _weighted_mean)
+        return mean, (mean,) * len(quantiles)
     found = bootstrap(
-        drawn,
-        statistic,
-        paired=weights is not None,
+        (differences, shares),
+        _weighted_mean,
+        paired=True,
         n_resamples=RESAMPLES,
         batch=100,  # 100 draws in memory at a time
         vectorized=True,
-        confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return mean, (float(found.confidence_interval.low), float(found.confidence_interval.high))
+    return mean, tuple(np.quantile(found.bootstrap_distribution, quantiles).tolist())
 
 
 def _weighted_mean(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:

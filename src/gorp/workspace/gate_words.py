@@ -1,5 +1,6 @@
 """What the gate found, in sentences."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,3 +38,39 @@ def remarks(task: str, found: Mapping[str, Any]) -> list[str]:
             f"{high:+.2f}); this does not decide"
         )
     return lines
+
+
+def perplexity(nll: float | None) -> str:
+    """Return exp(nll), as it is written for people."""
+    if nll is None:
+        return "not finite"
+    return f"{math.exp(nll):,.1f}" if nll < 20 else "above 400,000,000"
+
+
+def level_in_words(found: Mapping[str, Any]) -> str:
+    """Return a phrase on the guard text: how much of it, both perplexities, and the change.
+
+    Args:
+        found: The result of `gorp.workspace.guard_values.compare_guard`.
+    """
+    text = f"guard text ({found['rows']:,} rows, {found['tokens']:,} tokens)"
+    levels = f"perplexity {perplexity(found['old'])} -> {perplexity(found['new'])}"
+    if found["difference"] is None:
+        return f"{text}: {levels}, no finite loss to compare"
+    low, high = found["interval"]
+    return f"{text}: {levels}, {found['difference']:+.3f} nats per token (95 % interval {low:+.3f} to {high:+.3f})"
+
+
+def guard_in_words(found: Mapping[str, Any]) -> str:
+    """Return one sentence on the guard text: `level_in_words`, and whether it decides.
+
+    Args:
+        found: The result of `gorp.workspace.guard_values.compare_guard`.
+    """
+    if found["margin"] is None:
+        decides = "this does not decide"
+    elif found["verdict"] == "hold":
+        decides = f"worse by more than the margin of {found['margin']:g}, and not by chance"
+    else:
+        decides = f"not shown to be worse by more than the margin of {found['margin']:g}"
+    return f"{level_in_words(found)}; {decides}"

@@ -4,7 +4,6 @@
 each text its index, its predicted tokens and its loss in nats per token. It is sealed, so damage is found.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from gorp.errors import CheckpointError
 from gorp.storage import file_sha256, read_json, write_json
 from gorp.workspace.ledger import SHA256
 from gorp.workspace.scores import Scores
-from gorp.workspace.seal import SEAL, is_whole, sealed
+from gorp.workspace.seal import SEAL, is_sealed, sealed
 
 
 LEVEL = 0.05
@@ -60,7 +59,7 @@ def read_guard_values(folder: Path, version: str) -> dict[str, Any]:
             f"{folder.parent}: {version} was not scored on the guard text. {again} scores it on the one of the YAML."
         )
     found = read_json(path)
-    if not isinstance(found, dict) or SEAL not in found or not is_whole(found, "guard", version) or not _valid(found):
+    if not is_sealed(found, "guard", version) or not _valid(found):
         raise CheckpointError(f"{path}: damaged or changed: not as gorp wrote it. {again} writes it again.")
     return found
 
@@ -126,9 +125,10 @@ def compare_guard(folder: Path, old: str, new: str, margin: float | None) -> dic
     }
     broken = found["new"] is None and found["old"] is not None
     if found["new"] is not None and found["old"] is not None:
-        found["difference"], interval = paired_difference(*losses, weights=tokens)
-        found["interval"] = list(interval)
-        found["lower"] = paired_difference(*losses, weights=tokens, confidence=1 - 2 * LEVEL)[1][0]
+        ends = (0.025, 0.975, LEVEL)
+        found["difference"], (*found["interval"], found["lower"]) = paired_difference(
+            *losses, weights=tokens, quantiles=ends
+        )
     if margin is not None:
         held = broken or (found["lower"] is not None and found["lower"] > margin)
         found["verdict"] = "hold" if held else "ship"
@@ -202,39 +202,3 @@ def guard_levels(folder: Path, versions: Sequence[str]) -> dict[str, dict[str, A
 def _mean(losses: list[float | None], tokens: list[int]) -> float | None:
     known = [loss for loss in losses if loss is not None]
     return float(np.average(known, weights=tokens)) if len(known) == len(tokens) else None
-
-
-def perplexity(nll: float | None) -> str:
-    """Return exp(nll), as it is written for people."""
-    if nll is None:
-        return "not finite"
-    return f"{math.exp(nll):,.1f}" if nll < 20 else "above 400,000,000"
-
-
-def level_in_words(found: Mapping[str, Any]) -> str:
-    """Return a phrase on the guard text: how much of it, both perplexities, and the change.
-
-    Args:
-        found: The result of `compare_guard`.
-    """
-    text = f"guard text ({found['rows']:,} rows, {found['tokens']:,} tokens)"
-    levels = f"perplexity {perplexity(found['old'])} -> {perplexity(found['new'])}"
-    if found["difference"] is None:
-        return f"{text}: {levels}, no finite loss to compare"
-    low, high = found["interval"]
-    return f"{text}: {levels}, {found['difference']:+.3f} nats per token (95 % interval {low:+.3f} to {high:+.3f})"
-
-
-def guard_in_words(found: Mapping[str, Any]) -> str:
-    """Return one sentence on the guard text: `level_in_words`, and whether it decides.
-
-    Args:
-        found: The result of `compare_guard`.
-    """
-    if found["margin"] is None:
-        decides = "this does not decide"
-    elif found["verdict"] == "hold":
-        decides = f"worse by more than the margin of {found['margin']:g}, and not by chance"
-    else:
-        decides = f"not shown to be worse by more than the margin of {found['margin']:g}"
-    return f"{level_in_words(found)}; {decides}"

@@ -8,8 +8,7 @@ from gorp.report import Answer, Judged, JudgedTask, Layer, Page, Sample, Samples
 from gorp.report.page import MAX_SAMPLES
 from gorp.report.wording import duration, number, signed, size, some
 from gorp.workspace.gate import LEVEL
-from gorp.workspace.gate_words import in_words
-from gorp.workspace.guard_values import guard_in_words, perplexity
+from gorp.workspace.gate_words import guard_in_words, in_words, perplexity
 from gorp.workspace.held import held_in_words
 
 
