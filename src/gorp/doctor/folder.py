@@ -14,7 +14,7 @@ from gorp.workspace.held import held_in_use
 from gorp.workspace.lock import LOCK, holder_of
 from gorp.workspace.mark import check_place
 from gorp.workspace.scores import Scores
-from gorp.workspace.seal import SEAL, is_whole
+from gorp.workspace.seal import is_sealed
 from gorp.workspace.status import status
 from gorp.workspace.store import Workspace
 from gorp.workspace.version import BASE_PARTS, Version, read_version
@@ -128,7 +128,7 @@ def _scores(store: Workspace) -> Iterator[Finding]:
             yield Finding("warning", "scores", f"{path}: missing", advice)
     for path in sorted((store.root / "eval" / "rows").glob("*.json")):
         kept = read_json(path)
-        if not isinstance(kept, dict) or SEAL not in kept or not is_whole(kept, path.stem):
+        if not is_sealed(kept, path.stem):
             damaged.append(path)
     for path in sorted((store.root / "eval" / "guard").glob("v*.json")):
         try:

@@ -11,8 +11,8 @@ from gorp.evaluation.text_loss import text_losses, tokens_read
 from gorp.progress import Progress
 from gorp.workspace.guard_values import read_guard_values, write_guard
 from gorp.workspace.prepare import Session
-from gorp.workspace.scores import cell_key
-from gorp.workspace.scoring import learned_digest, precision_of
+from gorp.workspace.scoring import learned_digest, precision_of, score_key
+from gorp.workspace.seal import digest
 
 
 def measure_guard(
@@ -57,8 +57,8 @@ def _conditions(session: Session) -> str:
     """Return a digest of the text, how much of it is read, and the precision."""
     assert session.guard is not None
     longest = tokens_read(session.model, session.tokenizer)
-    return cell_key(precision_of(session), session.guard.sha256, len(session.guard.texts), longest)
+    return digest(precision_of(session), session.guard.sha256, len(session.guard.texts), longest)
 
 
 def _key(session: Session, digests: Mapping[str, str]) -> str:
-    return cell_key(session.base["sha256"], learned_digest(session, digests), _conditions(session))
+    return score_key(session, learned_digest(session, digests), _conditions(session))

@@ -7,7 +7,7 @@ from typing import Any
 from gorp.errors import GorpError
 from gorp.storage import read_json
 from gorp.workspace.scores import Scores
-from gorp.workspace.seal import SEAL, is_whole
+from gorp.workspace.seal import is_sealed
 from gorp.workspace.version import Version
 
 
@@ -47,7 +47,7 @@ def _read(path: Path) -> Mapping[str, Any] | None:
         kept = read_json(path) if path.is_file() else None
     except GorpError:
         return None
-    return kept if isinstance(kept, dict) and SEAL in kept and is_whole(kept) else None
+    return kept if is_sealed(kept) else None
 
 
 def _same(kept: Mapping[str, Any], scores: Scores, new: Version, old: Version) -> bool:

@@ -18,7 +18,7 @@ from gorp.data.form import from_list, listed
 from gorp.errors import CheckpointError
 from gorp.progress import Progress
 from gorp.storage import file_sha256, read_json, write_json
-from gorp.workspace.seal import SEAL, is_whole, sealed
+from gorp.workspace.seal import is_sealed, sealed
 from gorp.workspace.store import Version, Workspace
 
 
@@ -126,4 +126,4 @@ def _report_train_file(spec: TaskSpec, version: Version, progress: Progress) -> 
 
 def is_kept(kept: Any, task: str) -> bool:
     """Whether the stored rows are unchanged and belong to this task."""
-    return isinstance(kept, dict) and SEAL in kept and is_whole(kept, task)
+    return is_sealed(kept, task)

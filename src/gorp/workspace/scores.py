@@ -207,11 +207,6 @@ def _is_cell(cell: Any) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers)
 
 
-def cell_key(*parts: Any) -> str:
-    """Return the SHA-256 of the JSON values `parts`."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 def learned_part(matrix: AccuracyMatrix, count: int) -> AccuracyMatrix | None:
     """Return R of the first `count` tasks alone, for the measures of an unfinished sequence; None if `count` is 0."""
     if count == 0:

@@ -13,7 +13,8 @@ from gorp.methods import build_method
 from gorp.progress import Progress
 from gorp.workspace.held import order_of_learning
 from gorp.workspace.prepare import Session
-from gorp.workspace.scores import Scores, cell_key, learned_part
+from gorp.workspace.scores import Scores, learned_part
+from gorp.workspace.seal import digest as digest_of
 from gorp.workspace.state import DELTA, METHOD
 from gorp.workspace.store import Version
 
@@ -41,7 +42,7 @@ def score_row(
     scores, cells = _scores(session), {}
     for task in tasks or session.tasks:
         conditions = conditions_of(session, task)
-        key = _key(session, digest, conditions)
+        key = score_key(session, digest, conditions)
         cell = None if fresh else scores.find(version, task.name, key)
         if cell is None:
             with (
@@ -88,7 +89,7 @@ def load_version(session: Session, version: Version) -> None:
 def is_scored(session: Session, version: Version) -> bool:
     """Whether the version's row has a valid score for every task."""
     scores, digest = _scores(session), learned_digest(session, version.record["sha256"])
-    keys = {task.name: _key(session, digest, conditions_of(session, task)) for task in session.tasks}
+    keys = {task.name: score_key(session, digest, conditions_of(session, task)) for task in session.tasks}
     return all(scores.find(version.name, name, key) for name, key in keys.items())
 
 
@@ -100,7 +101,7 @@ def learned_digest(session: Session, digests: Mapping[str, str]) -> str:
         digests: File -> SHA-256 of the version; empty for the base model.
     """
     delta = digests.get(DELTA, BASE_WEIGHTS)
-    return delta if session.method.mergeable or METHOD not in digests else cell_key(delta, digests[METHOD])
+    return delta if session.method.mergeable or METHOD not in digests else digest_of(delta, digests[METHOD])
 
 
 def write_matrix(session: Session, lineage: Sequence[Version]) -> AccuracyMatrix:
@@ -124,9 +125,9 @@ def measures_after(
     return {} if part is None else summary(part)
 
 
-def _key(session: Session, digest: str, conditions: str) -> str:
+def score_key(session: Session, digest: str, conditions: str) -> str:
     """Return the key of a score: a digest of the weights and the conditions."""
-    return cell_key(session.base["sha256"], digest, conditions)
+    return digest_of(session.base["sha256"], digest, conditions)
 
 
 def conditions_of(session: Session, task: Task) -> str:
@@ -140,7 +141,7 @@ def conditions_of(session: Session, task: Task) -> str:
         "comparison": comparison(task),
     }
     labels = list(task.labels or ())
-    return cell_key(precision_of(session), session.fingerprints[task.name], labels, asked, asdict(config.encoding))
+    return digest_of(precision_of(session), session.fingerprints[task.name], labels, asked, asdict(config.encoding))
 
 
 def precision_of(session: Session) -> list[str]:

@@ -24,3 +24,8 @@ def is_whole(value: Mapping[str, Any], *where: str) -> bool:
     """Whether `value` is unchanged since it was sealed at `where`. True without a digest: gorp 0.1.0 wrote none."""
     rest = {key: item for key, item in value.items() if key != SEAL}
     return SEAL not in value or value[SEAL] == digest(*where, rest)
+
+
+def is_sealed(value: Any, *where: str) -> bool:
+    """Whether `value` is an object with a digest, and unchanged since it was sealed at `where`."""
+    return isinstance(value, dict) and SEAL in value and is_whole(value, *where)

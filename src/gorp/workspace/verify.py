@@ -9,7 +9,7 @@ from gorp.errors import CheckpointError
 from gorp.storage import read_json
 from gorp.workspace.gate import evidence_of
 from gorp.workspace.guard_values import compare_guard
-from gorp.workspace.seal import SEAL, is_whole
+from gorp.workspace.seal import is_sealed
 from gorp.workspace.store import Workspace
 
 
@@ -26,7 +26,7 @@ def verify(path: Path) -> dict[str, Any]:
             message names it.
     """
     kept = read_json(path)
-    if not isinstance(kept, dict) or SEAL not in kept or not is_whole(kept):
+    if not is_sealed(kept):
         raise CheckpointError(f"{path}: damaged or changed: not the evidence of a gate as gorp wrote it.")
     store = Workspace(path.parent.parent.parent)
     new, old = (store.version(kept[which]["version"]) for which in ("new", "old"))
