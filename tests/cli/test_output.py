@@ -1,5 +1,7 @@
 """Where a page may be written: never over a file of another kind, never into a workspace."""
 
+from pathlib import Path
+
 import pytest
 
 from gorp.cli.output import check_outputs
@@ -44,3 +46,9 @@ def test_a_new_file_and_an_older_page_may_be_written(folder):
 def test_what_would_be_lost_is_named(folder, out, csv, message):
     with pytest.raises(ConfigError, match=message):
         check_outputs({"--out": folder / out, "--csv": csv and folder / csv}, ENDINGS)
+
+
+@pytest.mark.parametrize("option", ["--out", "--csv"])
+def test_a_dash_is_not_standard_output_and_is_refused(option):
+    with pytest.raises(ConfigError, match=rf"^{option} -: .*Give the name of a file, e\.g\. page\{ENDINGS[option]}\.$"):
+        check_outputs({option: Path("-")}, ENDINGS)

@@ -126,7 +126,9 @@ def test_the_page_has_the_configuration_and_every_number():
 
 
 def test_tables_hold_the_matrices_mean_over_seeds():
-    rows = re.findall(r'<th scope="row">qa</th>\n((?:<td class="number">[^<]*</td>\n)+)', render_page(example()))
+    rows = re.findall(
+        r'<th scope="row">qa</th>\n((?:<td class="number" data-label="[^"]*">[^<]*</td>\n)+)', render_page(example())
+    )
     assert [re.findall(r">([\d.]+)<", row) for row in rows] == [["76.0", "77.0", "65.0"], ["70.0", "76.0", "60.0"]]
 
 
@@ -221,9 +223,11 @@ def test_the_sections_of_a_workspace_come_in_the_order_in_which_they_are_asked_f
 def test_a_verdict_is_said_by_word_and_mark_and_not_by_colour_alone():
     page = render_page(whole())
     assert '<p class="badge hold"><span aria-hidden="true">✗</span> hold</p>' in page
-    assert '<td class="verdict hold">✗ hold</td>' in page and "−10.0 (−16.5 to −4.5)" in page
+    assert '<td class="verdict hold" data-label="verdict">✗ hold</td>' in page and "−10.0 (−16.5 to −4.5)" in page
     for word, mark in (("ship", "✓"), ("inconclusive", "?")):
-        assert f'<td class="verdict {word}">{mark} {word}</td>' in render_page(whole(judged=judged(verdict=word)))
+        assert f'<td class="verdict {word}" data-label="verdict">{mark} {word}</td>' in render_page(
+            whole(judged=judged(verdict=word))
+        )
 
 
 def test_the_fullest_layers_come_first_and_all_are_there_in_their_order():
@@ -298,6 +302,20 @@ class TestInABrowser:
             assert 300 < tab.evaluate(right.format(selector)) <= 390, selector
         height = "Math.min(...[...document.querySelectorAll('.maps text')].map(t => t.getBoundingClientRect().height))"
         assert tab.evaluate(height) >= 9
+
+    @pytest.mark.parametrize("width", [360, 600])
+    def test_on_a_phone_no_table_is_cut_off_and_every_number_has_its_heading(self, tab, path, width):
+        tab.emulate(width=width, scheme="light")
+        tab.open(path)
+        tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        cut = "[...document.querySelectorAll('.wide')].filter(part => part.scrollWidth > part.clientWidth)"
+        assert tab.evaluate(f"{cut}.map(part => part.ariaLabel)") == []
+        labels = "[...document.querySelectorAll('{} td')].map(cell => getComputedStyle(cell, '::before').content)"
+        judged = tab.evaluate(labels.format('[aria-label="Verdict on each task"]'))
+        assert judged[:4] == ['"verdict"', '"v1"', '"v2"', '"change (90 % interval)"'], judged
+        assert '"change since learned"' in tab.evaluate(labels.format('[aria-label^="Forgetting of"]'))
+        assert '"BWT"' in tab.evaluate(labels.format('[aria-label="Summary table"]'))
+        assert tab.evaluate(labels.format('[aria-label="Cost of each version"]')) == ['"made"', '"on disk"']
 
     def test_text_has_enough_contrast_on_light_and_dark_pages(self, tab, path):
         for scheme in ("light", "dark"):

@@ -24,6 +24,11 @@ def check_outputs(files: Mapping[str, Path | None], endings: Mapping[str, str]) 
     for option, path in files.items():
         if path is None:
             continue
+        if str(path) == "-":
+            raise ConfigError(
+                f"{option} -: gorp writes this to a file, not to standard output. Give the name of a file, e.g. "
+                f"page{endings[option]}."
+            )
         if path.is_dir():
             example = path / f"page{endings[option]}"
             raise ConfigError(f"{option} {path}: this is a folder. Give the name of a file, e.g. {example}.")
