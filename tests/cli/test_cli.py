@@ -377,10 +377,11 @@ def test_the_message_for_a_missing_workspace_gives_a_command_to_type(tmp_path, m
         for command in ("status", "eval"):
             result = gorp(command, place)
             assert result.exit_code == 1 and message in result.stderr, result.stderr
-    (tmp_path / "bot").mkdir()
-    (tmp_path / "bot/CURRENT").touch()
+    for name in ("bot", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "CURRENT").touch()
     assert "Did you mean `bot`?" in gorp("status", "bto").stderr
-    assert "Workspaces here: bot. For example `gorp status bot`." in gorp("status").stderr
+    assert "Name one of the workspaces here: bot, other." in gorp("status").stderr
 
 
 def test_a_workspace_that_is_a_file_exits_with_2(tmp_path):

@@ -89,6 +89,12 @@ def test_files_that_make_no_tasks_are_refused_and_nothing_is_written(rows, files
     assert not Path("bot.yaml").exists()
 
 
+def test_a_misspelt_name_of_the_shipped_model_is_no_hub_id(rows):
+    with pytest.raises(ConfigError, match=r"not the shipped model\. Did you mean `gorp-tiny-t5`\?"):
+        init_config("gorp-tiny-t6", [], Path("bot.yaml"))
+    assert not Path("bot.yaml").exists()
+
+
 def test_a_yaml_is_not_overwritten_and_a_dry_run_writes_nothing(rows):
     assert "one.jsonl" in init_config("model", ["one.jsonl"], Path("bot.yaml"), dry_run=True)["text"]
     assert not Path("bot.yaml").exists()

@@ -272,7 +272,8 @@ def test_answers_that_change_in_other_batches_widen_the_margin(run, monkeypatch)
     monkeypatch.undo()
     path = run / "eval/gate/v2-v1.json"
     assert verify(path)["margins"] == {"one": 6.0}  # from the counts, without a model
-    assert "so the margin is 6.0 points instead of 2" in gorp("gate", run, "--verify").stdout
+    line = "noise: 36 of 100 answers turn right or wrong in other batches, so the margin is 6.0 points instead of 2"
+    assert line in gorp("gate", run, "--verify").stdout
     kept = json.loads(path.read_text())
     del kept[SEAL]
     kept["noise"]["one"]["flipped"] = 0

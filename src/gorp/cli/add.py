@@ -39,7 +39,8 @@ def init(
         if result["tasks"]:
             lines = [[task["name"], task["format"], task["train"], task["eval"] or "-"] for task in result["tasks"]]
             console.print(plain_table("", ["task", "format", "train", "eval"], lines))
-        say(f"wrote {result['config']}; `gorp validate {result['config']}` checks its rows")
+        then = f"`gorp validate {result['config']}` checks its rows" if result["tasks"] else "`gorp add` adds a task"
+        say(f"wrote {result['config']}; {then}")
 
 
 def add(
@@ -112,7 +113,8 @@ def validate(
             if not result["problems"]:
                 pending = ", ".join(result.get("pending", result["tasks"])) or "none"
                 say(f"{result['config']}: no problems; pending tasks: {pending}")
-        _refuse(result, f"{result['config']} has {len(result['problems'])} problems")
+        count = len(result["problems"])
+        _refuse(result, f"{result['config']} has {count} problem{'s' * (count != 1)}")
 
 
 def _refuse(result: dict[str, Any], sentence: str) -> None:

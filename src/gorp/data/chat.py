@@ -58,11 +58,9 @@ def render_chat(row: Row, tokenizer: PreTrainedTokenizerBase | None, date: str) 
             token, or the template does not write the answer unchanged after the prompt. The message has file and line.
     """
     if tokenizer is None or not tokenizer.chat_template:
-        who = "no tokenizer was given" if tokenizer is None else "the model's tokenizer has no chat template"
-        raise DataError(
-            f"{row.place}: `messages` need a chat template, but {who}. "
-            f"Use a chat model, or the format `prompt_completion`."
-        )
+        none = "no tokenizer was given. Give the model's (`tokenizer=`)."
+        without = "the model's tokenizer has no chat template. Use a chat model, or the format `prompt_completion`."
+        raise DataError(f"{row.place}: `messages` need a chat template, but {without if tokenizer else none}")
     check_turns(row)
     *turns, last = row.values["messages"]
     _check_text(row, [*turns, last], tokenizer, date)

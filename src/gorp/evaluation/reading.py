@@ -50,7 +50,7 @@ class Reading:
                 "attention_mask": self.mask,
                 **supported(self.model, position_ids=positions),
             }
-        return forward(**inputs, past_key_values=self.cache, use_cache=True).logits
+        return forward(**inputs, **_given(self.model, self.cache), use_cache=True).logits
 
     def rewind(self, count: int) -> None:
         """Remove the last `count` tokens from the cache."""
@@ -98,7 +98,7 @@ def read_by_decoder(model: Module, rows: Sequence[list[int]], pad: int) -> Readi
         cache = _read_shared(model, input_ids.new_tensor([rows[0][:shared]]), positions[:, :shared])
     if cache is not None:
         try:
-            return _read(model, input_ids[:, shared:], mask, positions[:, shared:], past_key_values=cache)
+            return _read(model, input_ids[:, shared:], mask, positions[:, shared:], **_given(model, cache))
         except UNSUPPORTED_CACHE:
             pass
     return _read(model, input_ids, mask, positions)
@@ -128,6 +128,11 @@ def _read(model: Module, input_ids: Tensor, mask: Tensor, positions: Tensor, **p
     if not isinstance(cache, Cache) or not cache.is_croppable:
         return None
     return Reading(model, output.logits[:, -1], cache, mask, None)
+
+
+def _given(model: Module, cache: Cache) -> dict[str, Cache]:
+    """Return the argument that gives a model its cache; transformers 5.24 renamed it."""
+    return supported(model, cache=cache) or {"past_key_values": cache}
 
 
 def read_start_token(model: Module, encoded: ModelOutput, mask: Tensor) -> Reading | None:

@@ -9,7 +9,7 @@ from typing import Any
 from gorp.data import TaskSpec, check_names
 from gorp.data.formats import detect_format
 from gorp.data.source import open_source
-from gorp.errors import ConfigError, shown
+from gorp.errors import ConfigError, nearest, shown
 from gorp.models.load import SHIPPED
 from gorp.storage import create_atomic, remove_leftovers_of
 from gorp.workspace.add import written_path
@@ -82,6 +82,8 @@ def init_config(model: str, files: Sequence[str], path: Path, *, dry_run: bool =
     if path.exists() or path.is_symlink():
         raise _exists(path)
     is_folder = model != SHIPPED and Path(model).is_dir()
+    if not (is_folder or model == SHIPPED or "/" in model) and (meant := nearest(model, [SHIPPED])):
+        raise ConfigError(f"{model}: no such folder, and not the shipped model.{meant}")
     if not is_folder and (model.startswith((".", "~", "/")) or model.count("/") > 1 or not model.strip()):
         raise ConfigError(
             f"{model or 'the model'}: no such folder, and no hub id either. Give the folder of a model, an id like "

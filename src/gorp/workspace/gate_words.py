@@ -26,12 +26,13 @@ def remarks(task: str, found: Mapping[str, Any]) -> list[str]:
         found: The result of `gate`.
     """
     lines, noise, nll = [], (found["noise"] or {}).get(task), found["certainty"][task]["nll"]
-    if noise is not None and noise["standard_error"] > noise["margin"]:
+    if noise is not None:
+        wider = noise["standard_error"] > noise["margin"]
         lines.append(
-            f"{noise['flipped']} of {noise['rows']} answers turn right or wrong in other batches, so the margin is "
-            f"{noise['standard_error']:.1f} points instead of {noise['margin']:g}"
+            f"noise: {noise['flipped']} of {noise['rows']} answers turn right or wrong in other batches"
+            + f", so the margin is {noise['standard_error']:.1f} points instead of {noise['margin']:g}" * wider
         )
-    if nll is not None and nll["interval"][0] > 0:
+    if nll is not None and nll["interval"][0] >= 0.005:  # less is written as 0.00
         low, high = nll["interval"]
         lines.append(
             f"the right answers are less likely than before: {nll['difference']:+.2f} nats per token ({low:+.2f} to "

@@ -13,13 +13,16 @@ def place(path: Path) -> tuple[Path, Path | None]:
 
     Args:
         path: A workspace, or the YAML of `gorp train`, whose workspace is the folder beside it with the same name
-            without `.yaml`.
+            without `.yaml`; or the current folder, with exactly one workspace in it.
 
     Raises:
         CheckpointError: If there is no workspace; the message gives a command that finds or creates one.
     """
     given = path if path.is_file() and path.suffix in YAML else None
     folder = path if given is None else path.with_suffix("")
+    if path == Path() and not _is_workspace(path) and len(inside := workspaces_in(path)) == 1:
+        yamls = [yaml for end in YAML if (yaml := Path(f"{inside[0]}{end}")).is_file()]
+        return inside[0], yamls[0] if len(yamls) == 1 else None
     if _is_workspace(folder):
         return folder, given
     if given is not None:
@@ -36,16 +39,21 @@ def _is_workspace(folder: Path) -> bool:
     return (folder / "CURRENT").is_file() or (folder / "versions").is_dir()
 
 
+def workspaces_in(folder: Path) -> list[Path]:
+    """Return the workspaces directly in a folder, by name."""
+    return sorted(item.parent for item in folder.glob("*/CURRENT")) if folder.is_dir() else []
+
+
 def _advice(path: Path) -> str:
     """Return a sentence that says what to type instead."""
     beside = next((yaml for yaml in (Path(f"{path}{end}") for end in YAML) if yaml.is_file()), None)
     if beside is not None:
         return f"`gorp train {beside}` creates it."
     around = path if path.is_dir() else path.parent
-    workspaces = sorted(item.parent for item in around.glob("*/CURRENT")) if around.is_dir() else []
+    workspaces = workspaces_in(around)
     if not path.exists() and (close := nearest(path.name, [item.name for item in workspaces])):
         return close.strip()
     if workspaces:
-        return f"Workspaces here: {', '.join(map(str, workspaces[:5]))}. For example `gorp status {workspaces[0]}`."
+        return f"Name one of the workspaces here: {', '.join(map(str, workspaces[:5]))}."
     yamls = sorted(item for end in YAML for item in around.glob(f"*{end}")) if around.is_dir() else []
     return f"`gorp train {yamls[0] if len(yamls) == 1 else 'CONFIG.yaml'}` creates one."
