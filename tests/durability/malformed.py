@@ -1,7 +1,7 @@
-"""Malformed inputs: for each a name, how it is made, the command, and what the message must hold.
+"""Malformed inputs: for each a name, how it is made, the command, what the message must hold, and the exit code.
 
-A message says what came (or which file, line or option), what was wanted, and what to do; the words here are those that
-only such a message can hold.
+A message says what came (or which file, line or option), what was wanted, and what to do. Of the words here at least
+one is neither in the command nor in the name of a file, so a message that repeats only these does not hold them all.
 """
 
 import json
@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 
 Make = Callable[[Path], object]
-Case = tuple[str, Make, tuple[str, ...], str]
-"""Name; what it does to the project; the command, in which PROJECT is the project's folder; words of the message."""
+Case = tuple[str, Make, tuple[str, ...], str, int]
+"""Name; what it does to the project; the command, in which PROJECT is the project's folder; words; exit code."""
 
 YAML = """\
 model: {path: ./model}
@@ -35,10 +35,10 @@ W, Q = "model.safetensors", "decoder.block.0.layer.0.SelfAttention.q.weight"
 ROW = b'{"prompt": "a green light", "completion": "true"}\n'
 
 
-def yaml(name: str, old: str, new: str, words: str) -> Case:
+def yaml(name: str, old: str, new: str, words: str, code: int = 2) -> Case:
     """A YAML in which `old` is replaced."""
     assert old in YAML, old
-    return name, lambda folder: (folder / "bot.yaml").write_text(YAML.replace(old, new, 1)), TRAIN, words
+    return name, lambda folder: (folder / "bot.yaml").write_text(YAML.replace(old, new, 1)), TRAIN, words, code
 
 
 def training(key: str, value: str, words: str) -> Case:
@@ -48,12 +48,12 @@ def training(key: str, value: str, words: str) -> Case:
 
 def whole(name: str, content: bytes, words: str) -> Case:
     """A YAML of this content."""
-    return name, lambda folder: (folder / "bot.yaml").write_bytes(content), TRAIN, words
+    return name, lambda folder: (folder / "bot.yaml").write_bytes(content), TRAIN, words, 2
 
 
 def rows(name: str, content: bytes, words: str) -> Case:
     """Training rows of this content."""
-    return name, lambda folder: (folder / "one.jsonl").write_bytes(content), TRAIN, words
+    return name, lambda folder: (folder / "one.jsonl").write_bytes(content), TRAIN, words, 1
 
 
 def after(name: str, content: bytes, words: str) -> Case:
@@ -68,12 +68,12 @@ def named(name: str, text: str, words: str) -> Case:
         (folder / name).write_text(text)
         (folder / "bot.yaml").write_text(YAML.replace("one.jsonl", name))
 
-    return f"rows in {name}", make, TRAIN, words
+    return f"rows in {name}", make, TRAIN, words, 1
 
 
 def model(name: str, make: Make, words: str) -> Case:
     """A model folder that was changed."""
-    return name, lambda folder: make(folder / "model"), TRAIN, words
+    return name, lambda folder: make(folder / "model"), TRAIN, words, 1
 
 
 def settings(**changes: Any) -> Make:
@@ -119,7 +119,7 @@ def instead(what: str, make: Make, words: str) -> Case:
         (folder / "one.jsonl").unlink()
         make(folder / "one.jsonl")
 
-    return f"{what} as rows", change, TRAIN, words
+    return f"{what} as rows", change, TRAIN, words, 1
 
 
 ROWS: list[Case] = [
@@ -150,18 +150,18 @@ ROWS: list[Case] = [
     after("a line of 50 MB", b'{"prompt": "' + b"lorem " * 8_700_000 + b'", "completion": "x"}', "one.jsonl, line 2:"),
     after("a long answer", json.dumps({"prompt": "x", "completion": "light " * 200}).encode(), "max_completion_tokens"),
     instead("nothing", lambda path: None, "one.jsonl: no such file"),
-    instead("a folder", lambda path: path.mkdir(), "one.jsonl"),
+    instead("a folder", lambda path: path.mkdir(), "one: cannot load one.jsonl`: files"),
     instead("a pipe", lambda path: os.mkfifo(path), "one.jsonl pipe regular file"),
     instead("a link to itself", lambda path: path.symlink_to(path.name), "one.jsonl link"),
     instead("a link to nothing", lambda path: path.symlink_to("nothing"), "one.jsonl: no such file"),
     instead("a device", lambda path: path.symlink_to("/dev/zero"), "one.jsonl device regular file"),
-    ("eval rows that are cut", replaced("one_eval.jsonl", ROW[:-9]), TRAIN, "one_eval.jsonl, line 1: JSON"),
+    ("eval rows that are cut", replaced("one_eval.jsonl", ROW[:-9]), TRAIN, "one_eval.jsonl, line 1: JSON", 1),
     named("one.csv", "prompt,completion\na,b\nc\n", "one.csv, line 3:"),
     named("two.csv", 'prompt,completion\na,"b\n', "two.csv, line 2:"),
     named("three.csv", "prompt,prompt\na,b\n", "three.csv prompt twice"),
     named("one.parquet", "PAR1 but nothing else", "one.parquet: Parquet"),
-    named("one.pkl", "x", "one.pkl .jsonl"),
-    named("one.jsonl.gz", "x", "one.jsonl.gz .jsonl"),
+    named("one.pkl", "x", "one.pkl: wanted *.jsonl, Parquet"),
+    named("one.jsonl.gz", "x", "one.jsonl.gz: wanted *.jsonl, Unpack"),
 ]  # fmt: skip
 
 MODELS: list[Case] = [
@@ -169,14 +169,14 @@ MODELS: list[Case] = [
     model("an empty tokenizer", replaced("tokenizer.json", b""), "model: tokenizer"),
     model("a tokenizer that is a list", replaced("tokenizer.json", b"[]"), "model: tokenizer"),
     model("no config", remove("config.json"), "model: no config.json save_pretrained"),
-    model("a cut config", replaced("config.json", b"{"), "model config.json"),
+    model("a cut config", replaced("config.json", b"{"), "config.json: not whole JSON"),
     model("an empty config", replaced("config.json", b"{}"), "model model_type"),
     model("an unknown kind", settings(model_type="nonsense"), "model nonsense"),
     model("an encoder", settings(model_type="bert", architectures=["BertForMaskedLM"]), "bert T5"),
-    model("another kind", settings(model_type="llama", architectures=["LlamaForCausalLM"]), "model"),
-    model("another width", settings(d_model=64), "model"),
-    model("a width of -1", settings(d_model=-1), "model"),
-    model("a width that is text", settings(d_model="x"), "model"),
+    model("another kind", settings(model_type="llama", architectures=["LlamaForCausalLM"]), "model: hold only 56,448"),
+    model("another width", settings(d_model=64), "model: shape config.json belong"),
+    model("a width of -1", settings(d_model=-1), "model: config.json negative -1"),
+    model("a width that is text", settings(d_model="x"), "model: config.json d_model expected int"),
     model("more layers", settings(num_layers=7), "model: files lack weights"),
     model("a small vocabulary", settings(vocab_size=10), "model: tokenizer 10"),
     model("code of its own", settings(model_type="evil", auto_map={"AutoConfig": "evil.C"}), "model trust"),
@@ -189,5 +189,5 @@ MODELS: list[Case] = [
     model("a NaN", weights(lambda tensors: tensors[Q].data[0].fill_(torch.nan)), f"model: {Q} finite"),
     model("an infinity", weights(lambda tensors: tensors[Q].data[0].fill_(torch.inf)), f"model: {Q} finite"),
     model("only a pickle", lambda folder: (folder / W).rename(folder / "a.bin"), "model safetensors convert"),
-    model("a link to no weights", lambda folder: ((folder / W).unlink(), (folder / W).symlink_to("nothing")), W),
+    model("a link to no weights", link_to_nothing, f"{W}: link `nothing`, exist"),
 ]  # fmt: skip

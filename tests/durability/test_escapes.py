@@ -106,7 +106,8 @@ def test_nothing_raw_reaches_a_terminal(project, tmp_path, verb, monkeypatch):
         words = [copy / "run", *words]
     said = on_a_terminal(name, *words)
     assert "PWNED" in said or name not in ("log", "status", "report")
-    assert said and RAW.search(said) is None, repr(said[max(0, (RAW.search(said) or [0]).start() - 200) :][:400])
+    raw = RAW.search(said)
+    assert said and raw is None, repr(raw and said[max(0, raw.start() - 200) :][:400])
 
 
 def append(path, text):

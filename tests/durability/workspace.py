@@ -1,6 +1,8 @@
 """A workspace that has been through everything: a rollback, a held version, evidence, an unfinished training."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,19 +38,14 @@ class Stopping(Progress):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def training(self, name):
-        return _Stopped(self.step)
+    @contextmanager
+    def training(self, name: str) -> Iterator[TrainerCallback]:
+        yield _Stopped(self.step)
 
 
 class _Stopped(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step == self.step:

@@ -186,6 +186,23 @@ def test_a_version_that_was_not_scored_on_it_cannot_be_judged_by_it(run):
     assert gate(run)["guard"]["verdict"] in ("ship", "hold")
 
 
+@pytest.mark.parametrize("version", ["v0", "v1", "v2"])
+def test_a_file_of_losses_that_is_gone_is_named(run, version):
+    path = guard_path(run / "eval", version)
+    path.unlink()
+    message = f"{path}: not there: {version} was not scored on the guard text"
+    assert [message in item.says for item in check_workspace(run) if "guard" in item.says] == [True]
+    old, new = ("v0", "v1") if version == "v0" else ("v1", "v2")
+    assert message in diff(run, old, new)["guard_problem"]
+    assert f"guard text: not compared: {message}" in " ".join(gorp("diff", run, old, new).output.split())
+
+
+def test_without_a_guard_text_nothing_is_said_about_it(run):
+    for version in ("v0", "v1", "v2"):
+        guard_path(run / "eval", version).unlink()
+    assert diff(run)["guard_problem"] is None and "guard" not in gorp("diff", run).output
+
+
 def test_fewer_texts_than_may_decide_do_not_decide_though_they_were_scored_to_inform(run):
     planted(run, 0.5, rows=LEAST - 1)
     assert gate(run)["guard"]["rows"] == LEAST - 1

@@ -47,6 +47,8 @@ def diff(
             from gorp.workspace.gate_words import level_in_words
 
             say(level_in_words(found["guard"]))
+        if found["guard_problem"] is not None:
+            say(f"guard text: not compared: {found['guard_problem']}")
         say("")
         _show_weights(out, found)
         _show_settings(found)

@@ -130,9 +130,9 @@ def _scores(store: Workspace) -> Iterator[Finding]:
         kept = read_json(path)
         if not is_sealed(kept, path.stem):
             damaged.append(path)
-    for path in sorted((store.root / "eval" / "guard").glob("v*.json")):
+    for version in _guarded(store):
         try:
-            read_guard_values(store.root / "eval", path.stem)
+            read_guard_values(store.root / "eval", version)
         except CheckpointError as error:
             yield Finding("warning", "scores", str(error))
     for path in damaged:
@@ -140,6 +140,16 @@ def _scores(store: Workspace) -> Iterator[Finding]:
         yield Finding("problem", "scores", f"{path}: damaged or changed", advice)
     if not damaged and not current.is_protection:
         yield Finding("ok", "scores", f"{sum(map(len, scores.cells.values()))} scores and the kept rows are whole")
+
+
+def _guarded(store: Workspace) -> list[str]:
+    """Return the versions that have losses on the guard text, or had them when a version was judged."""
+    names = {path.stem for path in (store.root / "eval" / "guard").glob("v*.json")}
+    for version in store.versions():
+        judged = version.record.get("gate") or {}
+        if judged.get("guard") is not None:
+            names |= {version.name, judged["against"]}
+    return sorted(names.difference(store.removed()))
 
 
 def _yaml(store: Workspace, source: Path | None) -> Iterator[Finding]:

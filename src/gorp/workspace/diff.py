@@ -12,7 +12,7 @@ from gorp.workspace.base_files import BaseFiles
 from gorp.workspace.changed_weights import changed_weights
 from gorp.workspace.changes import differences
 from gorp.workspace.flips import flipped, paired
-from gorp.workspace.guard_values import compare_guard
+from gorp.workspace.guard_values import compare_guard, guard_path
 from gorp.workspace.scores import Scores
 from gorp.workspace.store import Version, Workspace
 
@@ -36,10 +36,10 @@ def diff(
         the newest version that both come from; `left` and `gained`, the versions after it up to the old and the new
         one. `tasks`: task -> score of both, `difference` in points with its 95 % `interval` (Tango), rows, rows `lost`
         and `won`, `flipped` (those that turned wrong first), and `problem` if the answers cannot be compared, else
-        None. `guard`: None, or see `compare_guard`. `weights`: see `changed_weights`. `together`: `changed` weights,
-        their joint `norm` and `relative` change, the worst and the median `leak`, the largest `cosine`, directions
-        `released` with their energy. `base`: why there is no relative change, else None. `settings` and `packages`:
-        lists of key, old and new value.
+        None. `guard`: None, or see `compare_guard`; `guard_problem`: why None though one was scored on the guard text.
+        `weights`: see `changed_weights`. `together`: `changed` weights, their joint `norm` and `relative` change, the
+        worst and the median `leak`, the largest `cosine`, directions `released` with their energy. `base`: why there
+        is no relative change, else None. `settings` and `packages`: lists of key, old and new value.
 
     Raises:
         ConfigError: If a version does not exist, or both are the same.
@@ -68,7 +68,7 @@ def diff(
         "left": [version.name for version in left],
         "gained": [version.name for version in gained],
         "tasks": _tasks(store, before, after),
-        "guard": _guard(store, before, after),
+        **_guard(store, before, after),
         "weights": weights,
         "together": _together(weights),
         "base": base.problem,
@@ -97,12 +97,13 @@ def _tasks(store: Workspace, old: Version, new: Version) -> dict[str, dict[str, 
     return {task: _task(scores, task, old, new) for task in [*learned, *(t for t in rows[1] if t in rows[0])]}
 
 
-def _guard(store: Workspace, old: Version, new: Version) -> dict[str, Any] | None:
-    """Return the comparison on the guard text; None if both were not scored on the same."""
+def _guard(store: Workspace, old: Version, new: Version) -> dict[str, Any]:
+    """Return the comparison on the guard text, and why there is none though one of the two was scored on it."""
     try:
-        return compare_guard(store.root / "eval", old.name, new.name, None)
-    except CheckpointError:
-        return None
+        return {"guard": compare_guard(store.root / "eval", old.name, new.name, None), "guard_problem": None}
+    except CheckpointError as error:
+        scored = any(guard_path(store.root / "eval", version.name).exists() for version in (old, new))
+        return {"guard": None, "guard_problem": str(error) if scored else None}
 
 
 def _task(scores: Scores, task: str, old: Version, new: Version) -> dict[str, Any]:

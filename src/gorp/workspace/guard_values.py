@@ -56,7 +56,7 @@ def read_guard_values(folder: Path, version: str) -> dict[str, Any]:
     path, again = guard_path(folder, version), f"`gorp eval --version {version}`"
     if not path.is_file():
         raise CheckpointError(
-            f"{folder.parent}: {version} was not scored on the guard text. {again} scores it on the one of the YAML."
+            f"{path}: not there: {version} was not scored on the guard text. {again} scores it on the one of the YAML."
         )
     found = read_json(path)
     if not is_sealed(found, "guard", version) or not _valid(found):
