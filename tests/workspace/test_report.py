@@ -72,7 +72,7 @@ def test_a_held_version_is_the_subject_and_the_current_one_is_named(held):
     assert page.headline == "v2 lost 13.3 points on one, and not by chance."
     assert page.about.startswith("v1 stays the current version; it has learned one.")
     assert "up to v2, which is held" in page.about
-    [matrix] = page.runs["sequential_lora"]
+    [matrix] = page.runs["v2 (sequential_lora)"]
     assert matrix.tasks == ["one", "two"] and matrix.R[2, 0] == pytest.approx(100 * 130 / 150)
     assert any(note.startswith("two: held, because v2 lost points on one") for note in page.notes)
     assert [line[:3] for line in page.costs.lines] == [
@@ -80,7 +80,17 @@ def test_a_held_version_is_the_subject_and_the_current_one_is_named(held):
         ["v1", "one", "current"],
         ["v2", "two", "held"],
     ]
-    assert page.figures["current version"] == "v1" and page.figures["tasks learned"] == "1"
+    assert page.commands["See what changed in answers, weights and settings:"] == "gorp diff run v1 v2"
+    assert {"current version": "v1", "tasks learned by v1": "1"}.items() <= page.figures.items()
+    assert page.layers_heading == "Capacity of v1"
+
+
+def test_every_number_says_which_version_it_is_of(held):
+    page = page_of(held / "run")
+    assert {name for name in page.figures if "v1" not in name} == {"current version"}
+    assert list(page.runs) == ["v2 (sequential_lora)"]
+    for text in (render_page(page), page_markdown(page)):
+        assert "mean score of v1" in text and "v2 (sequential" in text
 
 
 def test_a_version_that_was_promoted_anyway_is_the_subject_with_its_reason(held, tmp_path):
@@ -90,7 +100,7 @@ def test_a_version_that_was_promoted_anyway_is_the_subject_with_its_reason(held,
     assert page.judged.verdict == "hold" and page.about.startswith("v2 is the current version")
     assert "v2 was promoted although the gate did not accept it: the <b>customer</b> knows" in page.notes
     assert "the <b>customer" not in render_page(page)
-    assert page.figures["largest loss: one"] == "−13.3 points"
+    assert page.figures["largest loss of v2: one"] == "−13.3 points"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +148,7 @@ def test_the_first_task_has_nothing_to_lose_and_the_base_model_nothing_to_judge(
     rollback(run, version="v0")
     page = page_of(run)
     assert page.headline == "v0 is not judged: no task has been learned yet" and page.judged is None
+    assert list(page.commands) == ["Check every digest and the base model:"]
     assert render_page(page) and page_markdown(page)
 
 

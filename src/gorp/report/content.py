@@ -132,6 +132,7 @@ class Page:
     samples_heading: str = "Sample answers"
     layers: Sequence[Layer] = ()
     """In the order of the model."""
+    layers_heading: str = "Capacity"
     budget: float | None = None
     """Largest share of a layer's input dimensions that may be protected."""
     costs: Table | None = None

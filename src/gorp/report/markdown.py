@@ -59,7 +59,7 @@ def _sections(page: Page) -> Iterator[Section]:
     yield "Forgetting", [each(_table(forgetting_table(matrix)), name) for name, matrix in matrices.items()]
     yield page.samples_heading, [_samples(samples) for samples in page.samples if samples.rows]
     yield "Summary", [comparison_markdown(page.runs)]
-    yield "Capacity", [_layers(page.layers)] * bool(page.layers)
+    yield page.layers_heading, [_layers(page.layers)] * bool(page.layers)
     costs = [] if page.costs is None else [_table(page.costs), f"{escaped(page.costs_note)}\n"]
     yield "Cost of each version", costs
     facts = [_list(f"{name}: {value}" for name, value in page.facts.items())] * bool(page.facts)

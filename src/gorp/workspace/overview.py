@@ -163,11 +163,17 @@ def _evidence(store: Workspace, current: Version, subject: Version, found: Mappi
 
 
 def _commands(store: Workspace, subject: Version, kept: bool, source: Path | None) -> dict[str, str]:
-    """Return commands for the folder that the workspace is in; its path is nobody else's business."""
+    """Return commands for the folder that the workspace is in; its path is nobody else's business.
+
+    Those that compare name both versions, so that they mean the same when another version is current. The base model
+    has nothing before it.
+    """
     name = shlex.quote(store.root.resolve().name if source is None else source.name)
-    judge = f"gorp gate {name} --version {subject.name}"
-    return {
-        "Check every digest and the base model:": f"gorp doctor {name}",
-        "Compute the verdict again from the recorded answers:": f"{judge} --verify" if kept else judge,
-        "See what changed in answers, weights and settings:": f"gorp diff {name}",
-    }
+    commands, parent = {"Check every digest and the base model:": f"gorp doctor {name}"}, subject.record["parent"]
+    if parent is not None:
+        judge = f"gorp gate {name} --version {subject.name}"
+        commands |= {
+            "Compute the verdict again from the recorded answers:": f"{judge} --verify" if kept else judge,
+            "See what changed in answers, weights and settings:": f"gorp diff {name} {parent} {subject.name}",
+        }
+    return commands

@@ -27,13 +27,14 @@ def workspace_page(facts: Mapping[str, Any], name: str) -> Page:
         judged=judged(facts),
         guard=_guard(facts),
         figures=_figures(facts),
-        runs={facts["method"]: [matrix]},
+        runs={f"{facts['subject']} ({facts['method']})": [matrix]},
         samples=_changed(facts),
         samples_heading="Answers that changed",
         layers=[
             Layer(name=item["name"], directions=item["directions"], share=item["capacity"], released=item["released"])
             for item in facts["layers"]
         ],
+        layers_heading=f"Capacity of {facts['current']}",
         budget=facts["budget"],
         costs=_costs(facts),
         costs_note=(
@@ -130,16 +131,17 @@ def _guard(facts: Mapping[str, Any]) -> Table | None:
 
 
 def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return the numbers of the current version that a reader in a hurry needs."""
-    measures, found = facts["measures"], verdicts(AccuracyMatrix.from_dict(facts["matrix"]), len(facts["contains"]))
-    shown = {"current version": facts["current"], "tasks learned": str(len(facts["contains"]))}
+    """Return the numbers of the current version that a reader in a hurry needs; each names it, as tables may not."""
+    current, measures = facts["current"], facts["measures"]
+    found = verdicts(AccuracyMatrix.from_dict(facts["matrix"]), len(facts["contains"]))
+    shown = {"current version": current, f"tasks learned by {current}": str(len(facts["contains"]))}
     if measures.get("ap") is not None:
-        shown["mean score"] = f"{number(measures['ap'])} %"
+        shown[f"mean score of {current}"] = f"{number(measures['ap'])} %"
     if measures.get("bwt") is not None:
-        shown["earlier tasks since learned"] = f"{signed(measures['bwt'])} points"
+        shown[f"earlier tasks since learned, {current}"] = f"{signed(measures['bwt'])} points"
     if dropped := [item for item in found if item.dropped]:
         worst = min(dropped, key=lambda item: item.change)
-        shown[f"largest loss: {worst.task}"] = f"{signed(worst.change)} points"
+        shown[f"largest loss of {current}: {worst.task}"] = f"{signed(worst.change)} points"
     return shown
 
 
