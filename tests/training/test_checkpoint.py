@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerCallback
 
 from gorp.errors import CheckpointError
-from gorp.training import trainer
-from gorp.training.checkpoint import COMPLETE, last_complete, last_whole, mark_complete, verify
+from gorp.training import engine, trainer
+from gorp.training.checkpoint import COMPLETE, last_complete, last_whole, mark_complete, seconds_until, verify
 from tests.runs import Kill, Killed, assert_equal, fresh, tiny, train
 
 
@@ -133,3 +135,32 @@ def test_it_is_marked_only_when_all_its_files_are_on_the_disk(tmp_path, monkeypa
     mark_complete(tmp_path)
     assert synced[:3] == [False] * 3  # both files and the folder
     verify(tmp_path)
+
+
+class Clock(TrainerCallback):
+    """A clock on which each optimizer step takes ten seconds, and nothing else takes any time."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def on_step_end(self, *_, **__):
+        self.now += 10
+
+
+def test_the_time_of_a_task_is_the_sum_over_its_parts(tmp_path, monkeypatch):
+    """Of each part until its last checkpoint: the fifth and the seventh step are trained twice and count once."""
+    clock = Clock()
+    for module in (engine, trainer):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    for killed in (5, 7):
+        model = tiny("llama")
+        with pytest.raises(Killed):
+            train(model, fresh("gorp", model), 1, tmp_path, callbacks=(clock, Kill(killed)), **saving)
+        assert seconds_until(last_complete(tmp_path)) == 10 * (killed - 1)
+    model = tiny("llama")
+    result = train(model, fresh("gorp", model), 1, tmp_path, callbacks=(clock,), **saving)
+    assert (result.resumed_at, result.steps, result.seconds, clock.now) == (6, 8, 80, 100)

@@ -1,6 +1,7 @@
 """Checkpoints of a running task: what gorp writes besides the Trainer's own optimizer, scheduler and random states.
 
-checkpoint-N/trainable.safetensors   each trainable parameter, by its name in the model with adapters
+checkpoint-N/trainable.safetensors   each trainable parameter, by its name in the model with adapters; in its header the
+                                     seconds that the task has taken so far
 checkpoint-N/method.safetensors      the method's state: frames, deltas, sketches, what it carries between tasks
 checkpoint-N/complete.json           SHA-256 of every other file; written last, when all others are on the disk
 
@@ -27,10 +28,18 @@ COMPLETE = "complete.json"
 RESTART = "Restore the file from a copy, or start the task again: `gorp train` with --restart."
 
 
-def save_checkpoint(folder: Path, model: nn.Module, method: Method) -> None:
-    """Write the trainable parameters and the method's state, bit for bit."""
+def save_checkpoint(folder: Path, model: nn.Module, method: Method, *, seconds: float | None = None) -> None:
+    """Write the trainable parameters and the method's state, bit for bit.
+
+    Args:
+        folder: The checkpoint.
+        model: The model in the middle of a task.
+        method: The method.
+        seconds: Time that the task has taken so far, in all parts of an interrupted training; None if not known.
+    """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    write_tensors(folder / "trainable.safetensors", trainable, {"method": method.name})
+    metadata = {"method": method.name} | ({} if seconds is None else {"seconds": seconds})
+    write_tensors(folder / "trainable.safetensors", trainable, metadata)
     write_tensors(folder / "method.safetensors", method.state_dict(), {"method": method.name})
 
 
@@ -122,6 +131,11 @@ def load_checkpoint(folder: Path, model: nn.Module, method: Method) -> None:
     for name, parameter in trainable.items():
         parameter.copy_(tensors[name])
     method.load_state_dict(read_tensors(folder / "method.safetensors")[0])
+
+
+def seconds_until(folder: Path) -> float:
+    """Return the seconds that a task had taken when a checkpoint was written; 0 if gorp 0.1.0 wrote it."""
+    return float(read_tensors(folder / "trainable.safetensors", only=())[1].get("seconds", 0.0))
 
 
 def last_complete(folder: Path) -> Path | None:

@@ -18,7 +18,7 @@ from gorp.data import Collator, Encoding, encode
 from gorp.layers.inputs import LOOKED_AT, rows_at_once
 from gorp.layers.targets import Treatment, treatments, untouched_line, weight_of
 from gorp.methods.base import Method, TaskContext
-from gorp.training.checkpoint import last_whole
+from gorp.training.checkpoint import last_whole, seconds_until
 from gorp.training.failures import explained
 from gorp.training.found import SavedModelState, SavedTorchSettings
 from gorp.training.interrupt import SaveOnInterrupt
@@ -34,7 +34,8 @@ class TaskResult:
     task: str
     steps: int
     seconds: float
-    """Wall-clock time of training and of the task's end. If the task was resumed, only the time of this process."""
+    """Wall-clock time of training and of the task's end. If the task was resumed: the sum over all parts, of an earlier
+    part the time until its last checkpoint. What came after that is lost work and does not count."""
     boundary_seconds: float
     """The part of `seconds` spent in `end_task`: adding to the deltas, extending S, a Fisher pass."""
     tokens: int
@@ -212,7 +213,7 @@ def _train(
         say(f"task {name} starts from the beginning: {context.num_steps} steps")
     else:
         say(f"task {name} resumes from step {resumed_at} of {context.num_steps}")
-    started = time.perf_counter()
+    started = trainer.started = time.perf_counter() - (0.0 if checkpoint is None else seconds_until(checkpoint))
     with interrupt.listening(arguments), explained(name, trainer.state_now):
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if checkpoint is not None and resumed_at >= context.num_steps:  # the Trainer restores it only before a step

@@ -7,6 +7,7 @@ checkpoints     the trainable parameters and the method's state, in safetensors,
 """
 
 import shutil
+import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,8 @@ class ContinualTrainerMixin(Trainer):
     def __init__(self, *args: Any, method: Method, task_name: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method, self.task_name = method, task_name
+        self.started = time.perf_counter()
+        """When the task was started; for a resumed one, now less the seconds that its checkpoint knows."""
         self._last_loss = (0, torch.zeros(()))  # step and loss
         self._without_gradient: dict[str, nn.Parameter] | None = None  # None before the first step
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -177,7 +180,8 @@ class ContinualTrainerMixin(Trainer):
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        save_checkpoint(Path(output_dir or self.args.output_dir or "."), self.plain_model, self.method)
+        folder, seconds = Path(output_dir or self.args.output_dir or "."), time.perf_counter() - self.started
+        save_checkpoint(folder, self.plain_model, self.method, seconds=seconds)
 
     @override
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
