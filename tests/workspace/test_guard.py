@@ -271,7 +271,7 @@ def test_training_holds_a_version_that_lost_on_it_and_the_next_task_goes_on_with
     losing(monkeypatch, [0.0, 0.1, 0.5, 0.25])  # v0, v1, v2 (held), v3, which is trained from v1
     said = Said()
     held = run_sequence(load_config(path), tmp_path / "run", progress=said).held
-    assert held["new"]["version"] == "v2" and held["guard"]["verdict"] == "hold"
+    assert held is not None and held["new"]["version"] == "v2" and held["guard"]["verdict"] == "hold"
     assert held["tasks"]["one"]["verdict"] == "ship"
     assert [found["new"]["version"] for found in said.found] == ["v1", "v2"]  # the first task may lose here too
     assert said.found[0]["tasks"] == {} and said.found[0]["guard"]["difference"] == pytest.approx(0.1)
