@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from html import unescape
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from gorp.workspace import prepare as prepare_module
 from gorp.workspace.diff import diff
 from gorp.workspace.evaluate import evaluate_version
 from gorp.workspace.gate import gate
+from gorp.workspace.gate_words import guard_warnings
 from gorp.workspace.guard_values import LEAST, compare_guard, guard_path, read_guard_values, write_guard
 from gorp.workspace.overview import overview
 from gorp.workspace.page import headline, workspace_page
@@ -58,9 +60,12 @@ def run(finished, tmp_path):
     return tmp_path / "p/run"
 
 
-def planted(run, rise, *, rows=40, tokens=50, spread=0.1):
-    """Record losses: the newer version's are higher by `rise`, and by `spread` more or less from text to text."""
-    for version, more in (("v1", 0.0), ("v2", rise)):
+def planted(run, rise, *, rows=40, tokens=50, spread=0.1, base=None):
+    """Record losses: the newer version's are higher by `rise`, and by `spread` more or less from text to text.
+
+    Those of v0 are lower by `base` than those of v1; without it v0 keeps losses that cannot be compared with these.
+    """
+    for version, more in (("v1", 0.0), ("v2", rise), *((("v0", -base),) if base is not None else ())):
         texts = [
             {"index": i, "tokens": tokens, "nll": 2.0 + i / rows + (more + spread * (-1) ** i if more else 0.0)}
             for i in range(rows)
@@ -138,7 +143,7 @@ def test_a_version_that_has_no_finite_loss_any_more_is_held(run):
 def test_the_command_line_shows_it_and_the_exit_code_is_the_verdict(run):
     planted(run, 0.5)
     done = gorp("gate", run)
-    line = "guard text (40 rows, 2,000 tokens): perplexity 12.0 -> 19.8, +0.500 nats per token (95 % interval"
+    line = "guard text (40 texts, 2,000 tokens): perplexity 12.0 -> 19.8, +0.500 nats per token (95 % interval"
     assert done.exit_code == 0 and line in done.stdout and "; this does not decide" in done.stdout
     set_gate(run, **GUARD, guard_margin=0.2)
     done = gorp("gate", run)
@@ -329,7 +334,7 @@ def test_the_report_has_the_loss_of_each_version_and_one_sentence(run):
     assert page.guard is not None and page.guard.lines == [["v1", "2.487", "12.0", "40"], ["v2", "2.987", "19.8", "40"]]
     assert page.judged is not None and "perplexity 12.0 -> 19.8" in page.judged.guard
     for text in (page_markdown(page), render_page(page)):
-        assert "General text" in text and "19.8" in text and "this does not decide" in text
+        assert "Guard text" in text and "19.8" in text and "this does not decide" in text
     set_gate(run, **GUARD, guard_margin=0.2)
     held = workspace_page(overview(run), "run")
     assert held.judged is not None and held.judged.verdict == "ship"  # as it was judged when it was trained
@@ -354,9 +359,9 @@ def test_a_headline_names_what_decided(run):
     planted(run, 0.5)
     set_gate(run, **GUARD, guard_margin=0.2)
     facts = overview(run) | {"gate": gate(run)}
-    assert headline(facts) == "v2 predicts general text worse, by more than 0.2 nats per token, and not by chance."
+    assert headline(facts) == "v2 predicts the guard text worse, by more than 0.2 nats per token, and not by chance."
     facts["gate"]["tasks"]["one"] |= {"verdict": "hold", "drop": 12.0}
-    assert headline(facts).startswith("v2 lost 12.0 points on one and predicts general text worse, by more than 0.2")
+    assert headline(facts).startswith("v2 lost 12.0 points on one and predicts the guard text worse, by more than 0.2")
 
 
 def test_diff_compares_two_versions_on_it(run):
@@ -365,3 +370,66 @@ def test_diff_compares_two_versions_on_it(run):
     assert found["guard"]["difference"] == pytest.approx(0.5)
     assert "perplexity 12.0 -> 19.8, +0.500 nats per token" in " ".join(gorp("diff", run).stdout.split())
     assert diff(run, old="v0")["guard"] is None  # scored on the model's own losses, under other conditions
+
+
+CLEARLY = "v2 predicts the guard text clearly worse than "
+
+
+@pytest.mark.parametrize(
+    ("rise", "base", "warning"),
+    [
+        (0.05, 0.02, None),
+        (0.12, None, None),  # the interval begins at 0.09
+        (0.5, None, "v1: perplexity 12.0 -> 19.8; `gate: {guard_margin: 0.1}` would hold it"),
+        (
+            0.5,
+            0.5,
+            "v1: perplexity 12.0 -> 19.8, and than v0: perplexity 7.3 -> 19.8; `gate: {guard_margin: 0.1}` would",
+        ),
+        (
+            0.05,
+            0.5,
+            "v0: perplexity 7.3 -> 12.6; `gate: {guard_margin: 0.1}` holds a version whose own rise is clearly",
+        ),
+    ],
+)
+def test_a_clear_rise_without_a_margin_is_a_warning_everywhere(run, rise, base, warning):
+    planted(run, rise, base=base)
+    said = gorp("gate", run)
+    page = workspace_page(overview(run), "run")
+    places = [said.stdout, gorp("status", run).stdout, gorp("gate", run, "--verify").stdout, page_markdown(page)]
+    places += [unescape(render_page(page)).partition("<h2")[0]]
+    for text in places:
+        plain = " ".join(text.replace("\\", "").split())
+        assert (CLEARLY in plain) is (warning is not None)
+        assert warning is None or CLEARLY + warning in plain
+    assert sum(CLEARLY in line for line in [*page.notes, *page.warnings]) == (warning is not None)
+    assert page.judged is not None and bool(page.judged.guard_since) == (base is not None)
+    assert page.judged.guard_since in page_markdown(page).replace("\\", "")
+
+
+def test_with_a_margin_that_did_not_hold_it_nobody_is_warned(run):
+    planted(run, 0.5, base=0.5)
+    set_gate(run, **GUARD, guard_margin=9)
+    assert CLEARLY not in gorp("gate", run).stdout and status(run)["remarks"] == []
+
+
+def test_a_version_that_has_no_finite_loss_any_more_and_few_texts_are_named_in_the_warning(run):
+    planted(run, 0.5, rows=LEAST - 1)
+    [line] = guard_warnings(gate(run))
+    assert line.endswith(f"{{guard_margin: 0.1}}`, with at least {LEAST} texts, would hold it")
+    planted(run, 0.5)
+    path = guard_path(run / "eval", "v2")
+    values = {key: value for key, value in read_guard_values(run / "eval", "v2").items() if key != SEAL}
+    values["texts"][0]["nll"] = None
+    write_guard(path.parent.parent, "v2", values)
+    assert "perplexity 12.0 -> not finite" in guard_warnings(gate(run))[0]
+
+
+def test_evidence_from_before_it_was_compared_with_the_base_model_is_still_verified(run):
+    planted(run, 0.5, base=0.5)
+    path = run / "eval/gate/v2-v1.json"
+    assert gate(run)["guard_base"]["difference"] == pytest.approx(1.0)
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in (SEAL, "guard_base")}
+    path.write_text(json.dumps(sealed(kept)))
+    assert verify(path)["verdict"] == "ship" and len(guard_warnings(kept)) == 1

@@ -44,7 +44,7 @@ def show_gate(console: Console, found: Mapping[str, Any], *, explain: bool = Fal
         found: The result of `gorp.workspace.gate.gate`.
         explain: Also print what does not decide the verdict.
     """
-    from gorp.workspace.gate_words import guard_in_words, in_words, remarks
+    from gorp.workspace.gate_words import guard_in_words, guard_warnings, in_words, remarks
 
     new, old = found["new"]["version"], found["old"]["version"]
     say_on(console, f"{new} against {old}: {found['verdict'].upper()}")
@@ -66,7 +66,7 @@ def show_gate(console: Console, found: Mapping[str, Any], *, explain: bool = Fal
             say_on(console, f"  {line}", style="yellow")
     if found.get("guard") is not None:
         say_on(console, guard_in_words(found["guard"]), style="red" if found["guard"]["verdict"] == "hold" else "")
-    for line in found.get("notes", ()):
+    for line in [*guard_warnings(found), *found.get("notes", ())]:
         say_on(console, line, style="yellow")
     if explain and found["tasks"]:
         say_on(console, "")

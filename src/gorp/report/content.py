@@ -83,6 +83,8 @@ class Judged:
     tasks: Sequence[JudgedTask]
     guard: str = ""
     """A sentence on the guard text; empty without one."""
+    guard_since: str = ""
+    """A sentence on the guard text since the base model; empty if `guard` already is."""
     guard_verdict: Word | None = None
     """None if the text only informs."""
 
@@ -120,6 +122,8 @@ class Page:
     """The result in one sentence."""
     about: str = ""
     """What else a reader must know before the numbers."""
+    warnings: Sequence[str] = ()
+    """What nobody may miss, one sentence each; shown at the head."""
     judged: Judged | None = None
     """The verdict on the newest version."""
     guard: Table | None = None

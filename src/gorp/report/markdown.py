@@ -34,6 +34,7 @@ def page_markdown(page: Page) -> str:
         parts.append(f"**{escaped(page.headline)}**\n")
     if page.about:
         parts.append(f"{escaped(page.about)}\n")
+    parts += [_list(page.warnings)] * bool(page.warnings)
     parts += [_list(f"{name}: {value}" for name, value in page.figures.items())] * bool(page.figures)
     for heading, blocks in _sections(page):
         if blocks:
@@ -52,8 +53,12 @@ def _sections(page: Page) -> Iterator[Section]:
         lines = [_table(judged_table(page.judged)), _list(item.sentence for item in page.judged.tasks)]
         yield "Verdict on each task", lines
     guard = [] if page.guard is None else [_table(page.guard)]
-    guard += [] if page.judged is None or not page.judged.guard else [_list([page.judged.guard])]
-    yield "General text", guard
+    guard += (
+        []
+        if page.judged is None or not page.judged.guard
+        else [_list(filter(None, [page.judged.guard, page.judged.guard_since]))]
+    )
+    yield "Guard text", guard
     scores = [each(matrix_markdown(matrix), name) for name, matrix in matrices.items()]
     yield "Score on every task, after every task", [*scores, f"{MATRIX_READING}\n"]
     yield "Forgetting", [each(_table(forgetting_table(matrix)), name) for name, matrix in matrices.items()]

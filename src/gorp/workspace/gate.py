@@ -87,7 +87,8 @@ def gate(
         and for `inconclusive` the number of rows that would decide; `flipped`: task -> the rows whose answer turned
         wrong, then those that turned right; `certainty`: task -> see `gorp.workspace.certainty`; `leaks`: task -> the
         worst and median leak, see `leaks_between`; `guard`: None, or see `gorp.workspace.guard_values.compare_guard`;
-        `noise`: None, or task -> rows, how many answers differ, how many turned right or wrong, their standard error in
+        `guard_base`: the same against the base model, None if that is the old version; `noise`: None, or task -> rows,
+        how many answers differ, how many turned right or wrong, their standard error in
         points, and the margin without it; `margins`: those used; the digests of both versions and of the answers;
         `notes`: sentences on what was used or left out; `path` of the evidence.
 
@@ -176,12 +177,21 @@ def evidence_of(
         margins = {task: max(facts["margin"], facts["standard_error"]) for task, facts in noise.items()}
     return {
         **compare(store, new.name, old, margins, guard),
+        "guard_base": None if guard is None else _since_base(store, new, old),
         "noise": noise,
         "leaks": leaks_between(store.lineage(old), new),
         "new": {"version": new.name, "sha256": new.sha256},
         "old": {"version": old.name, "sha256": old.sha256},
         "gorp": gorp.__version__,
     }
+
+
+def _since_base(store: Workspace, new: Version, old: Version) -> dict[str, Any] | None:
+    """Return the comparison with the base model on the guard text; None if `old` is it, or they cannot be compared."""
+    base = store.lineage(new)[0]
+    if base.name in (old.name, new.name):
+        return None
+    return guard_facts(store.root / "eval", base.name, new.name, wanted=True, margin=None)[0]
 
 
 def _noise(counts: Mapping[str, int], margin: float) -> dict[str, Any]:

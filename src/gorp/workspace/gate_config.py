@@ -43,18 +43,18 @@ class GateConfig:
     enabled: bool = True
     """Whether `gorp train` judges versions."""
     guard: str | None = None
-    """A file of general text that no task trains on; every version is scored on it. Absolute once it is read."""
+    """A file with the guard text, on which no task trains; every version is scored on it. Absolute once it is read."""
     guard_margin: Annotated[float, Range(0, LARGEST_RISE)] | None = None
     """Nats per token: a version whose loss on that text is shown to rise by more is held; None: it only informs."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "gate.")
         if self.guard is not None and not self.guard.strip():
-            raise ConfigError("gate.guard is empty; wanted the path of a file of general text.")
+            raise ConfigError("gate.guard is empty; wanted the path of a file of text that no task trains on.")
         if self.guard_margin is not None and self.guard is None:
             raise ConfigError(
                 f"gate.guard_margin is {self.guard_margin}, but there is no `gate.guard`. Add `guard:` with a file of "
-                "general text, or remove the margin."
+                "text that no task trains on, or remove the margin."
             )
         for task, margin in self.margins.items():
             if margin not in ALLOWED:

@@ -4,6 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gorp.workspace.guard_values import LEAST
+
+
+CLEAR_RISE = 0.1
+"""In nats per token. If the whole interval of a rise is above it and no margin is set, people are warned."""
+
 
 def in_words(task: str, facts: Mapping[str, Any]) -> str:
     """Return one sentence on the verdict of a task."""
@@ -54,12 +60,60 @@ def level_in_words(found: Mapping[str, Any]) -> str:
     Args:
         found: The result of `gorp.workspace.guard_values.compare_guard`.
     """
-    text = f"guard text ({found['rows']:,} rows, {found['tokens']:,} tokens)"
-    levels = f"perplexity {perplexity(found['old'])} -> {perplexity(found['new'])}"
+    return f"guard text ({found['rows']:,} texts, {found['tokens']:,} tokens): {_change(found)}"
+
+
+def since_base_in_words(found: Mapping[str, Any]) -> str:
+    """Return a sentence on the guard text since the base model; empty if that is not another comparison.
+
+    Args:
+        found: The result of `gorp.workspace.gate.gate`.
+    """
+    base = found.get("guard_base")
+    return "" if base is None else f"since {_older(base, found)}: {_change(base)}"
+
+
+def guard_warnings(found: Mapping[str, Any]) -> list[str]:
+    """Return a sentence if a version predicts the guard text clearly worse and no margin could have held it.
+
+    Args:
+        found: The result of `gorp.workspace.gate.gate`, or kept evidence.
+    """
+    guard = found.get("guard")
+    if guard is None or guard["margin"] is not None:
+        return []
+    worse = [each for each in (guard, found.get("guard_base")) if each is not None and _clearly_worse(each)]
+    if not worse:
+        return []
+    than = ", and than ".join(f"{_older(each, found)}: {_levels(each)}" for each in worse)
+    enough = "" if guard["rows"] >= LEAST else f", with at least {LEAST} texts,"
+    margin = f"`gate: {{guard_margin: {CLEAR_RISE:g}}}`{enough}"
+    alone = worse[0] is not guard  # each step was small; a margin is compared with one step
+    holds = f"{margin} holds a version whose own rise is clearly larger" if alone else f"{margin} would hold it"
+    return [f"{found['new']['version']} predicts the guard text clearly worse than {than}; {holds}"]
+
+
+def _clearly_worse(found: Mapping[str, Any]) -> bool:
+    if found["interval"] is None:
+        return found["new"] is None and found["old"] is not None
+    return found["interval"][0] > CLEAR_RISE
+
+
+def _older(compared: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return the name of the older version of a comparison."""
+    return next(name for name in compared["values"] if name != found["new"]["version"])
+
+
+def _levels(found: Mapping[str, Any]) -> str:
+    return f"perplexity {perplexity(found['old'])} -> {perplexity(found['new'])}"
+
+
+def _change(found: Mapping[str, Any]) -> str:
     if found["difference"] is None:
-        return f"{text}: {levels}, no finite loss to compare"
+        return f"{_levels(found)}, no finite loss to compare"
     low, high = found["interval"]
-    return f"{text}: {levels}, {found['difference']:+.3f} nats per token (95 % interval {low:+.3f} to {high:+.3f})"
+    rise = f"{found['difference']:+.3f} nats per token (95 % interval {low:+.3f} to {high:+.3f})"
+    return f"{_levels(found)}, {rise}"
 
 
 def guard_in_words(found: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The guard text: general text that no task trains on, on which each version is scored besides its tasks.
+"""The guard text: text that no task trains on, on which each version is scored besides its tasks.
 
 A loss there shows what the tasks' rows do not: that the model gets worse at what it could do before the first of them.
 """

@@ -22,7 +22,7 @@ MOST = 200
 
 @dataclass(frozen=True, kw_only=True)
 class GuardText:
-    """General text on which every version is scored."""
+    """Text that no task trains on, on which every version is scored."""
 
     texts: tuple[str, ...]
     """At most `MOST`."""
@@ -44,7 +44,7 @@ def read_guard(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, encoder
     if METHODS[config.method].needs_task_id:
         raise ConfigError(
             f"gate.guard: the method `{config.method}` has weights of its own for each task, so there is no one model "
-            "to score general text with. Remove `guard`, or use another method."
+            "to score the guard text with. Remove `guard`, or use another method."
         )
     path = Path(config.gate.guard)
     try:

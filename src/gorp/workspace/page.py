@@ -8,7 +8,7 @@ from gorp.report import Answer, Judged, JudgedTask, Layer, Page, Sample, Samples
 from gorp.report.page import MAX_SAMPLES
 from gorp.report.wording import duration, number, signed, size, some
 from gorp.workspace.gate import LEVEL
-from gorp.workspace.gate_words import guard_in_words, in_words, perplexity
+from gorp.workspace.gate_words import guard_in_words, guard_warnings, in_words, perplexity, since_base_in_words
 from gorp.workspace.held import held_in_words
 
 
@@ -24,6 +24,7 @@ def workspace_page(facts: Mapping[str, Any], name: str) -> Page:
         title=f"{name}: what the model still knows of each task",
         headline=headline(facts),
         about=_about(facts),
+        warnings=_warnings(facts),
         judged=judged(facts),
         guard=_guard(facts),
         figures=_figures(facts),
@@ -80,6 +81,7 @@ def judged(facts: Mapping[str, Any]) -> Judged | None:
             for task, item in found["tasks"].items()
         ],
         guard="" if found["guard"] is None else guard_in_words(found["guard"]),
+        guard_since=since_base_in_words(found),
         guard_verdict=None if found["guard"] is None else found["guard"]["verdict"],
     )
 
@@ -90,7 +92,7 @@ def headline(facts: Mapping[str, Any]) -> str:
     if found is None:
         return f"{version} is not judged: {facts['not_judged']}"
     guard = found["guard"] is not None and found["guard"]["verdict"] == "hold"
-    worse = f"predicts general text worse, by more than {found['guard']['margin']:g} nats per token" if guard else ""
+    worse = f"predicts the guard text worse, by more than {found['guard']['margin']:g} nats per token" if guard else ""
     if guard and not any(item["verdict"] == "hold" for item in found["tasks"].values()):
         return f"{version} {worse}, and not by chance."
     if not found["tasks"]:
@@ -121,13 +123,17 @@ def _about(facts: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
+def _warnings(facts: Mapping[str, Any]) -> list[str]:
+    return [] if facts["gate"] is None else guard_warnings(facts["gate"])
+
+
 def _guard(facts: Mapping[str, Any]) -> Table | None:
     """Return the loss on the guard text of each version up to the judged one; None if none was measured."""
     lines = [
         [version, f"{item['nll']:.3f}" if item["nll"] is not None else "–", perplexity(item["nll"]), str(item["rows"])]
         for version, item in facts["guard"].items()
     ]
-    return Table(headings=["version", "nats per token", "perplexity", "rows"], lines=lines) if lines else None
+    return Table(headings=["version", "nats per token", "perplexity", "texts"], lines=lines) if lines else None
 
 
 def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -206,7 +212,7 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         *(held_in_words(task, item, current=facts["current"]) for task, item in facts["held"].items()),
         *(f"{version} was promoted although the gate did not accept it: {reason}" for version, reason in anyway),
         *facts["warnings"],
-        *facts["remarks"],
+        *(line for line in facts["remarks"] if line not in _warnings(facts)),
         *(f"{task}: {note}" for task, notes in facts["notes"].items() for note in notes),
     ]
 

@@ -45,7 +45,7 @@ class Session:
     train_files: Mapping[str, str | None]
     """Task -> SHA-256 of its training file; None for a folder or a hub data set."""
     guard: GuardText | None
-    """General text on which versions are scored too; None if there is none, or it is not wanted."""
+    """The guard text, on which versions are scored too; None if there is none, or it is not wanted."""
     held: Mapping[str, Version]
     """Task that is not trained again -> the version that the gate holds, trained on the same rows."""
 

@@ -1,15 +1,19 @@
 """Read the state of a workspace from its JSON files and the current YAML, without loading a model or rows."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gorp.errors import CheckpointError
 from gorp.evaluation import summary
-from gorp.storage import file_sha256
+from gorp.storage import file_sha256, read_json
 from gorp.workspace.garbage import bytes_of, find
+from gorp.workspace.gate_words import guard_warnings
 from gorp.workspace.held import held_facts, held_versions, order_of_learning, promoted_anyway
 from gorp.workspace.present import present_yaml, task_names
 from gorp.workspace.scores import Scores, learned_part
+from gorp.workspace.seal import is_sealed
 from gorp.workspace.store import Version, Workspace
 
 
@@ -47,9 +51,10 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
         `current`; the `tasks` of the current YAML, those `pending`, those `held` with why (see `held.held_facts`), and
         those whose training was `begun` but not finished; `anyway`, the versions that were promoted although the gate
         did not accept them, with the reason; `matrix`, with its columns in the order of learning; `measures` over the
-        tasks learned so far; `remarks` on unusual files in the workspace; `notes` on the data; `warnings` of the
-        current version about protected directions; `versions`, each with the keys of `SHOWN`; `config`, the YAML that
-        the tasks were read from; and `problem`, the reason if it could not be used, else None. `made_by` is
+        tasks learned so far; `remarks` on unusual files in the workspace and a clear loss on the guard text; `notes` on
+        the data; `warnings` of the current version about protected directions; `versions`, each with the keys of
+        `SHOWN`; `config`, the YAML that the tasks were read from; and `problem`, the reason if it could not be used,
+        else None. `made_by` is
         "protection" for a folder of `gorp.Protection`, which has no YAML; its `scores`, version -> name -> number, are
         what `evaluate=` returned, in its own units. `disk` has the bytes of the whole workspace and those that
         `gorp gc` would free; each version has its `disk_bytes`.
@@ -88,6 +93,7 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
             *store.remarks(),
             *scores.lost(lineage),
             *scores.left_out(lineage, columns),
+            *_worse_on_guard(store, current),
             *(f"{path} was changed after it was written; `gorp eval` writes it again" for path in scores.changed()),
         ],
         "notes": {name: task["notes"] for name, task in current.record["tasks"].items() if task["notes"]},
@@ -104,6 +110,17 @@ def status(folder: Path, *, config: Path | None = None) -> dict[str, Any]:
             for version in store.versions()
         ],
     }
+
+
+def _worse_on_guard(store: Workspace, current: Version) -> list[str]:
+    """Return the warning on the guard text that the kept evidence on a version gives."""
+    path = store.root / "eval" / "gate" / f"{current.name}-{current.record['parent']}.json"
+    if not path.is_file():
+        return []
+    with suppress(CheckpointError):  # `gorp doctor` names a damaged file
+        found = read_json(path)
+        return guard_warnings(found) if is_sealed(found) else []
+    return []
 
 
 def _held(

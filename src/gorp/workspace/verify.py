@@ -13,7 +13,13 @@ from gorp.workspace.seal import is_sealed
 from gorp.workspace.store import Workspace
 
 
-INFORMING = {"certainty": (1e-6, 1e-9), "leaks": (1e-3, 1e-6), "noise": (0.0, 0.0), "guard": (1e-6, 1e-9)}
+INFORMING = {
+    "certainty": (1e-6, 1e-9),
+    "leaks": (1e-3, 1e-6),
+    "noise": (0.0, 0.0),
+    "guard": (1e-6, 1e-9),
+    "guard_base": (1e-6, 1e-9),
+}
 """Parts of the evidence that do not decide the verdict or were added later -> relative and absolute tolerance of
 `verify`. A leak of 1e-7 is rounding of float32, which another machine does in another order."""
 
