@@ -18,6 +18,7 @@ def test_it_has_the_sections_and_the_numbers_of_the_page():
     headings = re.findall(r"^## (.*)$", text, flags=re.M)
     assert headings == [
         "Verdict on each task",
+        "Guard text",
         "Score on every task, after every task",
         "Forgetting",
         "Sample answers",

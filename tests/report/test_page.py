@@ -45,7 +45,9 @@ def whole(**changes):
     """Return a page with every section, as that of a workspace, and very long names."""
     layers = [Layer(name=f"{'model.layers' * 20}.{i}", directions=10 * i, share=i / 20, released=i) for i in range(20)]
     content = {
-        "judged": judged(),
+        "judged": replace(judged(), guard="guard text (40 texts, 2,000 tokens): perplexity 12.0 -> 19.8"),
+        "guard": Table(headings=["version", "nats per token", "perplexity", "texts"], lines=[["v1", "2", "7.4", "40"]]),
+        "warnings": ["v2 predicts the guard text clearly worse than v1."],
         "figures": {"current version": "v2", "tasks learned": "3"},
         "layers": layers,
         "budget": 0.75,
@@ -92,12 +94,15 @@ def everywhere(text):
         title=text,
         headline=text,
         about=text,
-        judged=judged(text, old=f"{text} a", new=f"{text} b"),
+        warnings=[text],
+        judged=replace(judged(text, old=f"{text} a", new=f"{text} b"), guard=text, guard_since=text),
+        guard=Table(headings=[text, text], lines=[[text, text]]),
         figures={text: text},
         runs={text: [matrix(tasks=(text, f"{text}2", f"{text}3"))]},
         samples=samples(sample, heading=text),
         samples_heading=text,
         layers=[Layer(name=text, directions=3, share=0.5, released=1)],
+        layers_heading=text,
         budget=0.75,
         costs=Table(headings=[text, text], lines=[[text, text]]),
         costs_note=text,
@@ -208,6 +213,7 @@ def test_the_sections_of_a_workspace_come_in_the_order_in_which_they_are_asked_f
     headings = re.findall(r"<h2 id=.*?>(.*?)</h2>", page)
     assert headings == [
         "Verdict on each task",
+        "Guard text",
         "Score on every task, after every task",
         "Forgetting",
         "Sample answers",
@@ -217,7 +223,7 @@ def test_the_sections_of_a_workspace_come_in_the_order_in_which_they_are_asked_f
         "Cost of each version",
         "Evidence",
     ]
-    assert page.index("gorp lost less.") < page.index("Verdict on each task")
+    assert page.index("gorp lost less.") < page.index("clearly worse than v1") < page.index("Verdict on each task")
 
 
 def test_a_verdict_is_said_by_word_and_mark_and_not_by_colour_alone():
@@ -314,6 +320,8 @@ class TestInABrowser:
         judged = tab.evaluate(labels.format('[aria-label="Verdict on each task"]'))
         assert judged[:4] == ['"verdict"', '"v1"', '"v2"', '"change (90 % interval)"'], judged
         assert '"change since learned"' in tab.evaluate(labels.format('[aria-label^="Forgetting of"]'))
+        guard = tab.evaluate(labels.format('[aria-label="Guard text"]'))
+        assert guard == ['"nats per token"', '"perplexity"', '"texts"']
         assert '"BWT"' in tab.evaluate(labels.format('[aria-label="Summary table"]'))
         assert tab.evaluate(labels.format('[aria-label="Cost of each version"]')) == ['"made"', '"on disk"']
 

@@ -433,3 +433,15 @@ def test_evidence_from_before_it_was_compared_with_the_base_model_is_still_verif
     kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in (SEAL, "guard_base")}
     path.write_text(json.dumps(sealed(kept)))
     assert verify(path)["verdict"] == "ship" and len(guard_warnings(kept)) == 1
+
+
+def test_training_prints_the_warning_below_a_verdict_of_ship(tmp_path, monkeypatch):
+    write_guard_text(tmp_path)
+    path = make_project(tmp_path, gate=GUARD, **QUICK)
+    plant(monkeypatch, lambda version, name: KEPT)
+    losing(monkeypatch, [0.0, 0.0, 0.5])
+    done = gorp("train", path)
+    assert done.exit_code == 0, done.output
+    before, _, after = done.stderr.partition("v2 against v1: SHIP")
+    assert CLEARLY + "v1: perplexity" in after and "clearly worse" not in before
+    assert CLEARLY + "v1: perplexity" in done.stdout
