@@ -140,7 +140,7 @@ THREE = ("status", "gate", "eval")
 GONE = a_current_version_that_is_not_there
 
 VERBS: list[Case] = [
-    *(call("nowhere: CURRENT Workspaces `gorp", verb, "PROJECT/nowhere", code=1) for verb in NO_DOCTOR),
+    *(call("nowhere: (no CURRENT Name workspaces here:", verb, "PROJECT/nowhere", code=1) for verb in NO_DOCTOR),
     *(call("empty: (no CURRENT train", verb, "PROJECT/empty", make=an_empty_folder, code=1) for verb in NO_DOCTOR),
     *(call("name empty folder", verb, "") for verb in READING),
     *(call("one.jsonl file folder", verb, "PROJECT/one.jsonl", code=1) for verb in ("status", "log", "gate", "report")),
