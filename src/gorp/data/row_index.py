@@ -24,6 +24,9 @@ IN_MEMORY = 32 * 2**20
 BLOCK, PART = 2**14, 2**18
 """Rows that are written at once; about as many rows as a part has."""
 
+MOST_PARTS = 500
+"""Most parts, each of which is an open file; with more than 130 million rows the parts are larger."""
+
 EXAMPLES = 10
 """Most line numbers that are kept of each finding."""
 
@@ -89,7 +92,7 @@ class RowIndex:
             where: Whether a row takes part, for each row; None for all.
         """
         self._flush()
-        parts = max(1, -(-len(self) // PART))
+        parts = min(max(1, -(-len(self) // PART)), MOST_PARTS)
         with ExitStack() as stack:
             spool = [tempfile.SpooledTemporaryFile(max_size=IN_MEMORY // parts) for _ in range(parts)]
             files = [stack.enter_context(file) for file in spool]

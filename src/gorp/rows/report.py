@@ -51,6 +51,20 @@ class Report:
             )
             self.tasks.setdefault(name, {}).setdefault("overlaps", {})[other] = dict(facts)
 
+    def add_shared(self, task: TaskRows, other: TaskRows, facts: Mapping[str, Any]) -> None:
+        """Add what `SharedPrompts.found` returned for two tasks."""
+        name, there = task.spec.name, other.spec.name
+        wanted = facts["other_answers"]
+        answers = f"{wanted} of them with another answer" if wanted else "with the same answers"
+        pairs = [
+            f"{unit_of(task.train)} {line} ({there}: {unit_of(other.train)} {same})" for line, same in facts["lines"]
+        ]
+        self.warnings.append(
+            f"{facts['prompts']} prompts of {name} are also in task {there}, {answers}: "
+            f"{_some(pairs, wanted or facts['prompts'])}"
+        )
+        self.tasks.setdefault(name, {}).setdefault("shared_prompts", {})[there] = dict(facts)
+
     def describe(
         self, task: TaskRows, scans: Mapping[str, Scan | None], reader: Reader | None, progress: Progress
     ) -> None:
@@ -62,13 +76,14 @@ class Report:
             reader: What the rows are measured with; None if the model cannot be read.
             progress: Shows the progress.
         """
-        spec, overlaps = task.spec, self.tasks.get(task.spec.name, {}).get("overlaps", {})
+        spec, before = task.spec, self.tasks.get(task.spec.name, {})
         facts = self.tasks[spec.name] = {
             "format": task.format,
             "labels": None if task.labels is None else list(task.labels),
             "metric": spec.metric or "exact_match",
             "notes": list(task.notes),
-            "overlaps": overlaps,
+            "overlaps": before.get("overlaps", {}),
+            "shared_prompts": before.get("shared_prompts", {}),
         }
         for part, source in (("train", task.train), ("eval", task.held_out)):
             found = scans[part]

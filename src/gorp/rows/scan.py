@@ -28,6 +28,9 @@ from gorp.rows.overlaps import EvalRows, Overlaps
 MOST_ANSWERS, LONGEST_ANSWER = 50, 60
 """Answers are counted one by one if there are at most this many, with at most this many characters each."""
 
+OnRow = Callable[[str, str, int], None]
+"""Called with what a row asks, its answer and its line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
@@ -117,6 +120,7 @@ def scan(
     split: bool = False,
     overlaps: Overlaps | None = None,
     keep: EvalRows | None = None,
+    each: OnRow | None = None,
 ) -> Scan:
     """Read `part` of a task.
 
@@ -127,6 +131,7 @@ def scan(
         split: Whether eval rows will be split off these rows.
         overlaps: Every row is looked up there.
         keep: Every row is added there.
+        each: Called with what a row asks, its answer and its line.
     """
     source, render = _source(task, part), task.render
     turns_column = TURNS.get(task.format)
@@ -152,12 +157,14 @@ def scan(
             sample.offer(kept, len(prompt), len(answer))
             unused.add(row)
             answers.add(answer)
-            if overlaps is not None or keep is not None:
+            if overlaps is not None or keep is not None or each is not None:
                 asked = asked or render.asked(row)
                 if overlaps is not None:
                     overlaps.look(asked, prompt, line)
                 if keep is not None:
                     keep.add(asked, line)
+                if each is not None:
+                    each(asked, answer, line)
         rows, complete = _rendered(sample, render, problems), sample.complete
         notes = [*unused.notes(), *_about_turns(several, len(index)), *_about_sample(turns_column, sample)]
         cut = _cut(task, rows, complete, index) if split and not problems.count else None
@@ -178,7 +185,13 @@ def scan(
 
 
 def asked_rows(
-    task: TaskRows, part: str, *, progress: Progress, prompts: bool = False, lines: Collection[int] | None = None
+    task: TaskRows,
+    part: str,
+    *,
+    progress: Progress,
+    prompts: bool = False,
+    lines: Collection[int] | None = None,
+    each: OnRow | None = None,
 ) -> Iterator[tuple[str, str, int]]:
     """Yield for each row of a part what it asks, its rendered prompt, and its line; unusable rows are left out.
 
@@ -188,17 +201,25 @@ def asked_rows(
         progress: Shows how far the reading is.
         prompts: Whether prompts are wanted; otherwise, and for chats, they are empty.
         lines: The lines of the rows that are wanted; None for all.
+        each: Called with what a row asks, its answer and its line.
     """
-    source, prompts = _source(task, part), prompts and task.format not in TURNS
+    source, turns_column = _source(task, part), TURNS.get(task.format)
+    rendered = turns_column is None and (prompts or each is not None)
     with _mebibytes(progress, f"comparing {part} of {task.spec.name}", source) as at:
         only = lines if len(source.files) == 1 else None
         for line, row in _numbered(source, source.rows(bad=lambda error: None, at=at, only=only)):
             if lines is not None and line not in lines:
                 continue
             try:
-                yield task.render.asked(row), task.render(row)[0] if prompts else "", line
+                asked = task.render.asked(row)
+                prompt, answer, _ = task.render(row) if rendered else ("", "", None)
+                if turns_column is not None and each is not None:
+                    answer = str(read_turns(row, turns_column)[-1]["content"])
             except DataError:
                 continue
+            if each is not None:
+                each(asked, answer, line)
+            yield asked, prompt, line
 
 
 def unit_of(source: Source) -> str:

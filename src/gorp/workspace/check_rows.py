@@ -1,11 +1,12 @@
-"""Read the rows of tasks in bounded memory, check them, and compare every task with the eval rows of every other.
+"""Read the rows of tasks in bounded memory, check them, and compare every task with the rows of every other.
 
-A training row that asks what an eval row asks is a warning, as are duplicates and different answers to one prompt:
-data may be meant to be so. Rows that cannot be trained are problems.
+A training row that asks what an eval row asks, or what a training row of another task asks, is a warning, as are
+duplicates and different answers to one prompt: data may be meant to be so. Rows that cannot be trained are problems.
 """
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gorp.data import TaskSpec, forms_of
@@ -14,7 +15,8 @@ from gorp.errors import GorpError
 from gorp.progress import Progress
 from gorp.rows.overlaps import EvalRows, Overlaps
 from gorp.rows.report import Report
-from gorp.rows.scan import Scan, TaskRows, asked_rows, open_task, scan
+from gorp.rows.scan import OnRow, Scan, TaskRows, asked_rows, open_task, scan
+from gorp.rows.shared_prompts import SharedPrompts
 from gorp.rows.token_counts import Reader, reader_of
 from gorp.storage import read_json
 from gorp.workspace.config import RunConfig
@@ -37,11 +39,13 @@ def check_rows(config: RunConfig, names: Collection[str], workspace: Workspace, 
     check = _Check(config, names, workspace, progress)
     for spec in config.tasks:
         check.open(spec)
-    split = [spec for spec in config.tasks if not check.eval_rows(spec)]
-    for spec in split:
-        check.split(spec)
-    for task in check.opened.values():
-        check.train_rows(task)
+    with SharedPrompts(list(check.opened.values()), names) as shared:
+        split = [spec for spec in config.tasks if not check.eval_rows(spec)]
+        for spec in split:
+            check.split(spec, shared)
+        for task in check.opened.values():
+            check.train_rows(task, shared)
+        check.compare(shared)
     for name in names:
         if name in check.opened:
             scans = {part: check.scans.get((name, part)) for part in ("train", "eval")}
@@ -114,11 +118,12 @@ class _Check:
         for asked, _, line in asked_rows(task, part, progress=self.progress, lines=lines):
             self.sets[name or task.spec.name].add(asked, line)
 
-    def split(self, spec: TaskSpec) -> None:
+    def split(self, spec: TaskSpec, shared: SharedPrompts) -> None:
         """Find the rows of train that are split off as eval, and compare train with the eval rows known so far."""
         name, task = spec.name, self.opened[spec.name]
         overlaps = self.looked[name] = Overlaps(self._sets_for(name, list(self.sets.values())))
-        found = scan(task, "train", progress=self.progress, split=True, overlaps=overlaps)
+        each = _adding_to(shared, name)
+        found = scan(task, "train", progress=self.progress, split=True, overlaps=overlaps, each=each)
         self.scans[name, "train"] = found
         if found.cut is None and not found.problems.count:
             self.report.warnings.append(
@@ -134,17 +139,29 @@ class _Check:
         own = self.opened[name].held_out is not None
         return [rows for rows in sets if (name in self.names or rows.task in self.names) and (rows.task != name or own)]
 
-    def train_rows(self, task: TaskRows) -> None:
+    def train_rows(self, task: TaskRows, shared: SharedPrompts) -> None:
         """Compare the training rows of a task with the eval rows that they were not compared with yet."""
         name, looked = task.spec.name, self.looked.get(task.spec.name)
         known = self.scans.get((name, "train"))
         sets = self._sets_for(name, [rows for rows in self.sets.values() if looked is None or rows.task in self.looked])
         overlaps = Overlaps(sets)
+        each = _adding_to(shared, name) if known is None else None
         if name in self.names and known is None:
-            self.scans[name, "train"] = scan(task, "train", progress=self.progress, overlaps=overlaps)
-        elif overlaps.asked or overlaps.prompts:
-            for row in asked_rows(task, "train", progress=self.progress, prompts=overlaps.prompts):
+            self.scans[name, "train"] = scan(task, "train", progress=self.progress, overlaps=overlaps, each=each)
+        elif overlaps.asked or overlaps.prompts or each is not None:
+            for row in asked_rows(task, "train", progress=self.progress, prompts=overlaps.prompts, each=each):
                 overlaps.look(*row)
         cut = () if known is None else known.cut or ()
         before = {} if looked is None else looked.found(without=cut)
         self.report.add_overlaps(task, before | overlaps.found(without=cut))
+
+    def compare(self, shared: SharedPrompts) -> None:
+        """Report the prompts that the training rows of two tasks share."""
+        cut = {name: found.cut or () for (name, part), found in self.scans.items() if part == "train"}
+        for (name, other), facts in shared.found(cut).items():
+            self.report.add_shared(self.opened[name], self.opened[other], facts)
+
+
+def _adding_to(shared: SharedPrompts, name: str) -> OnRow | None:
+    """Return what adds a row of a task, or None if the task is not compared with another one."""
+    return partial(shared.add, name) if name in shared else None
