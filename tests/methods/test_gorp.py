@@ -144,7 +144,7 @@ def test_a_full_memory_leaves_nothing_to_learn_and_is_named_before(tmp_path):
     model, said = tiny("llama"), []
     method = fresh("gorp", model, budget=1.0, energy=0.999999)
     train(model, method, 1, tmp_path)
-    free, *full = list(method.memory)
+    free, *full = sorted(method.memory)
     fill(method, full)
     assert method.warnings(1) == method.facts()["warnings"]
     before = {name: p.clone() for name, p in model.named_parameters()}
