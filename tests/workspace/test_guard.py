@@ -1,6 +1,7 @@
 """The guard text: every version is scored on it, the gate compares, and with a margin it decides."""
 
 import json
+import re
 import shutil
 from html import unescape
 
@@ -200,6 +201,19 @@ def test_a_file_of_losses_that_is_gone_is_named(run, version):
     old, new = ("v0", "v1") if version == "v0" else ("v1", "v2")
     assert message in diff(run, old, new)["guard_problem"]
     assert f"guard text: not compared: {message}" in " ".join(gorp("diff", run, old, new).output.split())
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_text(""), lambda path: path.unlink()])
+def test_evidence_whose_losses_of_the_base_model_are_damaged_names_their_file(run, damage):
+    values = {version: read_guard_values(run / "eval", version) for version in ("v0", "v1")}
+    conditions = values["v1"]["conditions"]
+    write_guard(
+        run / "eval", "v0", {key: values["v0"][key] for key in ("key", "sha256", "texts")} | {"conditions": conditions}
+    )
+    assert gate(run)["guard_base"] is not None
+    damage(path := guard_path(run / "eval", "v0"))
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: ")):
+        verify(run / "eval/gate/v2-v1.json")
 
 
 def test_without_a_guard_text_nothing_is_said_about_it(run):

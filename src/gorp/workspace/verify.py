@@ -43,6 +43,8 @@ def verify(path: Path) -> dict[str, Any]:
     guard = kept.get("guard")
     if guard is not None:
         guard = compare_guard(store.root / "eval", old.name, new.name, guard["margin"])
+    if kept.get("guard_base") is not None:  # raises with the name of the file if the base model's losses are damaged
+        compare_guard(store.root / "eval", store.lineage(new)[0].name, new.name, None)
     now = evidence_of(store, new, old, margins, counts, guard)
     unlike = {"gorp", "margins"} if "margin" in kept else {"gorp"}  # older evidence has one margin for all tasks
     unlike |= {key for key in INFORMING if key not in kept}  # and none of these
