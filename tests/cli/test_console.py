@@ -161,7 +161,7 @@ def test_a_held_task_has_what_can_be_done_and_promotion_only_where_it_is_possibl
     ("text", "shown"),
     [
         ("https://me:hf_x@huggingface.co/a: gone", "https://…@huggingface.co/a: gone"),
-        ("/work/https:/hf_x@huggingface.co", "/work/https:/…@huggingface.co"),
+        ("models/https:/hf_x@huggingface.co", "models/https:/…@huggingface.co"),
         ("https://huggingface.co/a@b, me@example.org", "https://huggingface.co/a@b, me@example.org"),
         ("no URL: a@b", "no URL: a@b"),
         ("C:/u@v/bot.yaml", "C:/u@v/bot.yaml"),

@@ -8,6 +8,8 @@ import yaml
 from safetensors.torch import save
 
 from gorp.storage import file_sha256, read_tensors
+from gorp.workspace import load_config, run_sequence
+from gorp.workspace.rollback import rollback
 from tests.models_small import tiny_llama, tiny_t5
 from tests.tokenizers_small import llama_tokenizer, t5_tokenizer
 
@@ -25,6 +27,18 @@ def make_project(folder: Path, *, family: str = "t5", **changes: Any) -> Path:
         write_rows(folder / f"{name}.jsonl", number, 24)
         write_rows(folder / f"{name}_eval.jsonl", number, 6)
     return write_config(folder, **changes)
+
+
+def branched(folder: Path, **blocks: Any) -> Path:
+    """Train two branches in the workspace `run` of a Llama: v1 (one) and v2 (two), then from v1 again v3 (three)."""
+    path = make_project(folder, family="llama", **blocks)
+    write_rows(folder / "three.jsonl", 3, 24)
+    write_rows(folder / "three_eval.jsonl", 3, 6)
+    run_sequence(load_config(path), folder / "run")
+    rollback(folder / "run", version="v1")
+    path = write_config(folder, tasks=[task("one"), task("three")], **blocks)
+    run_sequence(load_config(path), folder / "run")
+    return folder
 
 
 def write_config(folder: Path, **changes: Any) -> Path:

@@ -14,10 +14,9 @@ from gorp.storage import read_tensors
 from gorp.weights.delta import unpack_deltas
 from gorp.workspace import Workspace, load_config, run_sequence, status
 from gorp.workspace.diff import diff
-from gorp.workspace.rollback import rollback
 from gorp.workspace.scores import Scores
 from tests.command import gorp
-from tests.workspace.project import make_project, task, tree_hash, write_config, write_rows
+from tests.workspace.project import branched, make_project, tree_hash
 
 
 METHOD = {"name": "gorp", "rank": 4, "refresh_every": 3, "budget": 0.25}
@@ -26,16 +25,7 @@ METHOD = {"name": "gorp", "rank": 4, "refresh_every": 3, "budget": 0.25}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """v1 (one) -> v2 (two), and from v1 again -> v3 (three); the budget is reached, so directions are released."""
-    folder = tmp_path_factory.mktemp("diff")
-    blocks = {"method": METHOD, "gate": {"enabled": False}}
-    path = make_project(folder, family="llama", **blocks)
-    write_rows(folder / "three.jsonl", 3, 24)
-    write_rows(folder / "three_eval.jsonl", 3, 6)
-    run_sequence(load_config(path), folder / "run")
-    rollback(folder / "run", version="v1")
-    path = write_config(folder, tasks=[task("one"), task("three")], **blocks)
-    run_sequence(load_config(path), folder / "run")
-    return folder
+    return branched(tmp_path_factory.mktemp("diff"), method=METHOD, gate={"enabled": False})
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.command import gorp
 from tests.report.browser import CHROMIUM, browser_tab
 from tests.report.test_page import HOSTILE, Reader
 from tests.workspace.planted import KEPT, LOST, UNSURE, plant
-from tests.workspace.project import make_project, task, tree_hash, write_config, write_rows
+from tests.workspace.project import branched, make_project, tree_hash
 from tests.workspace.test_diff import METHOD, answer
 from tests.workspace.test_held import QUICK
 
@@ -44,16 +44,7 @@ def held(tmp_path_factory):
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     """v1 (one), v2 (two), a rollback to v1, v3 (three), with gorp; all answers as they were."""
-    folder = tmp_path_factory.mktemp("learned")
-    blocks = {"method": METHOD, "gate": {"margin": 2.0}}
-    path = make_project(folder, family="llama", **blocks)
-    write_rows(folder / "three.jsonl", 3, 24)
-    write_rows(folder / "three_eval.jsonl", 3, 6)
-    run_sequence(load_config(path), folder / "run")
-    rollback(folder / "run", version="v1")
-    path = write_config(folder, tasks=[task("one"), task("three")], **blocks)
-    run_sequence(load_config(path), folder / "run")
-    return folder
+    return branched(tmp_path_factory.mktemp("learned"), method=METHOD, gate={"margin": 2.0})
 
 
 @pytest.fixture
